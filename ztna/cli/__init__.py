@@ -1,0 +1,1 @@
+"""The `ztna` command: the outermost layer and only entry point."""

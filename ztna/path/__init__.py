@@ -1,0 +1,1 @@
+"""Paths beneath a session's constant peer address, and their selection."""

@@ -1,0 +1,1 @@
+"""QUIC as a sans-IO core: the one aioquic adapter, demultiplexing and connection IDs."""

@@ -1,0 +1,1 @@
+"""The relay: channels, per-session queues and the forwarding table."""

@@ -1,0 +1,1 @@
+"""TCP and UDP services carried by one session: streams, flows, fragments, credit."""

@@ -1,0 +1,1 @@
+"""Signaling cores: framing, attachment, registry and sessions."""
