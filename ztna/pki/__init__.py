@@ -1,1 +1,1 @@
-"""The deployment's own certificate authority and node identities (outermost layer: reads and writes files)."""
+"""The deployment's own certificate authority and node identities; may read and write files."""

@@ -1,0 +1,192 @@
+"""The one port through which actors touch the outside world.
+
+Sockets, clocks, timers, randomness, name resolution and interface addresses are reached only through `Io`.
+`actors/io_asyncio.py` is the real one; `tests/simnet` holds one with a virtual clock and a simulated network.
+Every callback runs on the loop thread and belongs to exactly one actor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable, Sequence
+
+    from ztna.address import TransportAddress
+
+
+class Timer(Protocol):
+    """A pending call."""
+
+    def cancel(self) -> None:
+        """Forget the call; harmless after it ran."""
+
+
+class Scheduler(Protocol):
+    """The loop that runs every actor of a daemon, and its monotonic clock."""
+
+    def time(self) -> float:
+        """Monotonic seconds."""
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        """Run `callback` on the loop thread, in the order of submission; only from the loop thread."""
+
+    def call_soon_threadsafe(self, callback: Callable[[], None]) -> None:
+        """Like `call_soon`, from any thread."""
+
+    def call_at(self, when: float, callback: Callable[[], None]) -> Timer:
+        """Run `callback` at `when` (monotonic seconds); only from the loop thread."""
+
+    def is_loop_thread(self) -> bool:
+        """Whether the caller runs on the loop's own thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class DatagramBatch:
+    """UDP payloads that arrived from one remote address on one local address, oldest first.
+
+    `local_host` is the destination address of the packets (packet info), empty where unknown.
+    """
+
+    remote: TransportAddress
+    local_host: str
+    payloads: list[bytes]
+
+
+class UdpOwner(Protocol):
+    """Whoever opened a UDP socket."""
+
+    def datagrams_received(self, batches: list[DatagramBatch], now: float) -> None:
+        """All that was pending (up to a bound), grouped by remote and local address."""
+
+    def send_failed(self, remote: TransportAddress, error: OSError, now: float) -> None:
+        """The kernel refused a datagram for a reason other than a full buffer."""
+
+
+class UdpSocket(Protocol):
+    """One unconnected UDP socket."""
+
+    @property
+    def local_address(self) -> TransportAddress:
+        """The bound address, with the real port."""
+
+    def send(self, payloads: Sequence[bytes], remote: TransportAddress, local_host: str = "") -> int:
+        """Send all payloads to `remote`, from `local_host` if given; returns how many the kernel took.
+
+        What a full buffer refuses is dropped and counted, as a router would: never blocks, never raises.
+        """
+
+    @property
+    def dropped(self) -> int:
+        """Datagrams dropped so far, in either direction, because a buffer was full."""
+
+    def close(self) -> None:
+        """Close the socket; no callback follows."""
+
+
+class TcpOwner(Protocol):
+    """Whoever holds one TCP connection. Callbacks come in this order: connected, then any, lost once."""
+
+    def connected(self, stream: TcpStream) -> None:
+        """The connection stands. Reading is paused until `resume_reading`."""
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes from the other end (at most 64 KiB at once)."""
+
+    def eof_received(self) -> None:
+        """The other end finished sending; our direction stays open (half-close)."""
+
+    def bytes_written(self, count: int) -> None:
+        """The kernel took `count` more of the bytes given to `write`, in order."""
+
+    def connection_lost(self, error: OSError | None) -> None:
+        """The end: None when both directions finished cleanly or we aborted; an error otherwise.
+
+        A connection attempt that fails or is refused ends here too, without `connected`.
+        """
+
+
+class TcpStream(Protocol):
+    """One TCP connection."""
+
+    @property
+    def remote_address(self) -> TransportAddress:
+        """The other end."""
+
+    @property
+    def local_address(self) -> TransportAddress:
+        """Our end."""
+
+    def write(self, data: bytes) -> None:
+        """Queue bytes. Unbounded: the owner keeps account with `bytes_written`."""
+
+    def write_eof(self) -> None:
+        """Send FIN behind what is queued."""
+
+    def pause_reading(self) -> None:
+        """Stop reading: the kernel's buffer fills and the other end is slowed."""
+
+    def resume_reading(self) -> None:
+        """Read again."""
+
+    def abort(self) -> None:
+        """Send RST and forget what is queued. `connection_lost(None)` follows."""
+
+
+class TcpListener(Protocol):
+    """One listening TCP socket."""
+
+    @property
+    def local_address(self) -> TransportAddress:
+        """The bound address, with the real port."""
+
+    def close(self) -> None:
+        """Stop accepting; accepted connections live on."""
+
+
+@dataclass(frozen=True, slots=True)
+class InterfaceAddress:
+    """One address of one network interface."""
+
+    interface: str
+    host: str
+    prefix_length: int
+
+
+class Io(Scheduler, Protocol):
+    """Everything outside the process that an actor may touch."""
+
+    @property
+    def random(self) -> random.Random:
+        """The source of chance: the system's in production, seeded in simulation."""
+
+    def wall_time(self) -> float:
+        """Seconds since the epoch; for certificates, grants and logs only."""
+
+    def open_udp(self, local: TransportAddress, owner: UdpOwner) -> UdpSocket:
+        """Bind an unconnected UDP socket (IPv6 sockets are v6-only). Raises `OSError`."""
+
+    def listen_tcp(self, local: TransportAddress, accept: Callable[[TcpStream], TcpOwner]) -> TcpListener:
+        """Listen; `accept` is called for each connection and returns its owner (then `connected` is called).
+
+        Raises `OSError`.
+        """
+
+    def connect_tcp(self, host: str, port: int, timeout_s: float, owner: TcpOwner) -> Callable[[], None]:
+        """Start connecting (names are resolved, every address is tried); the result cancels the attempt.
+
+        Failure arrives as `owner.connection_lost(error)`; a time-out as `TimeoutError`.
+        """
+
+    def resolve(
+        self,
+        host: str,
+        port: int,
+        done: Callable[[list[TransportAddress], OSError | None], None],
+    ) -> None:
+        """Resolve a name for UDP; IP literals answer without asking anybody. `done` is called later, once."""
+
+    def interface_addresses(self) -> list[InterfaceAddress]:
+        """Addresses of all interfaces, loopback included, sorted."""
