@@ -7,6 +7,7 @@ Chance is one injected `random.Random`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -36,5 +37,5 @@ class Core(Protocol[EffectT_co]):
     def next_deadline(self) -> float | None:
         """Monotonic seconds of the earliest pending deadline, or None."""
 
-    def drain(self) -> list[EffectT_co]:
+    def drain(self) -> Sequence[EffectT_co]:
         """Hand over the effects of the last mutation, oldest first."""
