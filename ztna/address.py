@@ -30,7 +30,7 @@ class TransportAddress:
 
     @classmethod
     def of(cls, host: str, port: int) -> TransportAddress:
-        """Canonicalise `host`; raises `ValueError` unless it is an IP literal and the port is within 0-65535."""
+        """Canonicalise `host`; raises `ValueError` unless it is an IP literal and the port fits 16 bits."""
         if not 0 <= port <= 65535:  # noqa: PLR2004 - the size of the port field
             raise ValueError(f"port {port} is not within 0-65535")
         address = ipaddress.ip_address(host)
