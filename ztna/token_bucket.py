@@ -1,0 +1,50 @@
+"""A token bucket: at most `burst` actions at once, `rate` per second in the long run.
+
+It holds no timer and no queue: the caller asks, and is told yes or no.
+"""
+
+from __future__ import annotations
+
+import math
+
+from ztna.errors import LocalProtocolError
+
+
+class TokenBucket:
+    """Tokens accrue at `rate` per second up to `burst`; it starts full.
+
+    `now` is monotonic seconds; a value older than one seen before adds nothing and takes nothing away.
+    """
+
+    __slots__ = ("_burst", "_rate", "_tokens", "_updated_at")
+
+    def __init__(self, rate: float, burst: float, now: float) -> None:
+        """Build a full bucket; raises `LocalProtocolError` unless both figures are positive and finite."""
+        if not (0 < rate < math.inf and 0 < burst < math.inf):
+            raise LocalProtocolError(
+                f"a token bucket needs a positive rate and burst, got {rate} and {burst}"
+            )
+        self._rate = rate
+        self._burst = burst
+        self._tokens = burst
+        self._updated_at = now
+
+    def take(self, now: float, amount: float = 1.0) -> bool:
+        """Take `amount` tokens if that many are there; False takes none."""
+        self._refill(now)
+        if self._tokens < amount:
+            return False
+        self._tokens -= amount
+        return True
+
+    def seconds_until(self, now: float, amount: float = 1.0) -> float:
+        """Seconds until `take` of `amount` can succeed: 0 at once, `inf` when it exceeds the burst."""
+        if amount > self._burst:
+            return math.inf
+        self._refill(now)
+        return max(0.0, (amount - self._tokens) / self._rate)
+
+    def _refill(self, now: float) -> None:
+        if now > self._updated_at:
+            self._tokens = min(self._burst, self._tokens + (now - self._updated_at) * self._rate)
+            self._updated_at = now
