@@ -1,0 +1,256 @@
+"""The sessions of an agent: opened because a service is wanted.
+
+A *wish* is a service that somebody is waiting for. It asks the attached intermediate for a session; when that
+fails for a reason that may pass (no connector there, the handshake with one failed), it asks again, without
+the connector that failed, until its time is up. Grants are renewed at half their life while their service is
+in use, so that a new connection never waits for one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from ztna.session.book import SessionBook, SessionState
+from ztna.session.effects import AskForSession, KeepResumable, Peer, ServiceReady, ServiceUnavailable
+
+# How long a client connection may wait for a session before it is reset. Above the time in which a restarted
+# intermediate or connector is back (2 s) and below what people take for a hang.
+WISH_LIMIT_S = 10.0
+
+# After the first definite "no connector offers this now", a short wait covers a connector that is restarting.
+UNAVAILABLE_PATIENCE_S = 3.0
+
+RETRY_INTERVAL_S = 0.5
+
+# A connector whose handshake failed is avoided for as long as another one might do better.
+EXCLUSION_S = 10.0
+
+# Asking for a service that is eagerly connected goes on for ever, at this pace.
+EAGER_RETRY_INTERVAL_S = 2.0
+
+# A grant is not used for new connections in its last seconds: the connector's clock may run ahead.
+GRANT_MARGIN_S = 5.0
+
+
+@dataclass(slots=True)
+class _Wish:
+    service: str
+    deadline: float | None  # None: eager, no client waits
+    request_id: int | None = None
+    retry_at: float | None = None
+    is_refused: bool = False
+    failure: tuple[str, str] = ("timeout", "no answer in time")
+
+
+@dataclass(slots=True)
+class _HeldGrant:
+    session_id: bytes
+    grant: object
+    renew_at: float
+    expires_at: float
+    is_used: bool = False
+
+
+@dataclass(slots=True)
+class _Requests:
+    last_id: int = 0
+    renewals: dict[int, str] = field(default_factory=dict)
+
+    def next_id(self) -> int:
+        self.last_id += 1
+        return self.last_id
+
+
+class AgentSessions(SessionBook):
+    """Opens a session for a wanted service, and keeps its grants fresh."""
+
+    def __init__(self, services: Iterable[str], *, max_offline_s: float, is_eager: bool = False) -> None:
+        super().__init__(max_offline_s=max_offline_s)
+        self._services = tuple(services)
+        self._is_eager = is_eager
+        self._wishes: dict[str, _Wish] = {}
+        self._grants: dict[str, _HeldGrant] = {}  # by service
+        self._excluded: dict[str, float] = {}  # connector id -> until
+        self._requests = _Requests()
+
+    def handle_service_requested(self, service: str, now: float) -> None:
+        """Answer with `ServiceReady` now or later, or with `ServiceUnavailable` within `WISH_LIMIT_S`."""
+        if self._answer(service, now):
+            return
+        wish = self._wishes.setdefault(service, _Wish(service, None))
+        if wish.deadline is None:
+            wish.deadline = now + WISH_LIMIT_S
+            wish.is_refused = False
+            wish.retry_at = None
+        if wish.request_id is None and wish.retry_at is None:
+            self._ask(wish, now)
+
+    def handle_granted(
+        self,
+        intermediate_id: str,
+        request_id: int,
+        session_id: bytes,
+        service: str,
+        connector: Peer,
+        channel: int,
+        grant: object,
+        lifetime_s: float,
+        now: float,
+    ) -> None:
+        """Start or extend the session that an intermediate opened for one of our requests."""
+        self._requests.renewals.pop(request_id, None)
+        wish = self._wishes.get(service)
+        if wish is not None and wish.request_id == request_id:
+            wish.request_id = None
+        record = self._sessions.get(session_id)
+        if record is None:
+            record = self._start(session_id, connector, now)
+        elif record.peer != connector or record.state is SessionState.CLOSING:
+            if wish is not None:
+                wish.retry_at = now + RETRY_INTERVAL_S
+            return
+        if record.channels.get(intermediate_id) != channel:
+            self._bind(record, intermediate_id, channel)
+        self._grants[service] = _HeldGrant(session_id, grant, now + lifetime_s / 2, now + lifetime_s)
+        self._effects.append(KeepResumable(session_id, grant))
+        self._answer_wishes(now)
+
+    def handle_request_failed(
+        self, request_id: int, code: str, message: str, now: float, *, is_final: bool
+    ) -> None:
+        """Give up on a final answer; otherwise ask again until the wish runs out of time."""
+        service = self._requests.renewals.pop(request_id, None)
+        if service is not None and is_final:
+            self._grants.pop(service, None)
+        wish = next((w for w in self._wishes.values() if w.request_id == request_id), None)
+        if wish is None:
+            return
+        wish.request_id = None
+        wish.failure = (code, message)
+        if is_final and wish.deadline is not None:
+            self._fail(wish, now)
+        else:
+            self._retry(wish, now)
+
+    def handle_attached(self, intermediate_id: str, refused_sessions: list[bytes], now: float) -> None:
+        """Ask for whatever is wanted."""
+        super().handle_attached(intermediate_id, refused_sessions, now)
+        self._wish_eagerly()
+        for wish in self._wishes.values():
+            if wish.request_id is None:
+                self._ask(wish, now)
+
+    def handle_detached(self, intermediate_id: str, now: float) -> None:
+        """Answers to what was asked there will not come."""
+        super().handle_detached(intermediate_id, now)
+        self._requests.renewals.clear()
+        for wish in self._wishes.values():
+            wish.request_id = None
+            wish.retry_at = None
+
+    def handle_established(self, session_id: bytes, now: float) -> None:
+        """Tell those who wait."""
+        super().handle_established(session_id, now)
+        self._answer_wishes(now)
+
+    def handle_closed(self, session_id: bytes, reason: str, now: float) -> None:
+        """Ask again for what is still wanted, elsewhere if this connector never answered."""
+        record = self._forget(session_id, reason)
+        if record is None:
+            return
+        self._grants = {s: g for s, g in self._grants.items() if g.session_id != session_id}
+        if record.state is SessionState.OPENING:
+            self._excluded[record.peer.id] = now + EXCLUSION_S
+        self._wish_eagerly()
+        for wish in self._wishes.values():
+            if wish.request_id is None:
+                wish.failure = ("session_failed", f"the session with {record.peer.id} ended: {reason}")
+                self._ask(wish, now)
+
+    def handle_timeout(self, now: float) -> None:
+        """Retry, renew, give up: whatever is due."""
+        super().handle_timeout(now)
+        for wish in list(self._wishes.values()):
+            if wish.deadline is not None and now >= wish.deadline:
+                self._fail(wish, now)
+            elif wish.retry_at is not None and now >= wish.retry_at:
+                wish.retry_at = None
+                self._ask(wish, now)
+        for service, held in list(self._grants.items()):
+            if now >= held.expires_at:
+                del self._grants[service]
+            elif now >= held.renew_at and held.is_used and self._attached:
+                held.is_used = False
+                request_id = self._requests.next_id()
+                self._requests.renewals[request_id] = service
+                self._effects.append(AskForSession(self._latest_attachment(), request_id, service, ()))
+
+    def next_deadline(self) -> float | None:
+        """The earliest retry, renewal or limit."""
+        deadlines = [
+            deadline
+            for wish in self._wishes.values()
+            for deadline in (wish.deadline, wish.retry_at)
+            if deadline is not None
+        ]
+        for held in self._grants.values():
+            wants_renewal = held.is_used and bool(self._attached)
+            deadlines.append(held.renew_at if wants_renewal else held.expires_at)
+        offline = super().next_deadline()
+        return min(deadlines + ([offline] if offline is not None else []), default=None)
+
+    def _answer(self, service: str, now: float) -> bool:
+        held = self._grants.get(service)
+        if held is None or now >= held.expires_at - GRANT_MARGIN_S:
+            return False
+        record = self._sessions.get(held.session_id)
+        if record is None or record.state is not SessionState.ESTABLISHED:
+            return False
+        held.is_used = True
+        self._effects.append(ServiceReady(service, held.session_id, record.peer.id, held.grant))
+        return True
+
+    def _answer_wishes(self, now: float) -> None:
+        for service in [service for service in self._wishes if self._answer(service, now)]:
+            del self._wishes[service]
+
+    def _ask(self, wish: _Wish, now: float) -> None:
+        held = self._grants.get(wish.service)
+        if held is not None and now < held.expires_at - GRANT_MARGIN_S:
+            return  # the session is being opened
+        if not self._attached:
+            wish.failure = ("not_attached", "not attached to any intermediate")
+            return
+        self._excluded = {name: until for name, until in self._excluded.items() if until > now}
+        wish.request_id = self._requests.next_id()
+        self._effects.append(
+            AskForSession(self._latest_attachment(), wish.request_id, wish.service, tuple(self._excluded))
+        )
+
+    def _retry(self, wish: _Wish, now: float) -> None:
+        if wish.deadline is None:
+            wish.retry_at = now + EAGER_RETRY_INTERVAL_S
+        else:
+            if not wish.is_refused:
+                wish.is_refused = True
+                wish.deadline = min(wish.deadline, now + UNAVAILABLE_PATIENCE_S)
+            wish.retry_at = now + RETRY_INTERVAL_S
+
+    def _fail(self, wish: _Wish, now: float) -> None:
+        self._effects.append(ServiceUnavailable(wish.service, *wish.failure))
+        if self._is_eager:
+            wish.deadline = None
+            wish.request_id = None
+            wish.retry_at = now + EAGER_RETRY_INTERVAL_S
+        else:
+            del self._wishes[wish.service]
+
+    def _wish_eagerly(self) -> None:
+        if self._is_eager:
+            for service in self._services:
+                if service not in self._grants:
+                    self._wishes.setdefault(service, _Wish(service, None))
+
+    def _latest_attachment(self) -> str:
+        return next(reversed(self._attached))

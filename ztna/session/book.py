@@ -1,0 +1,158 @@
+"""The sessions of one node: what agent and connector have in common.
+
+A session is carried by the intermediates on whose legs it has a channel. It ends when its end-to-end
+connection ends; when an intermediate says that the peer is gone and no other intermediate carries it; when a
+re-attachment finds that it cannot be resumed; or when the node has been without any intermediate for
+`max_offline_s`, since nobody could have revoked it in that time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from ztna.session.effects import (
+    BindChannel,
+    CloseSession,
+    ForgetSession,
+    KeepResumable,
+    Peer,
+    ReleaseChannel,
+    ReportClosed,
+    SessionEffect,
+    StartSession,
+)
+
+# Codes by which an intermediate says that the session itself is over, not merely its view of the peer.
+FINAL_CODES = frozenset({"access_denied", "peer_closed", "peer_rejected"})
+
+
+class SessionState(Enum):
+    """Life of a session as its own node sees it."""
+
+    OPENING = "opening"
+    ESTABLISHED = "established"
+    CLOSING = "closing"
+
+
+@dataclass(slots=True)
+class SessionRecord:
+    """One session."""
+
+    session_id: bytes
+    peer: Peer
+    opened_at: float
+    state: SessionState = SessionState.OPENING
+    channels: dict[str, int] = field(default_factory=dict)
+
+
+class SessionBook:
+    """Sessions of one node, without the wishes of an agent or the offers to a connector."""
+
+    def __init__(self, *, max_offline_s: float) -> None:
+        self._max_offline_s = max_offline_s
+        self._sessions: dict[bytes, SessionRecord] = {}
+        self._attached: dict[str, None] = {}
+        self._offline_since: float | None = None
+        self._effects: list[SessionEffect] = []
+
+    @property
+    def sessions(self) -> list[SessionRecord]:
+        """All sessions, oldest first; for status."""
+        return list(self._sessions.values())
+
+    def handle_attached(self, intermediate_id: str, refused_sessions: list[bytes], now: float) -> None:
+        """Take note of an attachment and of the sessions that it could not resume."""
+        self._attached[intermediate_id] = None
+        self._offline_since = None
+        for session_id in refused_sessions:
+            self.handle_revoked(intermediate_id, session_id, "not_resumable", now)
+
+    def handle_detached(self, intermediate_id: str, now: float) -> None:
+        """Take note that an attachment is lost; sessions live on."""
+        self._attached.pop(intermediate_id, None)
+        if not self._attached and self._offline_since is None:
+            self._offline_since = now
+
+    def handle_rebound(self, intermediate_id: str, session_id: bytes, peer: Peer, channel: int) -> None:
+        """Use the fresh channel of a resumed session; a session that is not ours is reported as closed."""
+        record = self._sessions.get(session_id)
+        if record is None or record.peer != peer or record.state is SessionState.CLOSING:
+            self._effects.append(ReportClosed(intermediate_id, session_id, "unknown_session"))
+            return
+        self._bind(record, intermediate_id, channel)
+
+    def handle_revoked(self, intermediate_id: str, session_id: bytes, code: str, now: float) -> None:
+        """End the session, unless another intermediate still carries it and the code allows that."""
+        del now
+        record = self._sessions.get(session_id)
+        if record is None or intermediate_id not in record.channels:
+            return
+        del record.channels[intermediate_id]
+        self._effects.append(ReleaseChannel(intermediate_id, session_id))
+        if code in FINAL_CODES or not record.channels:
+            self._close(record, code)
+
+    def handle_established(self, session_id: bytes, now: float) -> None:
+        """Take note that the peer is proven and the session carries data."""
+        del now
+        record = self._sessions.get(session_id)
+        if record is not None and record.state is SessionState.OPENING:
+            record.state = SessionState.ESTABLISHED
+
+    def handle_close_requested(self, session_id: bytes, reason: str) -> None:
+        """Close a session because somebody asked for it."""
+        record = self._sessions.get(session_id)
+        if record is not None:
+            self._close(record, reason)
+
+    def handle_closed(self, session_id: bytes, reason: str, now: float) -> None:
+        """Forget a session whose end-to-end connection ended."""
+        del now
+        self._forget(session_id, reason)
+
+    def handle_timeout(self, now: float) -> None:
+        """Close everything once the node has been offline for too long."""
+        if self._offline_since is not None and now >= self._offline_since + self._max_offline_s:
+            for record in self._sessions.values():
+                self._close(record, "max_offline")
+
+    def next_deadline(self) -> float | None:
+        """When offline sessions end; None while attached or without live sessions."""
+        if self._offline_since is None or all(
+            record.state is SessionState.CLOSING for record in self._sessions.values()
+        ):
+            return None
+        return self._offline_since + self._max_offline_s
+
+    def drain(self) -> list[SessionEffect]:
+        """Hand over what to do, in order."""
+        effects, self._effects = self._effects, []
+        return effects
+
+    def _start(self, session_id: bytes, peer: Peer, now: float) -> SessionRecord:
+        record = SessionRecord(session_id, peer, now)
+        self._sessions[session_id] = record
+        self._effects.append(StartSession(session_id, peer))
+        return record
+
+    def _bind(self, record: SessionRecord, intermediate_id: str, channel: int) -> None:
+        record.channels[intermediate_id] = channel
+        self._effects.append(BindChannel(intermediate_id, record.session_id, channel))
+
+    def _close(self, record: SessionRecord, reason: str) -> None:
+        if record.state is not SessionState.CLOSING:
+            record.state = SessionState.CLOSING
+            self._effects.append(CloseSession(record.session_id, reason))
+
+    def _forget(self, session_id: bytes, reason: str) -> SessionRecord | None:
+        record = self._sessions.pop(session_id, None)
+        if record is None:
+            return None
+        for intermediate_id in record.channels:
+            self._effects.append(ReleaseChannel(intermediate_id, session_id))
+            if intermediate_id in self._attached:
+                self._effects.append(ReportClosed(intermediate_id, session_id, reason))
+        self._effects.append(KeepResumable(session_id, None))
+        self._effects.append(ForgetSession(session_id))
+        return record
