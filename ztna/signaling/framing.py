@@ -28,8 +28,8 @@ def encode(body: bytes) -> bytes:
 class FrameDecoder:
     """Incremental decoder of one direction of one stream.
 
-    A stream whose framing broke has no next boundary: after the first error every call raises `RemoteProtocolError`
-    with its reason again, and the caller closes the stream.
+    A stream whose framing broke has no next boundary: after the first error every call raises
+    `RemoteProtocolError` with its reason again, and the caller closes the stream.
     """
 
     __slots__ = ("_buffer", "_fault")
