@@ -1,0 +1,67 @@
+"""Owns the choice of intermediates of a node; takes news of attachments, tells which to use and to leave."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from actors.base import Concern, Context
+from ztna.signaling.selection import IntermediateSelector as Core
+from ztna.signaling.selection import UseIntermediate
+from ztna.v1 import relay_leg_pb2, signaling_client_pb2, udp_socket_pb2
+
+
+class IntermediateSelector(Concern):
+    """Translates between messages and `ztna.signaling.selection`."""
+
+    name = "intermediate_selector"
+    handlers: ClassVar = {
+        udp_socket_pb2.SocketsBound: "sockets_bound",
+        signaling_client_pb2.Attached: "attached",
+        signaling_client_pb2.Detached: "detached",
+    }
+    emits = (
+        signaling_client_pb2.Attach,
+        signaling_client_pb2.Detach,
+        relay_leg_pb2.ConnectLeg,
+        relay_leg_pb2.DisconnectLeg,
+    )
+
+    def __init__(self, context: Context, intermediate_ids: Sequence[str], *, use_all: bool) -> None:
+        super().__init__(context)
+        self._core = Core(intermediate_ids, use_all=use_all)
+
+    def sockets_bound(self, _message: udp_socket_pb2.SocketsBound) -> None:
+        """Start, or start again after the socket was replaced: commands are harmless when repeated."""
+        self._core.start(self.now)
+        self._act()
+
+    def attached(self, message: signaling_client_pb2.Attached) -> None:
+        """An attachment stands."""
+        self._core.handle_attached(message.intermediate_id)
+
+    def detached(self, message: signaling_client_pb2.Detached) -> None:
+        """An attachment is lost, or could not be made."""
+        self._core.handle_detached(message.intermediate_id, self.now)
+        self._act()
+
+    def handle_timeout(self, now: float) -> None:
+        """Move on from an intermediate that does not answer."""
+        self._core.handle_timeout(now)
+        self._act()
+
+    def next_deadline(self) -> float | None:
+        """When patience ends."""
+        return self._core.next_deadline()
+
+    def _act(self) -> None:
+        for effect in self._core.drain():
+            name = effect.intermediate_id
+            if isinstance(effect, UseIntermediate):
+                self.log.info("intermediate_selector.intermediate_used", intermediate=name)
+                self.emit(relay_leg_pb2.ConnectLeg(intermediate_id=name))
+                self.emit(signaling_client_pb2.Attach(intermediate_id=name))
+            else:
+                self.log.info("intermediate_selector.intermediate_left", intermediate=name)
+                self.emit(signaling_client_pb2.Detach(intermediate_id=name, reason="fail_over"))
+                self.emit(relay_leg_pb2.DisconnectLeg(intermediate_id=name))

@@ -1,0 +1,238 @@
+"""Owns the QUIC connection to one intermediate; takes sealed packets and signaling bytes for it, emits theirs.
+
+The core (`ztna.relay.leg`) decides; this actor resolves the name, builds connections and translates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+from google.protobuf.message import DecodeError
+
+from actors import translate
+from actors.base import Concern, Context, loop_callback
+from ztna.address import TransportAddress
+from ztna.quic.adapter import Connection
+from ztna.relay import leg
+from ztna.v1 import relay_leg_pb2, relay_pb2, udp_socket_pb2
+
+STATISTICS_INTERVAL_S = 1.0
+
+
+class RelayLeg(Concern):
+    """Translates between messages and `ztna.relay.leg`."""
+
+    name = "relay_leg"
+    handlers: ClassVar = {
+        relay_leg_pb2.ConnectLeg: "connect_leg",
+        relay_leg_pb2.DisconnectLeg: "disconnect_leg",
+        relay_leg_pb2.PresentAttachment: "present_attachment",
+        relay_leg_pb2.BindChannel: "bind_channel",
+        relay_leg_pb2.ReleaseChannel: "release_channel",
+        relay_leg_pb2.SendSealed: "send_sealed",
+        relay_leg_pb2.SendLegSignaling: "send_leg_signaling",
+        udp_socket_pb2.DatagramsReceived: "datagrams_received",
+    }
+    emits = (
+        udp_socket_pb2.SendDatagrams,
+        udp_socket_pb2.UpdateConnectionIds,
+        relay_leg_pb2.LegConnected,
+        relay_leg_pb2.RelayLegUp,
+        relay_leg_pb2.RelayLegDown,
+        relay_leg_pb2.RelayPathChanged,
+        relay_leg_pb2.SealedReceived,
+        relay_leg_pb2.LegSignalingReceived,
+        relay_leg_pb2.AddressObserved,
+        relay_leg_pb2.LegStatistics,
+    )
+
+    def __init__(
+        self, context: Context, host: str, port: int, open_connection: Callable[[], Connection]
+    ) -> None:
+        super().__init__(context)
+        self._host = host
+        self._port = port
+        self._core = leg.Leg(open_connection, context.io.random)
+        self._report_at: float | None = None
+
+    def on_stop(self) -> None:
+        """Say goodbye to the intermediate."""
+        self._core.disconnect(self.now)
+        self._act()
+
+    def connect_leg(self, _message: relay_leg_pb2.ConnectLeg) -> None:
+        """Use the leg."""
+        self._core.connect()
+        self._report_at = self.now + STATISTICS_INTERVAL_S
+        self._act()
+
+    def disconnect_leg(self, _message: relay_leg_pb2.DisconnectLeg) -> None:
+        """Leave the leg."""
+        self._core.disconnect(self.now)
+        self._report_at = None
+        self._act()
+
+    def present_attachment(self, message: relay_leg_pb2.PresentAttachment) -> None:
+        """Bind the leg to an attachment."""
+        hello = relay_pb2.LegFrame(hello=relay_pb2.LegHello(attach_id=message.attach_id))
+        self._core.present_attachment(hello.SerializeToString(), self.now)
+        self._act()
+
+    def bind_channel(self, message: relay_leg_pb2.BindChannel) -> None:
+        """A session has a channel here."""
+        self._core.bind(message.session_id, message.channel)
+        self._act()
+
+    def release_channel(self, message: relay_leg_pb2.ReleaseChannel) -> None:
+        """A session has no channel here any more."""
+        self._core.release(message.session_id)
+        self._act()
+
+    def send_sealed(self, message: relay_leg_pb2.SendSealed) -> None:
+        """Relay packets."""
+        self._core.send_sealed(message.session_id, message.packets, self.now)
+        self._act()
+
+    def send_leg_signaling(self, message: relay_leg_pb2.SendLegSignaling) -> None:
+        """Carry signaling."""
+        self._core.send_signaling(message.data, self.now)
+        self._act()
+
+    def datagrams_received(self, message: udp_socket_pb2.DatagramsReceived) -> None:
+        """Packets of this connection."""
+        self._core.handle_datagrams(message.datagrams, self.now)
+        self._act()
+
+    def handle_timeout(self, now: float) -> None:
+        """Drive the core and report figures."""
+        self._core.handle_timeout(now)
+        self._act()
+        if self._report_at is not None and now >= self._report_at:
+            self._report_at = now + STATISTICS_INTERVAL_S
+            self._report()
+
+    def next_deadline(self) -> float | None:
+        """The earlier of the core's deadline and the next report."""
+        deadline = self._core.next_deadline()
+        if self._report_at is None or (deadline is not None and deadline < self._report_at):
+            return deadline
+        return self._report_at
+
+    @loop_callback
+    def _resolved(self, addresses: list[TransportAddress], error: OSError | None) -> None:
+        self._core.handle_resolved(addresses, str(error or "no address"), self.now)
+        self._act()
+
+    def _act(self) -> None:
+        name = self.key
+        for effect in self._core.drain():
+            match effect:
+                case leg.LegTransmit():
+                    self.emit(
+                        udp_socket_pb2.SendDatagrams(
+                            remote=translate.address_to_proto(effect.remote), datagrams=effect.datagrams
+                        )
+                    )
+                case leg.LegSealedReceived():
+                    self.emit(
+                        relay_leg_pb2.SealedReceived(
+                            intermediate_id=name, session_id=effect.session_id, packets=effect.packets
+                        )
+                    )
+                case leg.LegConnectionIds():
+                    self.emit(
+                        udp_socket_pb2.UpdateConnectionIds(
+                            intermediate_id=name,
+                            added=effect.added,
+                            retired=effect.retired,
+                            forget_owner=effect.forget_all,
+                        )
+                    )
+                case leg.LegDialWanted():
+                    self.io.resolve(self._host, self._port, self._resolved)
+                case leg.LegSignalingReceived():
+                    self.emit(relay_leg_pb2.LegSignalingReceived(intermediate_id=name, data=effect.data))
+                case leg.LegControlReceived():
+                    self._control_received(effect.body)
+                case _:
+                    self._report_change(effect)
+
+    def _report_change(self, effect: leg.LegEffect) -> None:
+        name = self.key
+        match effect:
+            case leg.LegConnected():
+                self.log.info("relay_leg.connected", remote=str(effect.remote))
+                self.emit(
+                    relay_leg_pb2.LegConnected(
+                        intermediate_id=name, remote=translate.address_to_proto(effect.remote)
+                    )
+                )
+            case leg.LegLost():
+                log = self.log.error if effect.is_authentication_failure else self.log.warning
+                if effect.retry_in_s is None:
+                    log = self.log.info
+                log(
+                    "relay_leg.lost",
+                    reason=str(effect.reason),
+                    detail=effect.detail,
+                    retry_in_s=None if effect.retry_in_s is None else round(effect.retry_in_s, 3),
+                )
+                self.emit(
+                    relay_leg_pb2.RelayLegDown(
+                        intermediate_id=name,
+                        reason=effect.reason,
+                        detail=effect.detail,
+                        is_authentication_failure=effect.is_authentication_failure,
+                    )
+                )
+            case leg.LegPathChanged():
+                self.emit(
+                    relay_leg_pb2.RelayPathChanged(
+                        intermediate_id=name,
+                        session_id=effect.session_id,
+                        is_up=effect.is_up,
+                        max_packet_bytes=effect.max_packet_bytes,
+                    )
+                )
+
+    def _control_received(self, body: bytes) -> None:
+        try:
+            frame = relay_pb2.LegFrame.FromString(body)
+        except DecodeError:
+            self._core.handle_protocol_error("malformed_leg_frame", self.now)
+            self._act()
+            return
+        match frame.WhichOneof("body"):
+            case "accepted":
+                self.log.info("relay_leg.up")
+                self._core.handle_accepted(frame.accepted.max_packet_bytes)
+                self.emit(
+                    relay_leg_pb2.RelayLegUp(
+                        intermediate_id=self.key, max_packet_bytes=frame.accepted.max_packet_bytes
+                    )
+                )
+            case "rejected":
+                self._core.handle_rejected(frame.rejected.reason, self.now)
+            case "observed_address":
+                observed = frame.observed_address.address
+                self.log.info("relay_leg.address_observed", address=f"{observed.host} {observed.port}")
+                self.emit(relay_leg_pb2.AddressObserved(intermediate_id=self.key, address=observed))
+            case _:
+                self.log.debug("relay_leg.unknown_frame_ignored")
+        self._act()
+
+    def _report(self) -> None:
+        counters = self._core.counters
+        rtt_s = self._core.rtt_s
+        self.emit(
+            relay_leg_pb2.LegStatistics(
+                intermediate_id=self.key,
+                rtt_ms=(rtt_s or 0.0) * 1e3,
+                packets_relayed_sent=counters.packets_sent,
+                packets_relayed_received=counters.packets_received,
+                bytes_relayed_sent=counters.bytes_sent,
+                bytes_relayed_received=counters.bytes_received,
+                dropped={reason: count for reason, count in self._core.dropped.items() if count},
+            )
+        )

@@ -1,0 +1,308 @@
+"""Owns the list of sessions of a node; takes wishes, offers and ends, and starts and stops the session scopes.
+
+Two concerns, one for each role, over the cores in `ztna.session`. What starting a session means in terms of
+actors is the daemon's business: it hands in `SessionScopes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from google.protobuf.message import DecodeError
+
+from actors.base import Concern, Context
+from ztna.session import effects
+from ztna.session.agent_table import AgentSessions
+from ztna.session.book import SessionBook
+from ztna.session.connector_table import ConnectorSessions
+from ztna.v1 import (
+    grant_pb2,
+    quic_session_pb2,
+    relay_leg_pb2,
+    session_table_pb2,
+    signaling_client_pb2,
+    types_pb2,
+)
+
+# Application error codes of CONNECTION_CLOSE, see ztna.service.tcp for those of streams.
+CODE_NO_ERROR = 0
+
+_COMMON_HANDLERS = {
+    signaling_client_pb2.Attached: "attached",
+    signaling_client_pb2.Detached: "detached",
+    signaling_client_pb2.SessionReboundReceived: "session_rebound",
+    signaling_client_pb2.SessionRevoked: "session_revoked",
+    quic_session_pb2.SessionEstablished: "session_established",
+    quic_session_pb2.SessionClosed: "session_closed",
+    session_table_pb2.CloseSessionRequested: "close_session_requested",
+}
+_COMMON_EMITS = (
+    signaling_client_pb2.ReportSessionClosed,
+    signaling_client_pb2.KeepResumable,
+    relay_leg_pb2.BindChannel,
+    relay_leg_pb2.ReleaseChannel,
+    quic_session_pb2.CloseQuicSession,
+)
+
+
+class SessionScopes(Protocol):
+    """Starts and stops the actors of one session."""
+
+    def start(self, session_id: bytes, peer: effects.Peer) -> None:
+        """Start them; they can be told messages when this returns."""
+
+    def stop(self, session_id: bytes) -> None:
+        """Stop whatever is left of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class WantedService:
+    """How an agent asks for one of its services."""
+
+    protocol: types_pb2.ServiceProtocol.ValueType
+    connectors: tuple[str, ...]
+
+
+class SessionTable(Concern):
+    """What both roles share."""
+
+    name = "session_table"
+
+    def __init__(self, context: Context, core: SessionBook, scopes: SessionScopes) -> None:
+        super().__init__(context)
+        self._core = core
+        self._scopes = scopes
+
+    def attached(self, message: signaling_client_pb2.Attached) -> None:
+        """An attachment stands."""
+        self._core.handle_attached(message.intermediate_id, list(message.refused_sessions), self.now)
+        self._act()
+
+    def detached(self, message: signaling_client_pb2.Detached) -> None:
+        """An attachment is lost."""
+        self._core.handle_detached(message.intermediate_id, self.now)
+        self._act()
+
+    def session_rebound(self, message: signaling_client_pb2.SessionReboundReceived) -> None:
+        """A session has a fresh channel."""
+        self._core.handle_rebound(
+            message.intermediate_id, message.session_id, _peer(message.peer), message.channel
+        )
+        self._act()
+
+    def session_revoked(self, message: signaling_client_pb2.SessionRevoked) -> None:
+        """An intermediate says that a session is over."""
+        self.log.info(
+            "session_table.session_revoked",
+            session=message.session_id.hex(),
+            code=message.code,
+            detail=message.message,
+        )
+        self._core.handle_revoked(message.intermediate_id, message.session_id, message.code, self.now)
+        self._act()
+
+    def session_established(self, message: quic_session_pb2.SessionEstablished) -> None:
+        """The peer is proven."""
+        self._core.handle_established(message.session_id, self.now)
+        self._act()
+
+    def session_closed(self, message: quic_session_pb2.SessionClosed) -> None:
+        """The end-to-end connection ended."""
+        self._core.handle_closed(message.session_id, message.reason, self.now)
+        self._act()
+
+    def close_session_requested(self, message: session_table_pb2.CloseSessionRequested) -> None:
+        """Somebody wants a session closed."""
+        self._core.handle_close_requested(message.session_id, message.reason)
+        self._act()
+
+    def handle_timeout(self, now: float) -> None:
+        """Drive the core."""
+        self._core.handle_timeout(now)
+        self._act()
+
+    def next_deadline(self) -> float | None:
+        """The core's deadline."""
+        return self._core.next_deadline()
+
+    def _act(self) -> None:
+        for effect in self._core.drain():
+            self._perform(effect)
+
+    def _perform(self, effect: effects.SessionEffect) -> None:
+        match effect:
+            case effects.StartSession():
+                self.log.info(
+                    "session_table.session_started", session=effect.session_id.hex(), peer=effect.peer.id
+                )
+                self._scopes.start(effect.session_id, effect.peer)
+            case effects.ForgetSession():
+                self._scopes.stop(effect.session_id)
+            case effects.CloseSession():
+                self.emit(
+                    quic_session_pb2.CloseQuicSession(
+                        session_id=effect.session_id, code=CODE_NO_ERROR, reason=effect.reason
+                    )
+                )
+            case effects.BindChannel():
+                self.emit(
+                    relay_leg_pb2.BindChannel(
+                        intermediate_id=effect.intermediate_id,
+                        session_id=effect.session_id,
+                        channel=effect.channel,
+                    )
+                )
+            case effects.ReleaseChannel():
+                self.emit(
+                    relay_leg_pb2.ReleaseChannel(
+                        intermediate_id=effect.intermediate_id, session_id=effect.session_id
+                    )
+                )
+            case effects.ReportClosed():
+                self.emit(
+                    signaling_client_pb2.ReportSessionClosed(
+                        intermediate_id=effect.intermediate_id,
+                        session_id=effect.session_id,
+                        reason=effect.reason,
+                    )
+                )
+            case effects.KeepResumable():
+                self.emit(
+                    signaling_client_pb2.KeepResumable(
+                        session_id=effect.session_id, grant=_grant(effect.grant)
+                    )
+                )
+            case _:
+                self._perform_wish(effect)
+
+    def _perform_wish(self, effect: effects.SessionEffect) -> None:
+        """Perform what only an agent's core asks for."""
+        raise NotImplementedError(type(effect).__name__)
+
+
+class ConnectorSessionTable(SessionTable):
+    """Sessions that agents open with this connector."""
+
+    handlers: ClassVar = {**_COMMON_HANDLERS, signaling_client_pb2.SessionOffered: "session_offered"}
+    emits = _COMMON_EMITS
+
+    def __init__(self, context: Context, scopes: SessionScopes, *, max_offline_s: float) -> None:
+        self._sessions = ConnectorSessions(max_offline_s=max_offline_s)
+        super().__init__(context, self._sessions, scopes)
+
+    def session_offered(self, message: signaling_client_pb2.SessionOffered) -> None:
+        """An agent was given a session with us."""
+        self._sessions.handle_offered(
+            message.intermediate_id, message.session_id, _peer(message.agent), message.channel, self.now
+        )
+        self._act()
+
+
+class AgentSessionTable(SessionTable):
+    """Sessions that this agent opens because a service is wanted."""
+
+    handlers: ClassVar = {
+        **_COMMON_HANDLERS,
+        session_table_pb2.RequestService: "request_service",
+        signaling_client_pb2.SessionGranted: "session_granted",
+        signaling_client_pb2.SessionRequestFailed: "session_request_failed",
+    }
+    emits = (
+        *_COMMON_EMITS,
+        signaling_client_pb2.RequestSession,
+        session_table_pb2.ServiceReady,
+        session_table_pb2.ServiceUnavailable,
+    )
+
+    def __init__(
+        self,
+        context: Context,
+        scopes: SessionScopes,
+        services: Mapping[str, WantedService],
+        *,
+        max_offline_s: float,
+        is_eager: bool,
+    ) -> None:
+        self._services = services
+        self._sessions = AgentSessions(services, max_offline_s=max_offline_s, is_eager=is_eager)
+        super().__init__(context, self._sessions, scopes)
+
+    def request_service(self, message: session_table_pb2.RequestService) -> None:
+        """A client waits for a service."""
+        self._sessions.handle_service_requested(message.service, self.now)
+        self._act()
+
+    def session_granted(self, message: signaling_client_pb2.SessionGranted) -> None:
+        """An intermediate granted a session."""
+        try:
+            claims = grant_pb2.GrantClaims.FromString(message.grant.claims)
+        except DecodeError:
+            self.log.warning("session_table.malformed_grant", intermediate=message.intermediate_id)
+            return
+        self._sessions.handle_granted(
+            message.intermediate_id,
+            message.request_id,
+            message.session_id,
+            message.service,
+            _peer(message.connector),
+            message.channel,
+            message.grant,
+            float(claims.expires_at_s - claims.issued_at_s),
+            self.now,
+        )
+        self._act()
+
+    def session_request_failed(self, message: signaling_client_pb2.SessionRequestFailed) -> None:
+        """An intermediate refused, or did not answer."""
+        self._sessions.handle_request_failed(
+            message.request_id, message.code, message.message, self.now, is_final=message.is_final
+        )
+        self._act()
+
+    def _perform_wish(self, effect: effects.SessionEffect) -> None:
+        match effect:
+            case effects.AskForSession():
+                wanted = self._services[effect.service]
+                self.emit(
+                    signaling_client_pb2.RequestSession(
+                        intermediate_id=effect.intermediate_id,
+                        request_id=effect.request_id,
+                        service=effect.service,
+                        protocol=wanted.protocol,
+                        connectors=wanted.connectors,
+                        excluded_connectors=effect.excluded_connectors,
+                    )
+                )
+            case effects.ServiceReady():
+                self.emit(
+                    session_table_pb2.ServiceReady(
+                        service=effect.service,
+                        session_id=effect.session_id,
+                        connector_id=effect.connector_id,
+                        grant=_grant(effect.grant),
+                    )
+                )
+            case effects.ServiceUnavailable():
+                self.log.warning(
+                    "session_table.service_unavailable",
+                    service=effect.service,
+                    code=effect.code,
+                    detail=effect.message,
+                )
+                self.emit(
+                    session_table_pb2.ServiceUnavailable(
+                        service=effect.service, code=effect.code, message=effect.message
+                    )
+                )
+            case _:
+                super()._perform_wish(effect)
+
+
+def _peer(identity: types_pb2.NodeIdentity) -> effects.Peer:
+    return effects.Peer(identity.id, identity.fingerprint)
+
+
+def _grant(grant: object) -> grant_pb2.SealedGrant | None:
+    return grant if isinstance(grant, grant_pb2.SealedGrant) else None

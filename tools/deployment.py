@@ -1,0 +1,242 @@
+"""A whole deployment of real processes on loopback: identities, configuration files, daemons, and their end.
+
+Used by the demo and by the end-to-end tests. Everything lives in one directory: `pki/`, one YAML and one log
+file per daemon. Daemons bind to loopback only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import yaml
+
+POLL_INTERVAL_S = 0.05
+STOP_LIMIT_S = 6.0
+
+
+class DeploymentError(Exception):
+    """A daemon did not do what was expected; the message ends with the tail of its log."""
+
+
+def free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
+    """A port of 127.0.0.1 that was free a moment ago."""
+    with socket.socket(socket.AF_INET, kind) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@dataclass
+class Daemon:
+    """One configured daemon and, while it runs, its process."""
+
+    kind: str
+    id: str
+    config_path: Path
+    log_path: Path
+    settings: dict[str, Any]
+    process: subprocess.Popen[bytes] | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def control_socket(self) -> Path:
+        """Path of the daemon's control socket."""
+        return Path(self.settings["control"]["socket"])
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the process is there."""
+        return self.process is not None and self.process.poll() is None
+
+    def log_tail(self, lines: int = 25) -> str:
+        """The end of the log, for error messages."""
+        if not self.log_path.exists():
+            return "(no log)"
+        return "\n".join(self.log_path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+
+
+class Deployment:
+    """A directory with a CA and daemons; a context manager that ends every process it started."""
+
+    def __init__(self, directory: Path, *, log_level: str = "info") -> None:
+        self.directory = directory
+        self.daemons: dict[str, Daemon] = {}
+        self._log_level = log_level
+        self._pki = directory / "pki"
+        directory.mkdir(parents=True, exist_ok=True)
+        self.ztna("pki", "init", "--dir", str(self._pki), "--trust-domain", "demo.test")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop_all()
+
+    def ztna(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run the `ztna` command and capture what it prints."""
+        done = subprocess.run(
+            [sys.executable, "-m", "ztna.cli.main", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        if check and done.returncode != 0:
+            raise DeploymentError(f"ztna {' '.join(arguments)}: exit {done.returncode}\n{done.stderr}")
+        return done
+
+    def add_intermediate(self, name: str = "intermediate-1", **extra: Any) -> Daemon:
+        """Configure an intermediate on free loopback ports."""
+        settings = {
+            "quic": {"listen": [f"127.0.0.1:{free_port(socket.SOCK_DGRAM)}"]},
+            "grpc": {"listen": f"127.0.0.1:{free_port()}"},
+            "stun": {"alternate_port": free_port(socket.SOCK_DGRAM)},
+            "policy": [{"agents": ["*"], "services": ["*"]}],
+            "offers": [{"connectors": ["*"], "services": ["*"]}],
+            **extra,
+        }
+        return self._add("intermediate", name, settings)
+
+    def add_connector(self, name: str, services: list[dict[str, Any]], **extra: Any) -> Daemon:
+        """Configure a connector that attaches to every intermediate configured so far."""
+        settings = {
+            "udp": {"bind": ["127.0.0.1:0"]},
+            "intermediates": self._intermediates(),
+            "services": services,
+            **extra,
+        }
+        return self._add("connector", name, settings)
+
+    def add_agent(self, name: str, services: list[dict[str, Any]], **extra: Any) -> Daemon:
+        """Configure an agent that knows every intermediate configured so far."""
+        settings = {
+            "udp": {"bind": ["127.0.0.1:0"]},
+            "intermediates": self._intermediates(),
+            "services": services,
+            **extra,
+        }
+        return self._add("agent", name, settings)
+
+    def start(self, *names: str) -> None:
+        """Start daemons (all that are configured and not running, if none is named)."""
+        for name in names or tuple(n for n, d in self.daemons.items() if not d.is_running):
+            daemon = self.daemons[name]
+            with daemon.log_path.open("ab") as log:
+                daemon.process = subprocess.Popen(
+                    [sys.executable, "-m", "ztna.cli.main", daemon.kind, "-c", str(daemon.config_path)],
+                    stdout=log,
+                    stderr=log,
+                    stdin=subprocess.DEVNULL,
+                    env={**os.environ, **daemon.environment},
+                )
+
+    def kill(self, name: str, signal_number: int = signal.SIGKILL) -> int:
+        """Send a signal, wait for the end, and return the exit status."""
+        process = self.daemons[name].process
+        if process is None:
+            raise DeploymentError(f"{name} was never started")
+        process.send_signal(signal_number)
+        try:
+            return process.wait(STOP_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise DeploymentError(
+                f"{name} did not end within {STOP_LIMIT_S} s of signal {signal_number}\n"
+                f"{self.daemons[name].log_tail()}"
+            ) from None
+
+    def stop_all(self) -> None:
+        """End every process that is still there: politely first, then not."""
+        running = [daemon.process for daemon in self.daemons.values() if daemon.process and daemon.is_running]
+        for process in running:
+            process.terminate()
+        deadline = time.monotonic() + STOP_LIMIT_S
+        for process in running:
+            try:
+                process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def status(self, name: str) -> dict[str, Any] | None:
+        """What `ztna status --json` says, None while the daemon does not answer."""
+        done = self.ztna("status", "--json", "--socket", str(self.daemons[name].control_socket), check=False)
+        if done.returncode != 0:
+            return None
+        status: dict[str, Any] = json.loads(done.stdout)
+        return status
+
+    def wait_for(
+        self, name: str, predicate: Callable[[dict[str, Any]], bool], what: str, timeout_s: float = 20.0
+    ) -> dict[str, Any]:
+        """Ask for the status until it satisfies `predicate`; raises `DeploymentError` when time is up."""
+        deadline = time.monotonic() + timeout_s
+        status: dict[str, Any] | None = None
+        while time.monotonic() < deadline:
+            daemon = self.daemons[name]
+            if not daemon.is_running:
+                code = daemon.process.returncode if daemon.process else None
+                raise DeploymentError(f"{name} ended (exit {code}) before: {what}\n{daemon.log_tail()}")
+            status = self.status(name)
+            if status is not None and predicate(status):
+                return status
+            time.sleep(POLL_INTERVAL_S)
+        raise DeploymentError(
+            f"{name}: not within {timeout_s} s: {what}\nlast status: {json.dumps(status)}\n"
+            f"{self.daemons[name].log_tail()}"
+        )
+
+    def wait_ready(self, *names: str, timeout_s: float = 20.0) -> None:
+        """Wait until daemons (all, if none is named) report that they are ready."""
+        for name in names or tuple(self.daemons):
+            self.wait_for(name, lambda status: bool(status["is_ready"]), "ready", timeout_s)
+
+    def _intermediates(self) -> list[dict[str, str]]:
+        return [
+            {
+                "id": daemon.id,
+                "quic": daemon.settings["quic"]["listen"][0],
+                "grpc": daemon.settings["grpc"]["listen"],
+            }
+            for daemon in self.daemons.values()
+            if daemon.kind == "intermediate"
+        ]
+
+    def _add(self, kind: str, name: str, settings: dict[str, Any]) -> Daemon:
+        out = self.directory / name
+        self.ztna("pki", "issue", kind, name, "--dir", str(self._pki), "--out", str(out))
+        complete = {
+            "kind": kind,
+            "node": {
+                "id": name,
+                "cert": str(out / f"{name}.crt"),
+                "key": str(out / f"{name}.key"),
+                "ca": str(self._pki / "ca.crt"),
+            },
+            "log": {"level": self._log_level, "format": "json"},
+            "metrics": {"listen": f"127.0.0.1:{free_port()}"},
+            "control": {"socket": str(self.directory / name / "control" / "ztna.sock")},
+            **settings,
+        }
+        config_path = self.directory / f"{name}.yaml"
+        config_path.write_text(yaml.safe_dump(complete, sort_keys=False), encoding="utf-8")
+        daemon = Daemon(kind, name, config_path, self.directory / f"{name}.log", complete)
+        self.daemons[name] = daemon
+        return daemon
