@@ -1,0 +1,217 @@
+"""Sections that more than one daemon has."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from pydantic import Field, field_validator
+
+from ztna.address import TransportAddress
+from ztna.settings.values import (
+    Choice,
+    DaemonKind,
+    DialAddress,
+    FilePath,
+    Id,
+    ListenAddress,
+    LogFormat,
+    LogLevel,
+    Many,
+    OptionalListenAddress,
+    OptionalSocketPath,
+    Section,
+    SignalingTransport,
+)
+
+IPV4_WILDCARD = "0.0.0.0"  # noqa: S104 - one socket serves every interface, and survives a change of uplink
+IPV6_WILDCARD = "::"
+
+
+def repeated(values: Iterable[str]) -> list[str]:
+    """The values that occur more than once, in order of first occurrence."""
+    return [value for value, count in Counter(values).items() if count > 1]
+
+
+def default_control_socket(
+    kind: DaemonKind, node_id: str, environ: Mapping[str, str], *, is_root: bool
+) -> Path:
+    """Where a daemon's control socket is when `control.socket` does not say."""
+    return runtime_directory(environ, is_root=is_root) / f"{kind}-{node_id}.sock"
+
+
+def runtime_directory(environ: Mapping[str, str], *, is_root: bool) -> Path:
+    """The directory of the control sockets of all daemons of this user."""
+    if is_root:
+        return Path("/run/ztna")
+    if runtime := environ.get("XDG_RUNTIME_DIR"):
+        return Path(runtime, "ztna")
+    return Path(environ.get("HOME") or Path.home(), ".local", "state", "ztna")
+
+
+class NodeSettings(Section):
+    """Who this daemon is."""
+
+    id: Id = Field(description="Name of this node, as in its certificate.")
+    cert: FilePath = Field(description="Certificate chain of this node (PEM), the leaf first.")
+    key: FilePath = Field(
+        description="Private key of the certificate (PEM), readable by the daemon's user alone."
+    )
+    ca: FilePath = Field(description="CA certificates of the deployment (PEM); nothing else is trusted.")
+    crl: FilePath | None = Field(
+        default=None,
+        description="Certificate revocation list of the CA (PEM); without it no certificate counts as "
+        "revoked.",
+    )
+
+
+class MetricsSettings(Section):
+    """The HTTP listener of `/metrics`, `/healthz` and `/readyz`."""
+
+    listen: OptionalListenAddress
+
+
+_METRICS = "Where `/metrics`, `/healthz` and `/readyz` are served over plain HTTP; empty turns them off."
+
+
+class IntermediateMetricsSettings(MetricsSettings):
+    """Metrics of an intermediate."""
+
+    listen: OptionalListenAddress = Field(default=TransportAddress("127.0.0.1", 9090), description=_METRICS)
+
+
+class ConnectorMetricsSettings(MetricsSettings):
+    """Metrics of a connector."""
+
+    listen: OptionalListenAddress = Field(default=TransportAddress("127.0.0.1", 9091), description=_METRICS)
+
+
+class AgentMetricsSettings(MetricsSettings):
+    """Metrics of an agent."""
+
+    listen: OptionalListenAddress = Field(default=TransportAddress("127.0.0.1", 9092), description=_METRICS)
+
+
+class ControlSettings(Section):
+    """The local control socket."""
+
+    socket: OptionalSocketPath = Field(
+        default=None,
+        description="Unix socket that `ztna status` and the like talk to; empty turns it off. Left out, "
+        "it is "
+        "`<kind>-<node.id>.sock` in `/run/ztna` for root, else in `$XDG_RUNTIME_DIR/ztna`, else in "
+        "`~/.local/state/ztna`.",
+    )
+
+
+class LogSettings(Section):
+    """What is logged, and how."""
+
+    level: Choice[LogLevel] = Field(default=LogLevel.INFO, description="Least severity that is logged.")
+    format: Choice[LogFormat] = Field(
+        default=LogFormat.AUTO,
+        description="Shape of a line; `auto` is `console` on a terminal and `json` elsewhere.",
+    )
+    redact: bool = Field(
+        default=False,
+        description="Cut IP addresses down to their network (/24, /48) in every line above debug.",
+    )
+
+
+class UdpBufferSettings(Section):
+    """Kernel buffers of the UDP sockets."""
+
+    # 4 MiB is some 3,400 full datagrams: about 0.2 s at the rate one core can seal.
+    receive_buffer_bytes: int = Field(
+        default=4 * 2**20,
+        ge=2**16,
+        le=2**28,
+        description="Receive buffer asked of the kernel per UDP socket, in bytes (it grants "
+        "`net.core.rmem_max` at most).",
+    )
+    send_buffer_bytes: int = Field(
+        default=4 * 2**20,
+        ge=2**16,
+        le=2**28,
+        description="Send buffer asked of the kernel per UDP socket, in bytes (it grants "
+        "`net.core.wmem_max` at most).",
+    )
+
+
+class NodeUdpSettings(UdpBufferSettings):
+    """UDP sockets of an agent or connector."""
+
+    bind: Many[ListenAddress] = Field(
+        default=(TransportAddress(IPV4_WILDCARD, 0), TransportAddress(IPV6_WILDCARD, 0)),
+        min_length=1,
+        description="Addresses of the UDP sockets, at most one per IP version; port 0 is chosen by the "
+        "system.",
+    )
+
+    @field_validator("bind")
+    @classmethod
+    def _one_socket_per_family(cls, value: tuple[TransportAddress, ...]) -> tuple[TransportAddress, ...]:
+        if repeated(address.family.name for address in value):
+            raise ValueError("one address per IP version: a NAT mapping belongs to one socket")
+        return value
+
+
+class RelaySettings(Section):
+    """The queue before the relay leg, or at the intermediate before each leg."""
+
+    # About 64 · 1200 bytes: what a 6 Mbit/s leg carries in the 100 ms below.
+    queue_packets: int = Field(
+        default=64,
+        ge=1,
+        le=4096,
+        description="Packets that wait per session and direction; the oldest is dropped beyond it.",
+    )
+    queue_ms: int = Field(
+        default=100,
+        ge=1,
+        le=10_000,
+        description="Longest stay of a packet in that queue, in milliseconds; then it is dropped.",
+    )
+
+
+class AccessSettings(Section):
+    """How long access outlives the authority that granted it."""
+
+    max_offline_s: float = Field(
+        default=3600,
+        ge=0,
+        le=7 * 86_400,
+        allow_inf_nan=False,
+        description="Seconds that a session lives on while no intermediate can be reached.",
+    )
+
+
+class SessionSettings(Section):
+    """The end-to-end session of agent and connector."""
+
+    idle_timeout_s: float = Field(
+        default=300,
+        ge=5,
+        le=86_400,
+        allow_inf_nan=False,
+        description="Seconds without a packet from the peer after which a session closes (the smaller of "
+        "both ends holds).",
+    )
+
+
+class SignalingSettings(Section):
+    """How signaling reaches the intermediate."""
+
+    transport: Choice[SignalingTransport] = Field(
+        default=SignalingTransport.GRPC,
+        description="Carrier of signaling: a gRPC stream (TCP), or a stream of the QUIC connection (UDP).",
+    )
+
+
+class IntermediateAddress(Section):
+    """One intermediate, as agents and connectors reach it."""
+
+    id: Id = Field(description="Name of the intermediate, as in its certificate.")
+    quic: DialAddress = Field(description="Where its QUIC relay is reached (UDP).")
+    grpc: DialAddress = Field(description="Where its gRPC signaling is reached (TCP).")
