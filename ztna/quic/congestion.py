@@ -1,0 +1,77 @@
+"""Congestion control of both kinds of connections: a capped window, and a constant one for a relay leg."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+
+from aioquic.quic.congestion.base import QuicCongestionControl, register_congestion_control
+from aioquic.quic.congestion.cubic import CubicCongestionControl
+from aioquic.quic.packet_builder import QuicSentPacket
+
+
+class CappedCubic(CubicCongestionControl):
+    """CUBIC (RFC 9438) whose window stops at a cap; it would otherwise grow while little is sent."""
+
+    def __init__(self, *, max_datagram_size: int, cap_bytes: int) -> None:
+        self._cap_bytes = cap_bytes
+        self._window_bytes = 0
+        super().__init__(max_datagram_size=max_datagram_size)
+
+    @property
+    def congestion_window(self) -> int:
+        """Bytes that may be in flight."""
+        return self._window_bytes
+
+    @congestion_window.setter
+    def congestion_window(self, window_bytes: int) -> None:
+        self._window_bytes = min(window_bytes, self._cap_bytes)
+
+
+class ConstantWindow(QuicCongestionControl):
+    """A window that neither grows nor shrinks, for payload that has a congestion control of its own.
+
+    A relay leg carries sealed packets of another QUIC connection. Were both to slow down at a loss, they
+    would do so twice; so the inner one alone governs. This departs from RFC 9221 §5.
+    """
+
+    def __init__(self, *, max_datagram_size: int, window_bytes: int) -> None:
+        super().__init__(max_datagram_size=max_datagram_size)
+        self.congestion_window = window_bytes
+
+    def on_packet_acked(self, *, now: float, packet: QuicSentPacket) -> None:  # noqa: ARG002 - the interface
+        """Free the packet's share of the window."""
+        self.bytes_in_flight -= packet.sent_bytes
+
+    def on_packet_sent(self, *, packet: QuicSentPacket) -> None:
+        """Take the packet's share of the window."""
+        self.bytes_in_flight += packet.sent_bytes
+
+    def on_packets_expired(self, *, packets: Iterable[QuicSentPacket]) -> None:
+        """Free the packets' share of the window."""
+        for packet in packets:
+            self.bytes_in_flight -= packet.sent_bytes
+
+    def on_packets_lost(self, *, now: float, packets: Iterable[QuicSentPacket]) -> None:  # noqa: ARG002 - the interface
+        """Free the packets' share of the window."""
+        self.on_packets_expired(packets=packets)
+
+    def on_persistent_congestion(self) -> None:
+        """Keep the window."""
+
+    def on_rtt_measurement(self, *, now: float, rtt: float) -> None:
+        """Keep the window."""
+
+
+def capped_algorithm(cap_bytes: int) -> str:
+    """Name of a congestion control that stops at `cap_bytes`, registered with aioquic."""
+    name = f"ztna-cubic-{cap_bytes}"
+    register_congestion_control(name, partial(CappedCubic, cap_bytes=cap_bytes))
+    return name
+
+
+def constant_algorithm(window_bytes: int) -> str:
+    """Name of a congestion control with a constant window, registered with aioquic."""
+    name = f"ztna-constant-{window_bytes}"
+    register_congestion_control(name, partial(ConstantWindow, window_bytes=window_bytes))
+    return name
