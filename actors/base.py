@@ -177,26 +177,26 @@ class ConcernRef(pykka.ActorRef["HostedActor"]):
 class Life(Protocol):
     """Whoever wants to know how an actor fares. Called on the actor's own thread, except `created`."""
 
-    def created(self, ref: ConcernRef) -> None:
+    def created(self, ref: ConcernRef, /) -> None:
         """The actor exists and its inbox collects messages; `on_start` comes next."""
 
-    def started(self, ref: ConcernRef) -> None:
+    def started(self, ref: ConcernRef, /) -> None:
         """`on_start` returned."""
 
-    def ended(self, ref: ConcernRef, failure: BaseException | None) -> None:
+    def ended(self, ref: ConcernRef, failure: BaseException | None, /) -> None:
         """The actor is over and has cleaned up. Without `started` before, it failed to start. Comes once."""
 
 
 class Unobserved:
     """The life of an actor that nobody watches."""
 
-    def created(self, ref: ConcernRef) -> None:
+    def created(self, ref: ConcernRef, /) -> None:
         """Nobody asks."""
 
-    def started(self, ref: ConcernRef) -> None:
+    def started(self, ref: ConcernRef, /) -> None:
         """Nobody asks."""
 
-    def ended(self, ref: ConcernRef, failure: BaseException | None) -> None:
+    def ended(self, ref: ConcernRef, failure: BaseException | None, /) -> None:
         """Nobody asks."""
 
 
