@@ -1,0 +1,101 @@
+"""What the session manager of an intermediate wants done; `attach_id` names the receiver of each frame."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from ztna.signaling.values import Code, Party
+
+
+@dataclass(frozen=True, slots=True)
+class BindWanted:
+    """Make channels between two attachments, in place of former ones of the session."""
+
+    session_id: bytes
+    agent_attach_id: bytes
+    connector_attach_id: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseWanted:
+    """Forget the channels of a session."""
+
+    session_id: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """Tell a connector of a session, before its agent hears of it."""
+
+    attach_id: bytes
+    session_id: bytes
+    agent: Party
+    channel: int
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """Answer an agent's request, with a new grant."""
+
+    attach_id: bytes
+    request_id: int
+    session_id: bytes
+    service: str
+    agent: Party
+    connector: Party
+    channel: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rebound:
+    """Tell a party that its session is relayed again, on a new channel."""
+
+    attach_id: bytes
+    session_id: bytes
+    peer: Party
+    channel: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """Tell a party that a session is over."""
+
+    attach_id: bytes
+    session_id: bytes
+    code: Code
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Answer a frame with an error; `session_id` is empty and `request_id` 0 where it is about none."""
+
+    attach_id: bytes
+    code: Code
+    session_id: bytes
+    request_id: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Forwarded:
+    """Pass a frame on, unchanged."""
+
+    attach_id: bytes
+    payload: object
+
+
+@dataclass(frozen=True, slots=True)
+class PunchingStarted:
+    """Tell a party when to start its checks."""
+
+    attach_id: bytes
+    session_id: bytes
+    generation: int
+    start_delay_ms: int
+
+
+SessionEffect: TypeAlias = (
+    BindWanted | ReleaseWanted | Offered | Opened | Rebound | Ended | Failed | Forwarded | PunchingStarted
+)

@@ -1,0 +1,552 @@
+"""The sessions of an intermediate: one per agent and connector, opened by an agent, ended by either party.
+
+    open ──> BINDING ──channels made──> RELAYED
+                ^  └<── a party re-attached ──┘
+                └──both attached── WAITING <── resume
+
+Only the two parties of a session may speak about it, each only in its own direction; whatever anybody else
+sends is answered with an error and goes nowhere. Nothing is stored: after a restart, the parties bring their
+sessions back by showing a grant that an intermediate of this deployment signed.
+
+A session whose party attaches again without resuming it is over: that process no longer holds it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from random import Random
+from typing import Final
+
+from ztna.access.grant import GRANT_LIFETIME_S, GRANT_TOLERANCE_S, SESSION_ID_BYTES, GrantClaims
+from ztna.access.identity import Role
+from ztna.access.policy import AccessPolicy
+from ztna.errors import RemoteProtocolError
+from ztna.signaling.deadlines import Deadlines
+from ztna.signaling.exchange import START_DELAY_MS, Exchange
+from ztna.signaling.session_effects import (
+    BindWanted,
+    Ended,
+    Failed,
+    Forwarded,
+    Offered,
+    Opened,
+    PunchingStarted,
+    Rebound,
+    ReleaseWanted,
+    SessionEffect,
+)
+from ztna.signaling.values import Code, Party
+from ztna.token_bucket import TokenBucket
+
+MAX_SESSIONS = 100_000
+"""In all, unless configured: about 2 KB each."""
+
+MAX_SESSIONS_PER_AGENT = 256
+"""One per connector it uses; a deployment whose agents need more sites at once will split its services."""
+
+MAX_SESSIONS_PER_CONNECTOR = 4096
+"""What a connector itself accepts."""
+
+MAX_PENDING_REQUESTS = 1024
+"""Per session while its channels are made: an agent that starts eagerly asks for all its services at once."""
+
+MAX_RESUMED_SESSIONS = MAX_SESSIONS_PER_CONNECTOR
+"""Per attachment; more than a node may hold is refused."""
+
+MAX_SERVICES_SHOWN = 64
+"""Per session: names kept for people to see."""
+
+MAX_ENDED_REMEMBERED = 4096
+"""Sessions that a party closed, the oldest forgotten first: the other party cannot bring them back meanwhile.
+One forgotten too early waits for a party that never comes, and ends after `max_offline_s`."""
+
+OPENS_PER_SECOND = 20.0
+"""From one agent: it asks once per service and then once per half grant lifetime."""
+
+OPEN_BURST = 1024.0
+"""All services of an agent at its start."""
+
+BIND_LIMIT_S = 5.0
+"""For the relay to make channels, which takes it no network round trip: longer means that it restarted."""
+
+
+class SessionState(Enum):
+    """Life of a session at the intermediate."""
+
+    WAITING = "waiting"
+    BINDING = "binding"
+    RELAYED = "relayed"
+
+
+class FrameKind(Enum):
+    """What a frame about a session says."""
+
+    CANDIDATE_OFFER = "candidate_offer"
+    CANDIDATE_ANSWER = "candidate_answer"
+    CANDIDATE_ADDED = "candidate_added"
+    END_OF_CANDIDATES = "end_of_candidates"
+    RESTART_REQUESTED = "restart_requested"
+    PUNCHING_RESULT = "punching_result"
+    CLOSE_SESSION = "close_session"
+    UNEXPECTED = "unexpected"
+
+
+_BOTH: Final = frozenset({Role.AGENT, Role.CONNECTOR})
+
+DIRECTIONS: Final[dict[FrameKind, frozenset[Role]]] = {
+    FrameKind.CANDIDATE_OFFER: frozenset({Role.AGENT}),
+    FrameKind.CANDIDATE_ANSWER: frozenset({Role.CONNECTOR}),
+    FrameKind.CANDIDATE_ADDED: _BOTH,
+    FrameKind.END_OF_CANDIDATES: _BOTH,
+    FrameKind.RESTART_REQUESTED: _BOTH,
+    FrameKind.PUNCHING_RESULT: _BOTH,
+    FrameKind.CLOSE_SESSION: _BOTH,
+    FrameKind.UNEXPECTED: frozenset(),  # what only an intermediate sends, such as StartPunching
+}
+"""Which party may send what."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionFrame:
+    """A frame about a session. `payload` is what is forwarded; it is never looked into here.
+
+    `candidates` is the number of candidates inside; `reason` is read from CLOSE_SESSION alone.
+    """
+
+    kind: FrameKind
+    session_id: bytes
+    payload: object
+    generation: int = 0
+    candidates: int = 0
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class Session:
+    """One session. `channels` are those of its parties' legs while RELAYED."""
+
+    session_id: bytes
+    parties: dict[Role, Party]
+    opened_at: float
+    state: SessionState = SessionState.WAITING
+    attachments: dict[Role, bytes] = field(default_factory=dict)
+    channels: dict[Role, int] = field(default_factory=dict)
+    is_announced: bool = False
+    deadline: float | None = None
+    pending: dict[tuple[int, str], None] = field(default_factory=dict)
+    services: dict[str, None] = field(default_factory=dict)
+    exchange: Exchange = field(default_factory=Exchange)
+
+    @property
+    def agent(self) -> Party:
+        """Who opened it."""
+        return self.parties[Role.AGENT]
+
+    @property
+    def connector(self) -> Party:
+        """Whom it reaches."""
+        return self.parties[Role.CONNECTOR]
+
+    def side_of(self, attach_id: bytes) -> Role | None:
+        """Which party this attachment is, if any."""
+        return next((role for role, held in self.attachments.items() if held == attach_id), None)
+
+
+@dataclass(slots=True)
+class _Node:
+    party: Party
+    opens: TokenBucket
+
+
+_OTHER: Final = {Role.AGENT: Role.CONNECTOR, Role.CONNECTOR: Role.AGENT}
+
+
+class SessionManager:
+    """All sessions. `random` is a CSPRNG in production; resumed sessions must pass `access`.
+
+    `refused` counts what was not allowed, by reason; `opened_total` and `resumed_total` count sessions.
+    """
+
+    def __init__(
+        self,
+        random: Random,
+        access: AccessPolicy,
+        *,
+        max_offline_s: float,
+        max_sessions: int = MAX_SESSIONS,
+    ) -> None:
+        self._random = random
+        self._access = access
+        self._max_offline_s = max_offline_s
+        self._max_sessions = max_sessions
+        self._nodes: dict[bytes, _Node] = {}
+        self._attached: dict[tuple[Role, str], bytes] = {}
+        self._sessions: dict[bytes, Session] = {}
+        self._held: dict[tuple[Role, str], dict[bytes, Session]] = {}
+        self._pairs: dict[tuple[str, str], Session] = {}
+        self._deadlines: Deadlines[bytes] = Deadlines()
+        self._ended: dict[bytes, None] = {}
+        self._effects: list[SessionEffect] = []
+        self.refused: Counter[str] = Counter()
+        self.opened_total = 0
+        self.resumed_total = 0
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    @property
+    def sessions(self) -> Sequence[Session]:
+        """All sessions, oldest first. For looking at only."""
+        return tuple(self._sessions.values())
+
+    def handle_attached(
+        self,
+        attach_id: bytes,
+        party: Party,
+        resumed: Sequence[GrantClaims],
+        rejected: Iterable[bytes],
+        now: float,
+        now_wall: float,
+    ) -> None:
+        """A node attached and brings sessions.
+
+        `resumed` are claims whose signature and issuer are verified, of sessions to bring back; `rejected`
+        are ids of sessions whose grant did not verify. `now_wall` is unix seconds.
+        """
+        former = self._attached.get(party.name)
+        if former is not None:
+            del self._nodes[former]
+        self._nodes[attach_id] = _Node(party, TokenBucket(OPENS_PER_SECOND, OPEN_BURST, now))
+        self._attached[party.name] = attach_id
+        for session_id in rejected:
+            self._refuse_resume(attach_id, session_id, Code.ACCESS_DENIED, "the grant is not valid")
+        self._end_all_but({claims.session_id for claims in resumed}, party)
+        accepted: dict[bytes, Session] = {}
+        for claims in resumed:
+            session = self._resume(attach_id, party, claims, len(accepted), now, now_wall)
+            if session is not None:
+                accepted[session.session_id] = session
+        self._end_all_but(accepted.keys(), party)
+        for session in accepted.values():
+            self._rebind(session, now)
+
+    def handle_detached(self, attach_id: bytes, *, is_clean: bool, reason: str) -> None:
+        """A node is gone and its sessions with it; harmless for a superseded attachment."""
+        node = self._nodes.pop(attach_id, None)
+        if node is None:
+            return
+        del self._attached[node.party.name]
+        code = Code.PEER_CLOSED if is_clean else Code.PEER_LOST
+        for session in list(self._held.get(node.party.name, {}).values()):
+            if is_clean:
+                self._remember_ended(session.session_id)
+            session.attachments.pop(node.party.role, None)
+            self._end(session, code, f"{node.party} left: {reason}" if reason else f"{node.party} left")
+
+    def open(
+        self,
+        agent_attach_id: bytes,
+        request_id: int,
+        service: str,
+        connector_attach_id: bytes,
+        now: float,
+    ) -> None:
+        """Give an agent a session with the connector chosen for it, or another grant on the one it has."""
+        node = self._nodes.get(agent_attach_id)
+        if node is None:
+            return  # it left while the connector was chosen
+        if not node.opens.take(now):
+            self._fail(agent_attach_id, Code.RATE_LIMITED, "too many requests", request_id=request_id)
+            return
+        other = self._nodes.get(connector_attach_id)
+        if other is None:
+            message = "the chosen connector has just left"
+            self._fail(agent_attach_id, Code.NO_CONNECTOR_AVAILABLE, message, request_id=request_id)
+            return
+        session = self._pairs.get((node.party.id, other.party.id))
+        if session is None:
+            complaint = self._lacks_room(node.party, other.party)
+            if complaint:
+                self._fail(agent_attach_id, Code.RATE_LIMITED, complaint, request_id=request_id)
+                return
+            session_id = self._random.randbytes(SESSION_ID_BYTES)
+            session = self._create(session_id, node.party, other.party, now)
+            self.opened_total += 1
+            session.attachments = {Role.AGENT: agent_attach_id, Role.CONNECTOR: connector_attach_id}
+            self._rebind(session, now)
+        if len(session.services) < MAX_SERVICES_SHOWN:
+            session.services[service] = None
+        if session.state is SessionState.RELAYED:
+            self._announce_opened(session, request_id, service)
+        elif len(session.pending) < MAX_PENDING_REQUESTS:
+            session.pending[request_id, service] = None
+        else:
+            self._fail(agent_attach_id, Code.RATE_LIMITED, "too many requests wait", request_id=request_id)
+
+    def handle_channels_bound(
+        self,
+        session_id: bytes,
+        channels: dict[Role, int],
+        attachments: dict[Role, bytes],
+    ) -> None:
+        """The relay made channels between two attachments, or (0) could not; stale answers change nothing."""
+        session = self._sessions.get(session_id)
+        if session is None or session.state is not SessionState.BINDING or session.attachments != attachments:
+            return
+        if 0 in channels.values():
+            self._end(session, Code.NO_CONNECTOR_AVAILABLE, "the relay has no channel left")
+            return
+        session.state = SessionState.RELAYED
+        session.channels = dict(channels)
+        session.deadline = None
+        self._watch(session)
+        if session.is_announced:
+            for role in (Role.CONNECTOR, Role.AGENT):
+                peer = session.parties[_OTHER[role]]
+                self._effects.append(
+                    Rebound(session.attachments[role], session_id, peer, session.channels[role])
+                )
+        else:
+            session.is_announced = True
+            self._effects.append(
+                Offered(
+                    session.attachments[Role.CONNECTOR], session_id, session.agent, channels[Role.CONNECTOR]
+                )
+            )
+        for request_id, service in session.pending:
+            self._announce_opened(session, request_id, service)
+        session.pending.clear()
+
+    def handle_frame(self, attach_id: bytes, frame: SessionFrame, now: float) -> None:
+        """A node says something about a session: check that it may, and pass it on to the other party."""
+        session = self._sessions.get(frame.session_id)
+        if attach_id not in self._nodes:
+            self.refused["not_attached"] += 1
+            return
+        if session is None:
+            self._fail(attach_id, Code.SESSION_NOT_FOUND, "there is no such session", frame.session_id)
+            return
+        side = session.side_of(attach_id)
+        if side is None or side not in DIRECTIONS[frame.kind]:
+            message = f"{frame.kind.value} of this session is not yours to send"
+            self._fail(attach_id, Code.NOT_A_PARTY, message, frame.session_id)
+            return
+        if frame.kind is FrameKind.CLOSE_SESSION:
+            self._remember_ended(session.session_id)
+            message = f"closed by {session.parties[side]}: {frame.reason}"
+            self._end(session, Code.PEER_CLOSED, message, except_for=side)
+            return
+        try:
+            self._referee(session, side, frame, now)
+        except RemoteProtocolError as error:
+            self._fail(attach_id, Code.INVALID_MESSAGE, str(error), frame.session_id)
+            return
+        other = session.attachments.get(_OTHER[side])
+        if other is not None:
+            self._effects.append(Forwarded(other, frame.payload))
+        if frame.kind is FrameKind.CANDIDATE_ANSWER:
+            for target in session.attachments.values():
+                self._effects.append(
+                    PunchingStarted(target, frame.session_id, frame.generation, START_DELAY_MS)
+                )
+
+    def handle_timeout(self, now: float) -> None:
+        """Tell both parties of answers that did not come, and end what waited too long."""
+        for session_id in self._deadlines.take_due(now):
+            session = self._sessions[session_id]
+            if session.exchange.handle_timeout(now):
+                for target in session.attachments.values():
+                    message = "the connector did not answer in time"
+                    self._fail(target, Code.SESSION_TIMEOUT, message, session.session_id)
+            if session.deadline is not None and now >= session.deadline:
+                self._end(session, Code.SESSION_TIMEOUT, f"{session.state.value} for too long")
+            else:
+                self._watch(session)
+
+    def next_deadline(self) -> float | None:
+        """The earliest limit of a session or its exchange."""
+        return self._deadlines.next()
+
+    def drain(self) -> list[SessionEffect]:
+        """Hand over the effects of the last mutation, oldest first."""
+        effects, self._effects = self._effects, []
+        return effects
+
+    def _resume(
+        self,
+        attach_id: bytes,
+        party: Party,
+        claims: GrantClaims,
+        resumed: int,
+        now: float,
+        now_wall: float,
+    ) -> Session | None:
+        verdict = self._judge_grant(party, claims, now_wall) or self._judge_session(claims, resumed)
+        if verdict is not None:
+            self._refuse_resume(attach_id, claims.session_id, *verdict)
+            return None
+        session = self._sessions.get(claims.session_id)
+        if session is None:
+            agent, connector = _parties_of(claims)
+            session = self._create(claims.session_id, agent, connector, now)
+            session.is_announced = True
+            session.services[claims.service] = None
+        self.resumed_total += 1
+        session.attachments[party.role] = attach_id
+        other_role = _OTHER[party.role]
+        if other_role not in session.attachments:
+            other = self._attached.get(session.parties[other_role].name)
+            # A party that is attached here may hold the session through another intermediate: let it say so.
+            if other is not None:
+                session.attachments[other_role] = other
+        return session
+
+    def _judge_grant(self, party: Party, claims: GrantClaims, now_wall: float) -> tuple[Code, str] | None:
+        agent, connector = _parties_of(claims)
+        if len(claims.session_id) != SESSION_ID_BYTES:
+            return Code.INVALID_MESSAGE, "a session id has 16 bytes"
+        if party not in {agent, connector}:
+            return Code.NOT_A_PARTY, f"the grant does not name {party} with this key"
+        if not self._access.may_open(agent.id, claims.service):
+            return Code.ACCESS_DENIED, f"no rule of 'policy' lets {agent} open {claims.service[:64]!r}"
+        expired_s = now_wall - min(claims.expires_at, claims.issued_at + GRANT_LIFETIME_S)
+        if expired_s > self._max_offline_s + GRANT_TOLERANCE_S:
+            return Code.ACCESS_DENIED, f"the grant expired {expired_s:.0f} s ago"
+        if claims.issued_at - now_wall > GRANT_TOLERANCE_S:
+            return Code.ACCESS_DENIED, "the grant starts in the future: check the clocks"
+        return None
+
+    def _judge_session(self, claims: GrantClaims, resumed: int) -> tuple[Code, str] | None:
+        agent, connector = parties = _parties_of(claims)
+        if claims.session_id in self._ended:
+            return Code.PEER_CLOSED, "a party closed this session"
+        known = self._sessions.get(claims.session_id)
+        if known is not None:
+            if (known.agent, known.connector) != parties:
+                return Code.NOT_A_PARTY, "the session is between others"
+            return None
+        if (agent.id, connector.id) in self._pairs:
+            return Code.SESSION_NOT_FOUND, "a newer session took its place"
+        for each in parties:
+            attached = self._attached.get(each.name)
+            if attached is not None and self._nodes[attached].party != each:
+                return Code.PEER_LOST, f"{each} has another key now"
+        complaint = self._lacks_room(agent, connector)
+        if resumed >= MAX_RESUMED_SESSIONS or complaint:
+            return Code.RATE_LIMITED, complaint or "too many sessions resumed"
+        return None
+
+    def _refuse_resume(self, attach_id: bytes, session_id: bytes, code: Code, message: str) -> None:
+        self.refused[f"resume_{code.value}"] += 1
+        self._effects.append(Ended(attach_id, session_id, code, message))
+
+    def _lacks_room(self, agent: Party, connector: Party) -> str:
+        if len(self._sessions) >= self._max_sessions:
+            return f"this intermediate carries its {self._max_sessions} sessions"
+        if len(self._held.get(agent.name, ())) >= MAX_SESSIONS_PER_AGENT:
+            return f"an agent has at most {MAX_SESSIONS_PER_AGENT} sessions"
+        if len(self._held.get(connector.name, ())) >= MAX_SESSIONS_PER_CONNECTOR:
+            return f"a connector has at most {MAX_SESSIONS_PER_CONNECTOR} sessions"
+        return ""
+
+    def _create(self, session_id: bytes, agent: Party, connector: Party, now: float) -> Session:
+        session = Session(session_id, {Role.AGENT: agent, Role.CONNECTOR: connector}, now)
+        self._sessions[session_id] = session
+        self._pairs[agent.id, connector.id] = session
+        for party in (agent, connector):
+            self._held.setdefault(party.name, {})[session_id] = session
+        return session
+
+    def _rebind(self, session: Session, now: float) -> None:
+        """Ask for channels if both parties are here, else wait for the other one."""
+        session.channels = {}
+        if len(session.attachments) == len(_BOTH):
+            session.state = SessionState.BINDING
+            session.deadline = now + BIND_LIMIT_S
+            agent, connector = (session.attachments[role] for role in (Role.AGENT, Role.CONNECTOR))
+            self._effects.append(BindWanted(session.session_id, agent, connector))
+        else:
+            session.state = SessionState.WAITING
+            session.deadline = now + self._max_offline_s
+        self._watch(session)
+
+    def _watch(self, session: Session) -> None:
+        own, exchanges = session.deadline, session.exchange.deadline
+        earliest = min((each for each in (own, exchanges) if each is not None), default=None)
+        self._deadlines.set(session.session_id, earliest)
+
+    def _announce_opened(self, session: Session, request_id: int, service: str) -> None:
+        self._effects.append(
+            Opened(
+                session.attachments[Role.AGENT],
+                request_id,
+                session.session_id,
+                service,
+                session.agent,
+                session.connector,
+                session.channels[Role.AGENT],
+            )
+        )
+
+    def _referee(self, session: Session, side: Role, frame: SessionFrame, now: float) -> None:
+        exchange = session.exchange
+        match frame.kind:
+            case FrameKind.CANDIDATE_OFFER:
+                exchange.handle_offer(frame.generation, frame.candidates, now)
+            case FrameKind.CANDIDATE_ANSWER:
+                exchange.handle_answer(frame.generation, frame.candidates, now)
+            case FrameKind.CANDIDATE_ADDED | FrameKind.END_OF_CANDIDATES:
+                is_end = frame.kind is FrameKind.END_OF_CANDIDATES
+                exchange.handle_candidate_added(side, frame.generation, is_end=is_end)
+            case FrameKind.PUNCHING_RESULT:
+                exchange.handle_result()
+            case _:
+                pass  # a request to restart carries no state: the agent's next offer does
+        self._watch(session)
+
+    def _end(self, session: Session, code: Code, message: str, *, except_for: Role | None = None) -> None:
+        del self._sessions[session.session_id]
+        del self._pairs[session.agent.id, session.connector.id]
+        self._deadlines.set(session.session_id, None)
+        for party in session.parties.values():
+            held = self._held[party.name]
+            del held[session.session_id]
+            if not held:
+                del self._held[party.name]
+        if session.state is not SessionState.WAITING:
+            self._effects.append(ReleaseWanted(session.session_id))
+        for request_id, _service in session.pending:
+            if Role.AGENT in session.attachments:
+                target = session.attachments[Role.AGENT]
+                self._fail(target, Code.NO_CONNECTOR_AVAILABLE, message, request_id=request_id)
+        if session.is_announced:
+            for role, target in session.attachments.items():
+                if role is not except_for:
+                    self._effects.append(Ended(target, session.session_id, code, message))
+
+    def _end_all_but(self, kept: Collection[bytes], party: Party) -> None:
+        for session in list(self._held.get(party.name, {}).values()):
+            if session.session_id not in kept:
+                session.attachments.pop(party.role, None)
+                self._end(session, Code.PEER_LOST, f"{party} attached anew without this session")
+
+    def _remember_ended(self, session_id: bytes) -> None:
+        self._ended[session_id] = None
+        if len(self._ended) > MAX_ENDED_REMEMBERED:
+            del self._ended[next(iter(self._ended))]
+
+    def _fail(
+        self, attach_id: bytes, code: Code, message: str, session_id: bytes = b"", *, request_id: int = 0
+    ) -> None:
+        self.refused[code.value] += 1
+        self._effects.append(Failed(attach_id, code, session_id, request_id, message))
+
+
+def _parties_of(claims: GrantClaims) -> tuple[Party, Party]:
+    return (
+        Party(Role.AGENT, claims.agent_id, claims.agent_fingerprint),
+        Party(Role.CONNECTOR, claims.connector_id, claims.connector_fingerprint),
+    )
