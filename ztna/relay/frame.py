@@ -30,7 +30,7 @@ def pack(channel: int, packet: bytes, max_packet_bytes: int = DEFAULT_MAX_PACKET
     """Put `channel` before `packet`.
 
     Raises `LocalProtocolError` for a channel outside 1 to MAX_CHANNEL and for a packet that is empty or
-    longer than `max_packet_bytes`: in a QUIC connection's send queue one oversize datagram blocks all later ones.
+    longer than `max_packet_bytes`: one oversize datagram in a QUIC send queue blocks all later ones.
     Packets from outside have passed `unpack` with the same limit.
     """
     if not RESERVED_CHANNEL < channel <= MAX_CHANNEL:
