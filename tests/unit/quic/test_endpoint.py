@@ -1,0 +1,200 @@
+"""What an unknown datagram gets back from the intermediate's endpoint."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests import pki_fixtures as pki
+from tests.unit.quic.identities import AGENT, INTERMEDIATE, leg_options
+from ztna.address import TransportAddress
+from ztna.quic.connection import Connection
+from ztna.quic.demux import ConnectionIdTable, destination_cid
+from ztna.quic.endpoint import (
+    HANDSHAKE_COST_S,
+    MAX_HANDSHAKE_SHARE,
+    MAX_HANDSHAKING,
+    MAX_STATELESS_BURST,
+    MAX_STATELESS_REPLIES_PER_S,
+    Accept,
+    Deliver,
+    Drop,
+    Endpoint,
+    Reply,
+)
+from ztna.quic.events import CloseReason, ConnectionClosed
+
+SOURCE = TransportAddress.of("192.0.2.7", 4000)
+OTHER_SOURCE = TransportAddress.of("192.0.2.8", 4000)
+NOW = 50.0
+CLIENT_OPTIONS = leg_options(AGENT, "intermediate", is_client=True)
+
+
+def new_endpoint() -> Endpoint[str]:
+    return Endpoint(leg_options(INTERMEDIATE, "agent", is_client=False), ConnectionIdTable())
+
+
+def new_client(now: float = NOW) -> Connection:
+    client = Connection.client(CLIENT_OPTIONS)
+    client.connect(now)
+    return client
+
+
+def reply_of(decision: object) -> bytes:
+    assert isinstance(decision, Reply), decision
+    return decision.data
+
+
+def initial_after_retry(endpoint: Endpoint[str], now: float = NOW, client: Connection | None = None) -> bytes:
+    client = client or new_client(now)
+    [first] = client.transmit(now)
+    client.receive([reply_of(endpoint.handle_datagram(first, SOURCE, now))], now)
+    return client.transmit(now)[0]
+
+
+def test_client_gets_in_after_one_retry() -> None:
+    endpoint, client = new_endpoint(), new_client()
+    second = initial_after_retry(endpoint, client=client)
+    decision = endpoint.handle_datagram(second, SOURCE, NOW)
+    assert isinstance(decision, Accept)
+    server = decision.connection
+    for _ in range(4):
+        client.receive(server.transmit(NOW), NOW)
+        server.receive(client.transmit(NOW), NOW)
+    assert client.is_established
+    assert server.is_established
+    assert server.peer == "ztna://example.org/agent/a1"
+    assert (server.max_datagram_payload, client.max_datagram_payload) == (1202, 1202)
+    assert endpoint.handshaking == 0
+
+
+def test_retry_is_smaller_than_what_it_answers_and_nothing_is_remembered() -> None:
+    endpoint = new_endpoint()
+    [first] = new_client().transmit(NOW)
+    assert len(first) == 1232
+    assert len(reply_of(endpoint.handle_datagram(first, SOURCE, NOW))) < 200
+    assert endpoint.handshaking == 0
+
+
+def test_second_initial_of_the_same_batch_goes_to_the_accepted_connection() -> None:
+    endpoint = new_endpoint()
+    second = initial_after_retry(endpoint)
+    decision = endpoint.handle_datagram(second, SOURCE, NOW)
+    assert isinstance(decision, Accept)
+    for cid in decision.connection.local_connection_ids:
+        endpoint._table.add(cid, "leg")
+    assert endpoint.handle_datagram(second, SOURCE, NOW) == Deliver("leg")
+
+
+@pytest.mark.parametrize(
+    ("source", "delay"), [(OTHER_SOURCE, 0.0), (SOURCE, 31.0)], ids=["another-address", "too-late"]
+)
+def test_token_counts_only_for_its_address_and_time(source: TransportAddress, delay: float) -> None:
+    endpoint = new_endpoint()
+    second = initial_after_retry(endpoint)
+    assert endpoint.handle_datagram(second, source, NOW + delay) == Drop("invalid_token")
+
+
+def test_unknown_version_is_answered_with_ours() -> None:
+    endpoint = new_endpoint()
+    datagram = b"\xc0" + (0x1A2A3A4A).to_bytes(4, "big") + b"\x08" + b"d" * 8 + b"\x04" + b"s" * 4
+    answer = reply_of(endpoint.handle_datagram(datagram.ljust(1200, b"\0"), SOURCE, NOW))
+    assert answer[1:] == b"\0\0\0\0" + b"\x04ssss" + b"\x08dddddddd" + b"\0\0\0\1"
+    assert endpoint.handle_datagram(datagram, SOURCE, NOW) == Drop("initial_too_small")
+
+
+def test_version_negotiation_without_our_version_ends_the_client() -> None:
+    client = new_client()
+    [first] = client.transmit(NOW)
+    dcid = destination_cid(first)
+    assert dcid is not None
+    scid = client.local_connection_ids[0]
+    client.receive([b"\x80\0\0\0\0\x08" + scid + b"\x08" + dcid + b"\x1a\x2a\x3a\x4a"], NOW)
+    closed = next(event for event in client.events() if isinstance(event, ConnectionClosed))
+    assert closed.reason is CloseReason.VERSION_NEGOTIATION
+
+
+def test_version_negotiation_is_never_answered() -> None:
+    datagram = (b"\xc0\0\0\0\0\x08" + b"d" * 8 + b"\x00").ljust(1200, b"\0")
+    assert new_endpoint().handle_datagram(datagram, SOURCE, NOW) == Drop("unknown_connection_id")
+
+
+@pytest.mark.parametrize(
+    ("datagram", "reason"),
+    [
+        (b"", "truncated"),
+        (b"\xc0\0\0\0\1", "truncated"),
+        (b"\x40" + b"x" * 1199, "unknown_connection_id"),
+        (b"\xe0\0\0\0\1\x08" + b"d" * 1199, "unknown_connection_id"),
+        (b"\xc0\0\0\0\1\x08" + b"d" * 100, "initial_too_small"),
+        ((b"\xc0\0\0\0\1\x08" + b"d" * 8 + b"\xff").ljust(1200, b"\0"), "malformed"),
+        ((b"\xc0\0\0\0\1\x04" + b"d" * 4 + b"\x00\x00\x44\x00").ljust(1200, b"\0"), "malformed"),
+        ((b"\xc0\x1a\x2a\x3a\x4a\x00" + b"\xff" * 1).ljust(1200, b"\0"), None),
+    ],
+    ids=["empty", "cut", "short", "handshake", "small", "long-cid", "client-cid-too-short", "odd-version"],
+)
+def test_what_is_no_first_packet_gets_nothing(datagram: bytes, reason: str | None) -> None:
+    decision = new_endpoint().handle_datagram(datagram, SOURCE, NOW)
+    if reason is None:
+        assert isinstance(decision, Reply)
+    else:
+        assert decision == Drop(reason)
+
+
+def test_stateless_replies_are_limited() -> None:
+    endpoint = new_endpoint()
+    [first] = new_client().transmit(NOW)
+    decisions = [endpoint.handle_datagram(first, SOURCE, NOW) for _ in range(int(MAX_STATELESS_BURST) + 1)]
+    assert decisions[-1] == Drop("reply_rate")
+    assert sum(isinstance(decision, Reply) for decision in decisions) == MAX_STATELESS_BURST
+    later = NOW + 1.5 / MAX_STATELESS_REPLIES_PER_S
+    assert isinstance(endpoint.handle_datagram(first, SOURCE, later), Reply)
+    odd = (b"\xc0\x1a\x2a\x3a\x4a" + b"\0\0").ljust(1200, b"\0")
+    assert endpoint.handle_datagram(odd, SOURCE, later) == Drop("reply_rate")
+
+
+def test_handshakes_beyond_the_budget_wait() -> None:
+    endpoint = new_endpoint()
+    second = initial_after_retry(endpoint)
+    decisions = [endpoint.handle_datagram(second, SOURCE, NOW) for _ in range(30)]
+    accepted = sum(isinstance(decision, Accept) for decision in decisions)
+    assert accepted * HANDSHAKE_COST_S == pytest.approx(MAX_HANDSHAKE_SHARE, abs=1.1 * HANDSHAKE_COST_S)
+    assert decisions[-1] == Drop("handshake_budget")
+    assert isinstance(endpoint.handle_datagram(second, SOURCE, NOW + 0.05), Accept)
+
+
+def test_connections_in_handshake_are_bounded() -> None:
+    endpoint = new_endpoint()
+    endpoint._handshaking = [new_client() for _ in range(MAX_HANDSHAKING)]
+    second = initial_after_retry(endpoint)
+    assert endpoint.handle_datagram(second, SOURCE, NOW) == Drop("too_many_handshakes")
+    for connection in endpoint._handshaking:
+        connection.close()
+    assert isinstance(endpoint.handle_datagram(second, SOURCE, NOW), Accept)
+
+
+def test_new_options_hold_for_new_connections() -> None:
+    endpoint, client = new_endpoint(), new_client()
+    other = leg_options(pki.issue("intermediate", "i2"), "agent", is_client=False)
+    endpoint.update_options(other)
+    second = initial_after_retry(endpoint, client=client)
+    decision = endpoint.handle_datagram(second, SOURCE, NOW)
+    assert isinstance(decision, Accept)
+    client.receive(decision.connection.transmit(NOW), NOW)
+    assert client.peer == "ztna://example.org/intermediate/i2"
+
+
+@given(st.binary(max_size=1500))
+def test_arbitrary_bytes_are_decided_about(datagram: bytes) -> None:
+    decision = new_endpoint().handle_datagram(datagram, SOURCE, NOW)
+    assert isinstance(decision, Drop | Reply)
+
+
+@given(st.binary(min_size=0, max_size=60))
+def test_arbitrary_initials_are_decided_about(rest: bytes) -> None:
+    datagram = (b"\xc0\0\0\0\1" + rest).ljust(1200, b"\0")
+    decision = new_endpoint().handle_datagram(datagram, SOURCE, NOW)
+    assert isinstance(decision, Drop | Reply)
+    if isinstance(decision, Reply):
+        assert len(decision.data) < 400

@@ -1,0 +1,199 @@
+"""The intermediate's server endpoint: what becomes of a datagram that belongs to no connection yet.
+
+Every client proves its address by a Retry (RFC 9000 §8.1.2) before anything is remembered about it, so a
+forged source costs us one small answer and no memory. Answers that are not part of a connection are far
+smaller than what they answer, hence anti-amplification (RFC 9000 §8) holds by construction. Agents and
+connectors have no endpoint: they answer no stranger.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from aioquic._buffer import Buffer
+from aioquic.quic.packet import (
+    QuicHeader,
+    QuicPacketType,
+    encode_quic_retry,
+    encode_quic_version_negotiation,
+    pull_quic_header,
+)
+from aioquic.quic.retry import QuicRetryTokenHandler
+
+from ztna.address import TransportAddress
+from ztna.quic.budget import TokenBucket
+from ztna.quic.connection import Connection
+from ztna.quic.demux import (
+    LOCAL_CID_BYTES,
+    SUPPORTED_VERSION,
+    ConnectionIdTable,
+    destination_cid,
+    is_long_header,
+    opens_connection,
+    version,
+)
+from ztna.quic.options import ConnectionOptions
+
+OwnerT = TypeVar("OwnerT", bound=Hashable)
+
+MIN_INITIAL_BYTES = 1200
+"""Clients pad their first datagram to this (RFC 9000 §14.1); less gets no answer of any kind."""
+MAX_HANDSHAKING = 256
+"""Connections between accepted and established: about 25 MB, and ten seconds of handshakes at the budget."""
+MAX_STATELESS_REPLIES_PER_S = 2000.0
+"""Retry and version negotiation cost about 40 us each: eight per cent of a core."""
+MAX_STATELESS_BURST = 200.0
+HANDSHAKE_COST_S = 0.008
+"""CPU time of one mutually authenticated handshake, as measured."""
+MAX_HANDSHAKE_SHARE = 0.20
+"""Of any second: a storm of reconnections must leave time for the sessions that live."""
+MIN_CLIENT_CID_BYTES = 8
+"""RFC 9000 §7.2: the destination connection ID of a client's first Initial."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Not one byte back; `reason` is fit to be a metric label."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """Send `data` back to the source and forget it."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Accept:
+    """A new connection, which has the datagram already: route its connection IDs, then drive it."""
+
+    connection: Connection
+
+
+@dataclass(frozen=True, slots=True)
+class Deliver(Generic[OwnerT]):
+    """The datagram belongs to a connection accepted earlier in the same batch."""
+
+    owner: OwnerT
+
+
+class Endpoint(Generic[OwnerT]):
+    """Decides about datagrams of unknown connections; `dropped` and `replied` count what became of them."""
+
+    def __init__(self, options: ConnectionOptions, table: ConnectionIdTable[OwnerT]) -> None:
+        self._options = options
+        self._table = table
+        self._tokens = QuicRetryTokenHandler()
+        self._handshaking: list[Connection] = []
+        self._replies = TokenBucket(rate=MAX_STATELESS_REPLIES_PER_S, capacity=MAX_STATELESS_BURST)
+        self._handshakes = TokenBucket(rate=MAX_HANDSHAKE_SHARE, capacity=MAX_HANDSHAKE_SHARE)
+        self.dropped: Counter[str] = Counter()
+        self.replied: Counter[str] = Counter()
+
+    def update_options(self, options: ConnectionOptions) -> None:
+        """Accept further connections with other options, as after a reload of certificates."""
+        self._options = options
+
+    @property
+    def handshaking(self) -> int:
+        """Accepted connections that are neither established nor closed."""
+        self._handshaking = [c for c in self._handshaking if not (c.is_established or c.is_closed)]
+        return len(self._handshaking)
+
+    def handle_datagram(
+        self, datagram: bytes, source: TransportAddress, now: float
+    ) -> Drop | Reply | Accept | Deliver[OwnerT]:
+        """Decide about one datagram; never raises for what it contains."""
+        connection_id = destination_cid(datagram)
+        if connection_id is None:
+            return self._drop("truncated")
+        owner = self._table.owner_of(connection_id)
+        if owner is not None:
+            return Deliver(owner)
+        if not is_long_header(datagram) or not opens_connection(datagram):
+            return self._drop("unknown_connection_id")
+        if len(datagram) < MIN_INITIAL_BYTES:
+            return self._drop("initial_too_small")
+        try:
+            if version(datagram) != SUPPORTED_VERSION:
+                return self._negotiate_version(datagram, now)
+            header = pull_quic_header(Buffer(data=datagram), host_cid_length=LOCAL_CID_BYTES)
+        except ValueError:
+            return self._drop("malformed")
+        if header.packet_type is not QuicPacketType.INITIAL:
+            return self._drop("malformed")
+        if len(header.destination_cid) < MIN_CLIENT_CID_BYTES:
+            return self._drop("malformed")
+        if not header.token:
+            return self._retry(header, source, now)
+        return self._accept(header, datagram, source, now)
+
+    def _negotiate_version(self, datagram: bytes, now: float) -> Drop | Reply:
+        buf = Buffer(data=datagram)
+        buf.seek(5)
+        destination = buf.pull_bytes(buf.pull_uint8())
+        source_cid = buf.pull_bytes(buf.pull_uint8())
+        if not self._replies.take(1, now):
+            return self._drop("reply_rate")
+        self.replied["version_negotiation"] += 1
+        return Reply(
+            encode_quic_version_negotiation(
+                source_cid=destination, destination_cid=source_cid, supported_versions=[SUPPORTED_VERSION]
+            )
+        )
+
+    def _retry(self, header: QuicHeader, source: TransportAddress, now: float) -> Drop | Reply:
+        if not self._replies.take(1, now):
+            return self._drop("reply_rate")
+        self.replied["retry"] += 1
+        retry_cid = os.urandom(LOCAL_CID_BYTES)
+        token = self._tokens.create_token(
+            address=(source.host, source.port),
+            original_destination_connection_id=header.destination_cid,
+            retry_source_connection_id=retry_cid,
+            now=now,
+        )
+        return Reply(
+            encode_quic_retry(
+                version=SUPPORTED_VERSION,
+                source_cid=retry_cid,
+                destination_cid=header.source_cid,
+                original_destination_cid=header.destination_cid,
+                retry_token=token,
+            )
+        )
+
+    def _accept(
+        self, header: QuicHeader, datagram: bytes, source: TransportAddress, now: float
+    ) -> Drop | Accept:
+        address = (source.host, source.port)
+        try:
+            original = self._tokens.validate_token(
+                address=address, destination_cid=header.destination_cid, token=header.token, now=now
+            )
+        except ValueError:
+            return self._drop("invalid_token")
+        # The client sends its Initial again, later each time, so what is dropped here only waits.
+        if self.handshaking >= MAX_HANDSHAKING:
+            return self._drop("too_many_handshakes")
+        if not self._handshakes.take(HANDSHAKE_COST_S, now):
+            return self._drop("handshake_budget")
+        connection = Connection.server(
+            self._options,
+            destination_cid=header.destination_cid,
+            original_destination_cid=original,
+            address=address,
+        )
+        connection.receive([datagram], now)
+        self._handshaking.append(connection)
+        return Accept(connection)
+
+    def _drop(self, reason: str) -> Drop:
+        self.dropped[reason] += 1
+        return Drop(reason)
