@@ -1,0 +1,133 @@
+"""`ztna config`: what a configuration file means, before a daemon reads it.
+
+Exit codes: 0 fine (there may be warnings), 2 wrong usage or configuration.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import click
+import yaml
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ztna.errors import ConfigError
+from ztna.settings import DaemonKind, DaemonSettings
+from ztna.settings.check import inspect_settings
+from ztna.settings.keys import effective_values
+from ztna.settings.loader import DEFAULT_ORIGIN, Loaded, load_any
+
+EXIT_CONFIG = 2
+
+MAX_PIPED_WIDTH = 2000
+"""Columns of the table where there is no terminal: the longest line is a list of addresses."""
+
+CommandT = TypeVar("CommandT", bound=Callable[..., Any])
+
+
+def parse_overrides(
+    _context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]
+) -> dict[str, str]:
+    """Split each `KEY.PATH=VALUE` at its first `=`; a repeated key keeps its last value."""
+    overrides: dict[str, str] = {}
+    for value in values:
+        key, separator, text = value.partition("=")
+        if not separator or not key.strip():
+            raise click.BadParameter(f"{value!r} is not of the form KEY.PATH=VALUE")
+        overrides[key.strip()] = text
+    return overrides
+
+
+def config_options(command: CommandT) -> CommandT:
+    """Add `-c FILE` (as `path`) and `--set KEY.PATH=VALUE` (as `overrides`, a dict) to a command."""
+    command = click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        callback=parse_overrides,
+        metavar="KEY.PATH=VALUE",
+        help="Override one key; the value is YAML. May be repeated.",
+    )(command)
+    return click.option(
+        "-c",
+        "--config",
+        "path",
+        required=True,
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="The daemon's YAML file.",
+    )(command)
+
+
+_kind_option = click.option(
+    "--kind",
+    type=click.Choice(list(DaemonKind)),
+    help="Which daemon the file is for; by default the file tells.",
+)
+
+
+@click.group()
+def config() -> None:
+    """Check a configuration file, or show what it comes to."""
+
+
+@config.command()
+@config_options
+@_kind_option
+def check(path: Path, overrides: dict[str, str], kind: DaemonKind | None) -> None:
+    """Report every fault of a configuration and of the files it names."""
+    loaded = _load(path, overrides, kind)
+    findings = inspect_settings(loaded.settings)
+    for warning in findings.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    if findings.problems:
+        _fail("\n".join(findings.problems))
+    click.echo(f"{path}: fine, for the {loaded.settings.kind} {loaded.settings.node.id}")
+
+
+@config.command()
+@config_options
+@_kind_option
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object: key to value and origin.")
+def show(path: Path, overrides: dict[str, str], kind: DaemonKind | None, as_json: bool) -> None:
+    """Print every key with its effective value and its origin: default, FILE:LINE, env NAME or flag."""
+    loaded = _load(path, overrides, kind)
+    rows = [(".".join(key), value) for key, value in effective_values(loaded.settings)]
+    if as_json:
+        document = {key: {"value": value, "origin": loaded.origins[key]} for key, value in rows}
+        click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+        return
+    table = Table("key", "value", "origin", box=None, pad_edge=False)
+    for key, value in rows:
+        origin = loaded.origins[key]
+        style = "dim" if origin == DEFAULT_ORIGIN else ""
+        table.add_row(Text(key), Text(_as_yaml(value)), Text(origin), style=style)
+    console = Console()
+    if console.is_terminal:
+        console.print(table)
+    else:
+        # A pipe has no width to wrap to: one key, one line.
+        console.print(table, width=MAX_PIPED_WIDTH)
+
+
+def _fail(problems: str) -> NoReturn:
+    click.echo(problems, err=True)
+    raise click.exceptions.Exit(EXIT_CONFIG)
+
+
+def _load(path: Path, overrides: dict[str, str], kind: DaemonKind | None) -> Loaded[DaemonSettings]:
+    try:
+        return load_any(path, os.environ, overrides, kind)
+    except ConfigError as error:
+        _fail(str(error))
+
+
+def _as_yaml(value: Any) -> str:
+    text: str = yaml.safe_dump(value, default_flow_style=True, width=2**20, allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...")
