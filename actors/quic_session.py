@@ -1,20 +1,21 @@
 """Owns the end-to-end QUIC connection of one session, beneath which paths change without its knowing.
 
-Takes packets from whatever path they came, and payload from the service sockets; emits packets to the selected
-path only. While there is no path at all, nothing is sent and QUIC's timers go on, so that the session survives
-an outage up to its idle time-out; when a path is back, the backed-off probe timer is forgotten and a PING sent.
+Takes packets from whatever path they came, and payload from the service sockets; emits packets to the
+selected path only. While there is no path at all, nothing is sent and QUIC's timers go on, so that the
+session survives an outage up to its idle time-out; when a path is back, the backed-off probe timer is forgotten and a
+PING sent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from actors.base import Concern, Context
 from ztna.access.identity import VerifiedPeer
 from ztna.errors import LocalProtocolError
-from ztna.quic import events
-from ztna.quic.adapter import Connection
+from ztna.quic import demux, events
+from ztna.quic.connection import Connection
 from ztna.v1 import (
     path_manager_pb2,
     quic_session_pb2,
@@ -24,6 +25,16 @@ from ztna.v1 import (
 )
 
 STATISTICS_INTERVAL_S = 1.0
+
+# DATAGRAM frames waiting for the congestion window: 0.1 s of UDP service traffic at 5 MB/s. They are sent
+# before any stream, so a longer queue would also starve the TCP services.
+MAX_DATAGRAMS_PENDING = 512
+
+# How often QUIC's timers are looked at while there is no path.
+NO_PATH_INTERVAL_S = 1.0
+
+# Application error code of a stream that the peer's limit does not allow (`ztna.service.tcp`).
+STREAM_LIMIT = 7
 
 
 class QuicSession(Concern):
@@ -52,41 +63,49 @@ class QuicSession(Concern):
     )
 
     def __init__(
-        self, context: Context, open_connection: Callable[[], Connection], *, is_client: bool
+        self, context: Context, open_connection: Callable[[bytes], Connection], *, is_client: bool
     ) -> None:
+        """`open_connection` takes the destination connection ID of the client's first packet (server)."""
         super().__init__(context)
         self._session_id = bytes.fromhex(context.key)
-        self._connection = open_connection()
+        self._open_connection = open_connection
+        self._connection: Connection | None = None
         self._is_client = is_client
-        self._is_connecting = False
+        self._max_stream_id = -1
         self._intermediate_id = ""
         self._opened_at = self.now
         self._is_closed = False
         self._was_established = False
         self._report_at: float | None = None
         self._reported: tuple[int, int] = (0, 0)
+        self._datagrams_dropped = 0
 
     def on_stop(self) -> None:
         """Tell the peer, and whoever asks, that the session is over."""
-        if not self._is_closed:
-            self._connection.close(0, "shutting down")
-            self._finish()
-            self._report_closed("stopped", "", is_remote=False, is_authentication_failure=False)
+        self._close(0, "stopped")
 
     def path_selected(self, message: path_manager_pb2.PathSelected) -> None:
         """Move to a path; the first one starts the handshake of a client."""
         self._intermediate_id = message.intermediate_id
-        if message.kind == types_pb2.PATH_KIND_UNSPECIFIED:
+        if message.kind == types_pb2.PATH_KIND_UNSPECIFIED or self._is_closed:
             return
-        if self._is_client and not self._is_connecting:
-            self._is_connecting = True
+        if self._connection is None:
+            if not self._is_client:
+                return
+            self._connection = self._open_connection(b"")
             self._connection.connect(self.now)
         elif message.is_resumed:
             self._connection.reset_recovery_and_ping(self.now)
-        self._finish()
+        self._drive(self._connection)
 
     def sealed_received(self, message: relay_leg_pb2.SealedReceived) -> None:
-        """Packets through a relay."""
+        """Packets through a relay. Only here may a client's first packet make a connection."""
+        if self._connection is None and not self._is_client:
+            first = message.packets[0]
+            connection_id = demux.destination_cid(first)
+            if connection_id is None or not demux.is_long_header(first) or not demux.opens_connection(first):
+                return
+            self._connection = self._open_connection(connection_id)
         self._receive(message.packets)
 
     def datagrams_received(self, message: udp_socket_pb2.DatagramsReceived) -> None:
@@ -94,81 +113,102 @@ class QuicSession(Concern):
         self._receive(message.datagrams)
 
     def send_payload(self, message: quic_session_pb2.SendPayload) -> None:
-        """Bytes for a stream."""
-        if not self._is_closed:
-            self._connection.send_stream(message.stream_id, message.data, message.end_of_stream)
-            self._finish()
+        """Bytes for a stream; a new stream is opened by its first bytes."""
+        connection = self._live
+        if connection is None:
+            return
+        if self._is_client and message.stream_id > self._max_stream_id:
+            if not connection.can_open_stream:
+                self._stream_aborted(message.stream_id, STREAM_LIMIT, is_reset=True)
+                return
+            self._max_stream_id = connection.open_stream()
+            if self._max_stream_id != message.stream_id:
+                raise LocalProtocolError("streams are numbered in the order of their opening")
+        connection.send_stream(message.stream_id, message.data, message.end_of_stream)
+        self._drive(connection)
 
     def payload_consumed(self, message: quic_session_pb2.PayloadConsumed) -> None:
         """Bytes passed on: the peer may send more."""
-        if not self._is_closed:
-            self._connection.consume(message.stream_id, message.size_bytes)
-            self._finish()
+        if (connection := self._live) is not None:
+            connection.consume(message.stream_id, message.size_bytes)
+            self._drive(connection)
 
     def abort_stream(self, message: quic_session_pb2.AbortStream) -> None:
         """Give up a stream."""
-        if self._is_closed:
+        connection = self._live
+        if connection is None:
             return
         if message.reset:
-            self._connection.reset_stream(message.stream_id, message.code)
+            connection.reset_stream(message.stream_id, message.code)
         if message.stop:
-            self._connection.stop_stream(message.stream_id, message.code)
-        self._finish()
+            connection.stop_stream(message.stream_id, message.code)
+        self._drive(connection)
 
     def send_datagram_payloads(self, message: quic_session_pb2.SendDatagramPayloads) -> None:
-        """DATAGRAM frames; what does not fit is a bug of the sender."""
-        if self._is_closed:
+        """DATAGRAM frames; one that does not fit is a bug of the sender, one too many is dropped."""
+        connection = self._live
+        if connection is None or not connection.is_established:
             return
         for payload in message.payloads:
-            self._connection.send_datagram(payload)
-        self._finish()
+            if connection.datagrams_pending >= MAX_DATAGRAMS_PENDING:
+                self._datagrams_dropped += 1
+            else:
+                connection.send_datagram(payload)
+        self._drive(connection)
 
     def close_quic_session(self, message: quic_session_pb2.CloseQuicSession) -> None:
         """End the session."""
-        if self._is_closed:
-            return
-        self._connection.close(message.code, message.reason)
-        self._finish()
-        self._report_closed(message.reason, "", is_remote=False, is_authentication_failure=False)
+        self._close(message.code, message.reason)
 
     def handle_timeout(self, now: float) -> None:
         """QUIC's timers and the statistics."""
-        self._connection.handle_timeout(now)
-        self._finish()
+        if self._connection is not None:
+            self._connection.handle_timeout(now)
+            self._drive(self._connection)
         if self._report_at is not None and now >= self._report_at:
             self._report_at = now + STATISTICS_INTERVAL_S
             self._report()
 
     def next_deadline(self) -> float | None:
         """The earlier of QUIC's deadline and the next report."""
-        deadline = self._connection.next_deadline()
+        deadline = self._connection.next_deadline() if self._connection is not None else None
+        if deadline is not None and not self._intermediate_id:
+            # What is due (an ACK, say) stays due while nothing can be sent.
+            deadline = max(deadline, self.now + NO_PATH_INTERVAL_S)
         if self._report_at is None or (deadline is not None and deadline < self._report_at):
             return deadline
         return self._report_at
 
-    def _receive(self, packets: Iterable[bytes]) -> None:
-        self._connection.receive(packets, self.now)
-        self._finish()
+    @property
+    def _live(self) -> Connection | None:
+        return None if self._is_closed else self._connection
 
-    def _finish(self) -> None:
-        self._take_events()
-        self._transmit()
-        self._take_events()
+    def _receive(self, packets: Sequence[bytes]) -> None:
+        if self._connection is not None:
+            self._connection.receive(packets, self.now)
+            self._drive(self._connection)
 
-    def _transmit(self) -> None:
-        if not self._intermediate_id:
-            return
-        packets = self._connection.transmit(self.now)
-        if packets:
+    def _drive(self, connection: Connection) -> None:
+        self._take_events(connection)
+        if self._intermediate_id and (packets := connection.transmit(self.now)):
             self.emit(
                 relay_leg_pb2.SendSealed(
                     intermediate_id=self._intermediate_id, session_id=self._session_id, packets=packets
                 )
             )
+            self._take_events(connection)
 
-    def _take_events(self) -> None:
+    def _close(self, code: int, reason: str) -> None:
+        if self._is_closed:
+            return
+        if self._connection is not None:
+            self._connection.close(code, reason)
+            self._drive(self._connection)
+        self._report_closed(reason, "", is_remote=False, is_authentication_failure=False)
+
+    def _take_events(self, connection: Connection) -> None:
         datagrams: list[bytes] = []
-        for event in self._connection.events():
+        for event in connection.events():
             match event:
                 case events.StreamDataReceived():
                     self.emit(
@@ -194,7 +234,7 @@ class QuicSession(Concern):
                 case events.StopSendingReceived():
                     self._stream_aborted(event.stream_id, event.code, is_reset=False)
                 case events.HandshakeCompleted():
-                    self._established()
+                    self._established(connection)
                 case events.ConnectionClosed():
                     self._report_closed(
                         event.reason,
@@ -216,8 +256,8 @@ class QuicSession(Concern):
             )
         )
 
-    def _established(self) -> None:
-        peer = self._connection.peer
+    def _established(self, connection: Connection) -> None:
+        peer = connection.peer
         if not isinstance(peer, VerifiedPeer):
             raise LocalProtocolError("a completed handshake without a verified peer")
         self._was_established = True
@@ -230,7 +270,7 @@ class QuicSession(Concern):
             quic_session_pb2.SessionEstablished(
                 session_id=self._session_id,
                 peer=types_pb2.NodeIdentity(role=role, id=peer.identity.id, fingerprint=peer.fingerprint),
-                max_datagram_payload_bytes=self._connection.max_datagram_payload,
+                max_datagram_payload_bytes=connection.max_datagram_payload,
                 handshake_ms=handshake_ms,
             )
         )
@@ -243,7 +283,7 @@ class QuicSession(Concern):
             return
         self._is_closed = True
         self._report()
-        statistics = self._connection.statistics()
+        statistics = self._connection.statistics() if self._connection is not None else None
         log = self.log.error if is_authentication_failure else self.log.info
         log(
             "quic_session.session_closed",
@@ -251,9 +291,9 @@ class QuicSession(Concern):
             detail=message,
             by="peer" if is_remote else "us",
             duration_s=round(self.now - self._opened_at, 3),
-            bytes_sent=statistics.bytes_sent,
-            bytes_received=statistics.bytes_received,
-            packets_lost=statistics.packets_lost,
+            bytes_sent=statistics.bytes_sent if statistics else 0,
+            bytes_received=statistics.bytes_received if statistics else 0,
+            packets_lost=statistics.packets_lost if statistics else 0,
             path="relay" if self._intermediate_id else "none",
         )
         self.emit(
@@ -268,21 +308,25 @@ class QuicSession(Concern):
         )
 
     def _report(self) -> None:
-        statistics = self._connection.statistics()
-        progress = (statistics.packets_sent, statistics.packets_received)
+        connection = self._connection
+        if connection is None:
+            return
+        statistics = connection.statistics()
+        progress = (statistics.datagrams_sent, statistics.datagrams_received)
         if progress == self._reported:
             return
         self._reported = progress
+        rtt = connection.rtt
         self.emit(
             quic_session_pb2.SessionStatistics(
                 session_id=self._session_id,
-                rtt_ms=(self._connection.rtt or 0.0) * 1e3,
+                rtt_ms=rtt.smoothed * 1e3 if rtt else 0.0,
                 bytes_sent=statistics.bytes_sent,
                 bytes_received=statistics.bytes_received,
-                packets_sent=statistics.packets_sent,
-                packets_received=statistics.packets_received,
+                packets_sent=statistics.datagrams_sent,
+                packets_received=statistics.datagrams_received,
                 packets_lost=statistics.packets_lost,
-                open_streams=statistics.open_streams,
+                datagrams_dropped=self._datagrams_dropped,
                 congestion_window_bytes=statistics.congestion_window_bytes,
             )
         )

@@ -1,4 +1,4 @@
-"""Owns the QUIC connection to one intermediate; takes sealed packets and signaling bytes for it, emits theirs.
+"""Owns the QUIC connection to one intermediate; takes sealed packets and signaling for it, emits theirs.
 
 The core (`ztna.relay.leg`) decides; this actor resolves the name, builds connections and translates.
 """

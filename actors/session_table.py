@@ -1,4 +1,4 @@
-"""Owns the list of sessions of a node; takes wishes, offers and ends, and starts and stops the session scopes.
+"""Owns the list of sessions of a node; takes wishes, offers and ends, starts and stops session scopes.
 
 Two concerns, one for each role, over the cores in `ztna.session`. What starting a session means in terms of
 actors is the daemon's business: it hands in `SessionScopes`.

@@ -11,17 +11,17 @@ somebody else's concern.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from random import Random
 
 from ztna.address import TransportAddress
-from ztna.errors import RemoteProtocolError
+from ztna.errors import LocalProtocolError, RemoteProtocolError
 from ztna.quic import events
-from ztna.quic.adapter import Connection
+from ztna.quic.connection import Connection
 from ztna.relay import frame
-from ztna.relay.queue import FairScheduler
+from ztna.relay.queue import DropReason, FairScheduler
 from ztna.signaling.backoff import Backoff
 from ztna.signaling.framing import FrameDecoder, encode
 
@@ -34,7 +34,7 @@ PING_INTERVAL_S = 10.0
 # Unanswered for this long with something in flight: three times the largest plausible round trip.
 DEAD_AFTER_S = 3.0
 
-# The connection is fed only while fewer of its DATAGRAMs wait, so that the drop decision stays with our queue.
+# The connection is fed only while fewer of its DATAGRAMs wait, so that it is our queue that decides on drops.
 MAX_DATAGRAMS_PENDING = 16
 
 # Codes of our CONNECTION_CLOSE.
@@ -162,7 +162,7 @@ class Leg:
         self._attach_hello: bytes | None = None
         self._channels: dict[bytes, int] = {}
         self._sessions: dict[int, bytes] = {}
-        self._queue = FairScheduler()
+        self._queue: FairScheduler[bytes] = FairScheduler()
         self._max_packet_bytes = 0
         self._silent_since: float | None = None
         self._ping_at: float | None = None
@@ -177,13 +177,14 @@ class Leg:
     @property
     def rtt_s(self) -> float | None:
         """Smoothed round trip to the intermediate, seconds."""
-        return self._connection.rtt if self._connection is not None else None
+        rtt = self._connection.rtt if self._connection is not None else None
+        return rtt.smoothed if rtt is not None else None
 
     @property
     def dropped(self) -> dict[str, int]:
         """Relayed packets dropped here, by reason."""
         return {
-            **self._queue.dropped,
+            **{reason.value: self._queue.drops[reason] for reason in DropReason},
             "unknown_channel": self.counters.unknown_channel,
             "no_channel": self.counters.no_channel,
             "malformed": self.counters.malformed,
@@ -213,6 +214,9 @@ class Leg:
         self._decoder = FrameDecoder()
         self._connection = self._open_connection()
         self._connection.connect(now)
+        for stream_id in (CONTROL_STREAM, SIGNALING_STREAM):
+            if self._connection.open_stream() != stream_id:
+                raise LocalProtocolError("the streams of a leg are numbered in the order of their opening")
         self._silent_since = now
         self._finish(now)
 
@@ -246,7 +250,7 @@ class Leg:
             return self._retry_at
         if self._connection is None:
             return None
-        deadlines = [self._connection.next_deadline(), self._ping_at, self._queue.next_deadline()]
+        deadlines = [self._connection.next_deadline(), self._ping_at]
         if self._silent_since is not None:
             deadlines.append(self._silent_since + DEAD_AFTER_S)
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
@@ -270,7 +274,7 @@ class Leg:
         """The intermediate bound the leg to our attachment."""
         if self._state is LegState.CONNECTED:
             self._state = LegState.UP
-            self._max_packet_bytes = min(max_packet_bytes, frame.MAX_PACKET_BYTES)
+            self._max_packet_bytes = min(max_packet_bytes, frame.DEFAULT_MAX_PACKET_BYTES)
             for session_id in self._channels:
                 self._announce(session_id, is_up=True)
 
@@ -295,18 +299,20 @@ class Leg:
         channel = self._channels.pop(session_id, None)
         if channel is not None:
             self._sessions.pop(channel, None)
-            self._queue.forget(session_id)
+            self._queue.discard(session_id)
             if self._state is LegState.UP:
                 self._announce(session_id, is_up=False)
 
-    def send_sealed(self, session_id: bytes, packets: Iterable[bytes], now: float) -> None:
+    def send_sealed(self, session_id: bytes, packets: Sequence[bytes], now: float) -> None:
         """Relay packets of a session; without a channel they are dropped and counted."""
         if self._state is not LegState.UP or session_id not in self._channels:
-            self.counters.no_channel += sum(1 for _ in packets)
+            self.counters.no_channel += len(packets)
             return
-        for packet in packets:
-            self._queue.enqueue(session_id, packet, now)
-        self._transmit(now)
+        # In portions, so that the queue overflows only when the connection really cannot keep up.
+        for start in range(0, len(packets), MAX_DATAGRAMS_PENDING):
+            for packet in packets[start : start + MAX_DATAGRAMS_PENDING]:
+                self._queue.enqueue(session_id, packet, now)
+            self._transmit(now)
 
     def send_signaling(self, data: bytes, now: float) -> None:
         """Write to the signaling stream; dropped while there is no connection (its loss is reported)."""
@@ -412,27 +418,30 @@ class Leg:
         connection, remote = self._connection, self._remote
         if connection is None or remote is None:
             return
-        while self._state is LegState.UP:
-            room = MAX_DATAGRAMS_PENDING - connection.datagrams_pending
-            taken = self._queue.take(room, now) if room > 0 else []
-            for session_id, packet in taken:
-                channel = self._channels[session_id]
-                connection.send_datagram(frame.pack(channel, packet))
-                self.counters.packets_sent += 1
-                self.counters.bytes_sent += len(packet)
-            datagrams = connection.transmit(now)
-            if datagrams:
-                self._effects.append(LegTransmit(remote, datagrams))
-            if not taken or connection.datagrams_pending >= MAX_DATAGRAMS_PENDING:
+        datagrams: list[bytes] = []
+        while self._feed(connection, now):
+            datagrams += connection.transmit(now)
+            if connection.datagrams_pending >= MAX_DATAGRAMS_PENDING:
                 break
         else:
-            datagrams = connection.transmit(now)
-            if datagrams:
-                self._effects.append(LegTransmit(remote, datagrams))
-        if self._silent_since is None and connection.bytes_in_flight:
-            self._silent_since = now
-        elif not connection.bytes_in_flight:
+            datagrams += connection.transmit(now)
+        if datagrams:
+            self._effects.append(LegTransmit(remote, datagrams))
+        if connection.statistics().bytes_in_flight == 0:
             self._silent_since = None
+        elif self._silent_since is None:
+            self._silent_since = now
+
+    def _feed(self, connection: Connection, now: float) -> bool:
+        """Move packets from the queue into the connection; False when none was moved."""
+        if self._state is not LegState.UP:
+            return False
+        taken = self._queue.take(max(0, MAX_DATAGRAMS_PENDING - connection.datagrams_pending), now)
+        for session_id, packet in taken:
+            connection.send_datagram(frame.pack(self._channels[session_id], packet))
+            self.counters.packets_sent += 1
+            self.counters.bytes_sent += len(packet)
+        return bool(taken)
 
     def _lose(
         self, reason: str, detail: str, now: float, *, is_authentication_failure: bool, again: bool

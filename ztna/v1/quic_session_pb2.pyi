@@ -358,7 +358,7 @@ class SessionStatistics(_message.Message):
     PACKETS_SENT_FIELD_NUMBER: _builtins.int
     PACKETS_RECEIVED_FIELD_NUMBER: _builtins.int
     PACKETS_LOST_FIELD_NUMBER: _builtins.int
-    OPEN_STREAMS_FIELD_NUMBER: _builtins.int
+    DATAGRAMS_DROPPED_FIELD_NUMBER: _builtins.int
     CONGESTION_WINDOW_BYTES_FIELD_NUMBER: _builtins.int
     session_id: _builtins.bytes
     rtt_ms: _builtins.float
@@ -368,7 +368,8 @@ class SessionStatistics(_message.Message):
     packets_sent: _builtins.int
     packets_received: _builtins.int
     packets_lost: _builtins.int
-    open_streams: _builtins.int
+    datagrams_dropped: _builtins.int
+    """DATAGRAM frames, while the congestion window was full"""
     congestion_window_bytes: _builtins.int
     def __init__(
         self,
@@ -380,12 +381,12 @@ class SessionStatistics(_message.Message):
         packets_sent: _builtins.int = ...,
         packets_received: _builtins.int = ...,
         packets_lost: _builtins.int = ...,
-        open_streams: _builtins.int = ...,
+        datagrams_dropped: _builtins.int = ...,
         congestion_window_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_received", b"bytes_received", "bytes_sent", b"bytes_sent", "congestion_window_bytes", b"congestion_window_bytes", "open_streams", b"open_streams", "packets_lost", b"packets_lost", "packets_received", b"packets_received", "packets_sent", b"packets_sent", "rtt_ms", b"rtt_ms", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_received", b"bytes_received", "bytes_sent", b"bytes_sent", "congestion_window_bytes", b"congestion_window_bytes", "datagrams_dropped", b"datagrams_dropped", "packets_lost", b"packets_lost", "packets_received", b"packets_received", "packets_sent", b"packets_sent", "rtt_ms", b"rtt_ms", "session_id", b"session_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,126 @@
+"""One `Attach` stream to an intermediate over gRPC: the default carrier of signaling.
+
+A channel is made for each attempt and closed with it, so that the only backoff is ours. The channel's TLS
+checks the chain and the DNS name; the certificate itself is not shown to Python, so the attachment proves
+role and revocation once more inside the stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Protocol
+
+import grpc
+from grpc import aio
+
+from actors.credentials import Credentials
+from ztna.access.identity import Identity, Role
+from ztna.v1 import signaling_pb2, signaling_pb2_grpc
+
+MAX_FRAME_BYTES = 65_536
+
+# Frames waiting for a slow stream. An attachment sends a handful at once; a thousand means it is stuck.
+MAX_QUEUED_FRAMES = 1024
+
+CLOSE_GRACE_S = 0.5
+
+_OPTIONS: list[tuple[str, str | int]] = [
+    ("grpc.max_receive_message_length", MAX_FRAME_BYTES),
+    ("grpc.max_send_message_length", MAX_FRAME_BYTES),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    # A proxy taken from the environment would see a connection that it cannot speak.
+    ("grpc.enable_http_proxy", 0),
+    # Every attempt dials anew; a shared subchannel would sit out its own backoff.
+    ("grpc.use_local_subchannel_pool", 1),
+]
+
+_AUTHENTICATION_CODES = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED})
+_AUTHENTICATION_WORDS = ("CERTIFICATE_VERIFY_FAILED", "certificate", "Hostname Verification")
+
+
+class CarrierOwner(Protocol):
+    """Whoever uses a carrier; called on the loop thread."""
+
+    def carrier_frame(self, carrier: object, frame: signaling_pb2.SignalingFrame) -> None:
+        """A frame arrived."""
+
+    def carrier_closed(self, carrier: object, reason: str, detail: str, is_authentication: bool) -> None:
+        """The stream is over; comes once, and not after `close`."""
+
+
+class GrpcCarrier:
+    """One attempt."""
+
+    def __init__(
+        self, target: str, intermediate_id: str, credentials: Credentials, owner: CarrierOwner
+    ) -> None:
+        """Dial `target` (host:port) at once; must be called on the event loop's thread."""
+        self._owner = owner
+        self._outgoing: asyncio.Queue[signaling_pb2.SignalingFrame | None] = asyncio.Queue(MAX_QUEUED_FRAMES)
+        self._is_closed = False
+        name = Identity(credentials.identity.trust_domain, Role.INTERMEDIATE, intermediate_id).dns_name
+        self._channel = aio.secure_channel(
+            target,
+            grpc.ssl_channel_credentials(
+                credentials.ca_pem, credentials.private_key_pem, credentials.certificate_pem
+            ),
+            options=[*_OPTIONS, ("grpc.ssl_target_name_override", name)],
+        )
+        loop = asyncio.get_running_loop()
+        # asyncio keeps only weak references to tasks.
+        self._reader = loop.create_task(self._read())
+        self._writer = loop.create_task(self._write())
+
+    def send(self, frame: signaling_pb2.SignalingFrame) -> None:
+        """Queue a frame; a queue that is full ends the carrier."""
+        if self._is_closed:
+            return
+        try:
+            self._outgoing.put_nowait(frame)
+        except asyncio.QueueFull:
+            self._report("overflow", "the intermediate does not read", is_authentication=False)
+
+    def close(self) -> None:
+        """Send what is queued, finish the stream and let go; nothing is reported any more."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        try:
+            self._outgoing.put_nowait(None)
+        except asyncio.QueueFull:
+            self._writer.cancel()
+
+    async def _write(self) -> None:
+        while (frame := await self._outgoing.get()) is not None:
+            try:
+                await self._call.write(frame)
+            except (aio.AioRpcError, asyncio.InvalidStateError):
+                return  # the reader reports the status
+        with contextlib.suppress(aio.AioRpcError, asyncio.InvalidStateError, TimeoutError):
+            await asyncio.wait_for(self._call.done_writing(), CLOSE_GRACE_S)
+        await self._channel.close(CLOSE_GRACE_S)
+
+    async def _read(self) -> None:
+        stub = signaling_pb2_grpc.SignalingServiceStub(self._channel)
+        self._call = stub.Attach()
+        try:
+            async for frame in self._call:
+                if not self._is_closed:
+                    self._owner.carrier_frame(self, frame)
+            code, detail = await self._call.code(), await self._call.details() or ""
+        except aio.AioRpcError as error:
+            code, detail = error.code(), error.details() or ""
+        except asyncio.CancelledError:
+            code, detail = grpc.StatusCode.CANCELLED, ""
+        is_authentication = code in _AUTHENTICATION_CODES or any(
+            word in detail for word in _AUTHENTICATION_WORDS
+        )
+        self._report(code.name.lower(), detail, is_authentication=is_authentication)
+
+    def _report(self, reason: str, detail: str, *, is_authentication: bool) -> None:
+        if not self._is_closed:
+            self.close()
+            self._owner.carrier_closed(self, reason, detail, is_authentication)

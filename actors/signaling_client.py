@@ -1,0 +1,452 @@
+"""Owns the attachment to one intermediate; takes wishes of the session table, emits what it is told.
+
+Signaling frames exist only here and on the wire: everything else in the daemon hears actor messages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import ClassVar
+
+from cryptography import x509
+from google.protobuf.message import DecodeError
+
+from actors.base import Concern, Context, loop_callback
+from actors.credentials import Credentials
+from actors.grpc_carrier import CarrierOwner, GrpcCarrier
+from ztna import __version__
+from ztna.access.grant import verify_nonce
+from ztna.access.identity import Role
+from ztna.errors import AuthenticationError, RemoteProtocolError
+from ztna.signaling import client
+from ztna.signaling.framing import FrameDecoder, encode
+from ztna.v1 import relay_leg_pb2, signaling_client_pb2, signaling_pb2, types_pb2
+from ztna.v1.grant_pb2 import SealedGrant
+
+PROTOCOL_VERSION = 1
+
+# Sessions that a re-attachment can resume, within one frame of 65536 bytes at about 1 KiB each.
+MAX_RESUMED_SESSIONS = 48
+
+# No answer to these will change by asking again.
+_FINAL_CODES = frozenset(
+    {
+        signaling_pb2.SIGNALING_CODE_ACCESS_DENIED,
+        signaling_pb2.SIGNALING_CODE_SERVICE_NOT_FOUND,
+        signaling_pb2.SIGNALING_CODE_INVALID_MESSAGE,
+    }
+)
+
+OpenGrpc = Callable[[CarrierOwner], GrpcCarrier]
+
+
+class SignalingClient(Concern):
+    """Translates between messages, frames and `ztna.signaling.client`."""
+
+    name = "signaling_client"
+    handlers: ClassVar = {
+        signaling_client_pb2.Attach: "attach",
+        signaling_client_pb2.Detach: "detach",
+        signaling_client_pb2.RequestSession: "request_session",
+        signaling_client_pb2.ReportSessionClosed: "report_session_closed",
+        signaling_client_pb2.KeepResumable: "keep_resumable",
+        relay_leg_pb2.LegConnected: "leg_connected",
+        relay_leg_pb2.RelayLegDown: "leg_down",
+        relay_leg_pb2.LegSignalingReceived: "leg_signaling_received",
+    }
+    emits = (
+        signaling_client_pb2.Attached,
+        signaling_client_pb2.Detached,
+        signaling_client_pb2.ServiceRegistered,
+        signaling_client_pb2.ServiceRejected,
+        signaling_client_pb2.SessionGranted,
+        signaling_client_pb2.SessionRequestFailed,
+        signaling_client_pb2.SessionOffered,
+        signaling_client_pb2.SessionReboundReceived,
+        signaling_client_pb2.SessionRevoked,
+        relay_leg_pb2.PresentAttachment,
+        relay_leg_pb2.SendLegSignaling,
+    )
+
+    def __init__(
+        self,
+        context: Context,
+        credentials: Credentials,
+        services: Mapping[str, types_pb2.ServiceProtocol.ValueType],
+        open_grpc: OpenGrpc | None,
+    ) -> None:
+        """`open_grpc` dials the gRPC carrier; None: signaling travels on the relay leg."""
+        super().__init__(context)
+        self._credentials = credentials
+        self._services = services
+        self._open_grpc = open_grpc
+        self._core = client.AttachmentClient(services, context.io.random)
+        self._grpc: GrpcCarrier | None = None
+        self._decoder = FrameDecoder()
+        self._is_leg_connected = False
+        self._sequence = 0
+        self._resumable: dict[bytes, SealedGrant] = {}
+
+    def on_stop(self) -> None:
+        """Say goodbye: our sessions end with us, and the peers are told at once."""
+        if self._core.state is client.ClientState.ATTACHED:
+            self._send(signaling_pb2.SignalingFrame(goodbye=signaling_pb2.Goodbye(reason="shutting down")))
+        if self._grpc is not None:
+            self._grpc.close()
+
+    def attach(self, _message: signaling_client_pb2.Attach) -> None:
+        """Attach and stay attached."""
+        self._core.attach(self.now)
+        self._act()
+
+    def detach(self, message: signaling_client_pb2.Detach) -> None:
+        """Leave."""
+        del message
+        self._core.detach(self.now)
+        self._act()
+
+    def request_session(self, message: signaling_client_pb2.RequestSession) -> None:
+        """Ask for a session."""
+        if self._core.request(message.request_id, self.now):
+            self._send(
+                signaling_pb2.SignalingFrame(
+                    open_session=signaling_pb2.OpenSession(
+                        request_id=message.request_id,
+                        service=message.service,
+                        protocol=message.protocol,
+                        connectors=message.connectors,
+                        excluded_connectors=message.excluded_connectors,
+                    )
+                )
+            )
+        self._act()
+
+    def report_session_closed(self, message: signaling_client_pb2.ReportSessionClosed) -> None:
+        """Tell the other party, through the intermediate."""
+        if self._core.state is client.ClientState.ATTACHED:
+            self._send(
+                signaling_pb2.SignalingFrame(
+                    close_session=signaling_pb2.CloseSession(
+                        session_id=message.session_id, reason=message.reason
+                    )
+                )
+            )
+
+    def keep_resumable(self, message: signaling_client_pb2.KeepResumable) -> None:
+        """Remember, or forget, what proves a session."""
+        self._resumable.pop(message.session_id, None)
+        if message.HasField("grant"):
+            self._resumable[message.session_id] = message.grant
+
+    def leg_connected(self, _message: relay_leg_pb2.LegConnected) -> None:
+        """The leg can carry signaling."""
+        self._is_leg_connected = True
+        if self._open_grpc is None:
+            self._open_leg_carrier()
+            self._act()
+
+    def leg_down(self, message: relay_leg_pb2.RelayLegDown) -> None:
+        """The leg took its signaling with it."""
+        self._is_leg_connected = False
+        if self._open_grpc is None:
+            self._core.handle_carrier_closed(
+                message.reason,
+                message.detail,
+                self.now,
+                is_authentication_failure=message.is_authentication_failure,
+            )
+            self._act()
+
+    def leg_signaling_received(self, message: relay_leg_pb2.LegSignalingReceived) -> None:
+        """Bytes of the signaling stream."""
+        try:
+            for body in self._decoder.feed(message.data):
+                self._frame_received(signaling_pb2.SignalingFrame.FromString(body))
+        except (RemoteProtocolError, DecodeError) as error:
+            self._core.handle_protocol_error(str(error), self.now)
+            self._act()
+
+    @loop_callback
+    def carrier_frame(self, carrier: object, frame: signaling_pb2.SignalingFrame) -> None:
+        """A frame came over gRPC."""
+        if carrier is self._grpc:
+            self._frame_received(frame)
+
+    @loop_callback
+    def carrier_closed(self, carrier: object, reason: str, detail: str, is_authentication: bool) -> None:
+        """The gRPC stream ended."""
+        if carrier is self._grpc:
+            self._grpc = None
+            self._core.handle_carrier_closed(
+                reason, detail, self.now, is_authentication_failure=is_authentication
+            )
+            self._act()
+
+    def handle_timeout(self, now: float) -> None:
+        """Drive the core."""
+        self._core.handle_timeout(now)
+        self._act()
+
+    def next_deadline(self) -> float | None:
+        """The core's deadline."""
+        return self._core.next_deadline()
+
+    def _open_leg_carrier(self) -> None:
+        self._decoder = FrameDecoder()
+        self._core.handle_carrier_open(self.now)
+
+    def _act(self) -> None:
+        for effect in self._core.drain():
+            match effect:
+                case client.OpenCarrier():
+                    self._open_carrier()
+                case client.CloseCarrier():
+                    if self._grpc is not None:
+                        self._grpc.close()
+                        self._grpc = None
+                case client.SendAttachRequest():
+                    self._send_attach_request(effect.nonce)
+                case client.SendRegistration():
+                    self._send(
+                        signaling_pb2.SignalingFrame(
+                            register_service=signaling_pb2.RegisterService(
+                                service=effect.service, protocol=self._services[effect.service]
+                            )
+                        )
+                    )
+                case client.SendPing():
+                    self._send(
+                        signaling_pb2.SignalingFrame(ping=signaling_pb2.SignalingPing(id=effect.ping_id))
+                    )
+                case client.RequestTimedOut():
+                    self.emit(
+                        signaling_client_pb2.SessionRequestFailed(
+                            intermediate_id=self.key,
+                            request_id=effect.request_id,
+                            code=effect.reason,
+                            message=f"intermediate {self.key} did not answer",
+                        )
+                    )
+                case client.Lost():
+                    self._report_lost(effect)
+
+    def _open_carrier(self) -> None:
+        self._sequence = 0
+        if self._open_grpc is not None:
+            self._grpc = self._open_grpc(self)
+            self._core.handle_carrier_open(self.now)
+        elif self._is_leg_connected:
+            self._open_leg_carrier()
+        if self._core.state is client.ClientState.CONNECTING:
+            self._act()
+
+    def _report_lost(self, lost: client.Lost) -> None:
+        log = self.log.error if lost.is_authentication_failure else self.log.warning
+        if lost.retry_in_s is None:
+            log = self.log.info
+        log(
+            "signaling_client.detached",
+            reason=lost.reason,
+            detail=lost.detail,
+            retry_in_s=None if lost.retry_in_s is None else round(lost.retry_in_s, 3),
+        )
+        self.emit(
+            signaling_client_pb2.Detached(
+                intermediate_id=self.key,
+                reason=lost.reason,
+                detail=lost.detail,
+                is_authentication_failure=lost.is_authentication_failure,
+                retry_in_s=lost.retry_in_s or 0.0,
+            )
+        )
+
+    def _send_attach_request(self, nonce: bytes) -> None:
+        # The newest are the likeliest to be in use.
+        sessions = list(self._resumable.items())[-MAX_RESUMED_SESSIONS:]
+        self._send(
+            signaling_pb2.SignalingFrame(
+                attach_request=signaling_pb2.AttachRequest(
+                    protocol_version=PROTOCOL_VERSION,
+                    nonce=nonce,
+                    software=f"ztna {__version__}",
+                    resume=[
+                        signaling_pb2.ResumeSession(session_id=session_id, grant=grant)
+                        for session_id, grant in sessions
+                    ],
+                )
+            )
+        )
+
+    def _send(self, frame: signaling_pb2.SignalingFrame) -> None:
+        self._sequence += 1
+        frame.seq = self._sequence
+        if self._grpc is not None:
+            self._grpc.send(frame)
+        elif self._open_grpc is None:
+            self.emit(
+                relay_leg_pb2.SendLegSignaling(
+                    intermediate_id=self.key, data=encode(frame.SerializeToString())
+                )
+            )
+
+    def _frame_received(self, frame: signaling_pb2.SignalingFrame) -> None:
+        body = frame.WhichOneof("body")
+        handler = self._frame_handlers.get(body or "")
+        if handler is None:
+            self.log.debug("signaling_client.frame_ignored", body=body)
+        else:
+            handler(self, frame)
+        self._act()
+
+    def _attach_accepted(self, frame: signaling_pb2.SignalingFrame) -> None:
+        accepted = frame.attach_accepted
+        try:
+            chain = [x509.load_der_x509_certificate(der) for der in accepted.certificate_chain]
+            self._credentials.verifier.verify(
+                chain,
+                expect=Role.INTERMEDIATE,
+                expect_id=self.key,
+                now_wall=self.io.wall_time(),
+                as_server=True,
+            )
+            verify_nonce(chain[0], self._core.nonce, self._credentials.fingerprint, accepted.signature)
+        except (AuthenticationError, ValueError) as error:
+            self._core.handle_untrusted(str(error), self.now)
+            return
+        if not self._core.handle_accepted(self.now):
+            return
+        self.log.info(
+            "signaling_client.attached",
+            carrier="quic" if self._open_grpc is None else "grpc",
+            refused_sessions=len(accepted.refused_sessions),
+        )
+        self.emit(relay_leg_pb2.PresentAttachment(intermediate_id=self.key, attach_id=accepted.attach_id))
+        self.emit(
+            signaling_client_pb2.Attached(
+                intermediate_id=self.key,
+                attach_id=accepted.attach_id,
+                refused_sessions=accepted.refused_sessions,
+            )
+        )
+
+    def _goodbye(self, frame: signaling_pb2.SignalingFrame) -> None:
+        self._core.handle_goodbye(frame.goodbye.reason, self.now)
+
+    def _ping(self, frame: signaling_pb2.SignalingFrame) -> None:
+        self._send(signaling_pb2.SignalingFrame(pong=signaling_pb2.SignalingPong(id=frame.ping.id)))
+
+    def _pong(self, frame: signaling_pb2.SignalingFrame) -> None:
+        self._core.handle_pong(frame.pong.id, self.now)
+
+    def _registration_accepted(self, frame: signaling_pb2.SignalingFrame) -> None:
+        service = frame.registration_accepted.service
+        self._core.handle_registration_answered(service)
+        self.log.info("signaling_client.service_registered", service=service)
+        self.emit(signaling_client_pb2.ServiceRegistered(intermediate_id=self.key, service=service))
+
+    def _registration_rejected(self, frame: signaling_pb2.SignalingFrame) -> None:
+        rejected = frame.registration_rejected
+        self._core.handle_registration_answered(rejected.service)
+        code = _code_name(rejected.code)
+        self.log.error(
+            "signaling_client.service_rejected",
+            service=rejected.service,
+            code=code,
+            detail=rejected.message,
+        )
+        self.emit(
+            signaling_client_pb2.ServiceRejected(
+                intermediate_id=self.key, service=rejected.service, code=code, message=rejected.message
+            )
+        )
+
+    def _session_opened(self, frame: signaling_pb2.SignalingFrame) -> None:
+        opened = frame.session_opened
+        self._core.handle_answered(opened.request_id)
+        self.emit(
+            signaling_client_pb2.SessionGranted(
+                intermediate_id=self.key,
+                request_id=opened.request_id,
+                session_id=opened.session_id,
+                service=opened.service,
+                connector=opened.connector,
+                channel=opened.channel,
+                grant=opened.grant,
+            )
+        )
+
+    def _session_offer(self, frame: signaling_pb2.SignalingFrame) -> None:
+        offer = frame.session_offer
+        self.emit(
+            signaling_client_pb2.SessionOffered(
+                intermediate_id=self.key,
+                session_id=offer.session_id,
+                agent=offer.agent,
+                channel=offer.channel,
+            )
+        )
+
+    def _session_rebound(self, frame: signaling_pb2.SignalingFrame) -> None:
+        rebound = frame.session_rebound
+        self.emit(
+            signaling_client_pb2.SessionReboundReceived(
+                intermediate_id=self.key,
+                session_id=rebound.session_id,
+                peer=rebound.peer,
+                channel=rebound.channel,
+            )
+        )
+
+    def _session_ended(self, frame: signaling_pb2.SignalingFrame) -> None:
+        ended = frame.session_ended
+        self.emit(
+            signaling_client_pb2.SessionRevoked(
+                intermediate_id=self.key,
+                session_id=ended.session_id,
+                code=_code_name(ended.code),
+                message=ended.message,
+            )
+        )
+
+    def _error(self, frame: signaling_pb2.SignalingFrame) -> None:
+        error = frame.error
+        if error.code == signaling_pb2.SIGNALING_CODE_SUPERSEDED:
+            self._core.handle_superseded(self.now)
+            return
+        code = _code_name(error.code)
+        if error.request_id and self._core.handle_answered(error.request_id):
+            self.emit(
+                signaling_client_pb2.SessionRequestFailed(
+                    intermediate_id=self.key,
+                    request_id=error.request_id,
+                    code=code,
+                    message=error.message,
+                    is_final=error.code in _FINAL_CODES,
+                )
+            )
+            return
+        self.log.warning("signaling_client.error_received", code=code, detail=error.message)
+
+    _frame_handlers: ClassVar[
+        Mapping[str, Callable[[SignalingClient, signaling_pb2.SignalingFrame], None]]
+    ] = {
+        "attach_accepted": _attach_accepted,
+        "goodbye": _goodbye,
+        "ping": _ping,
+        "pong": _pong,
+        "registration_accepted": _registration_accepted,
+        "registration_rejected": _registration_rejected,
+        "session_opened": _session_opened,
+        "session_offer": _session_offer,
+        "session_rebound": _session_rebound,
+        "session_ended": _session_ended,
+        "error": _error,
+    }
+
+
+def _code_name(code: signaling_pb2.SignalingCode.ValueType) -> str:
+    try:
+        name = signaling_pb2.SignalingCode.Name(code)
+    except ValueError:
+        return "unknown"
+    return name.removeprefix("SIGNALING_CODE_").lower()
