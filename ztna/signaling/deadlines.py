@@ -8,12 +8,12 @@ from typing import Generic, TypeVar
 
 KeyT = TypeVar("KeyT", bound=Hashable)
 
-# Replaced deadlines stay in the heap; once they are this many and the majority, it is built anew.
+# Replaced deadlines stay in the heap; once they are this many and the most, it is rebuilt.
 _MIN_STALE_ENTRIES = 64
 
 
 class Deadlines(Generic[KeyT]):
-    """At most one deadline (monotonic seconds) per key. Equal deadlines come due in the order they were set."""
+    """At most one deadline (monotonic seconds) per key; equal ones come due in the order they were set."""
 
     def __init__(self) -> None:
         self._current: dict[KeyT, tuple[float, int]] = {}

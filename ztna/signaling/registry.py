@@ -8,20 +8,16 @@ the fewest users, else the first by name. So a renewed grant never moves an agen
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from ztna.access.identity import Role, is_label
-from ztna.access.policy import AccessPolicy, OfferPolicy
+from ztna.access.policy import ANY, AccessPolicy, OfferPolicy, OfferRule
 from ztna.settings.values import ServiceProtocol
 from ztna.signaling.values import Code, Party
 
 MAX_SERVICES_PER_CONNECTOR = 256
 """Unless configured: a connector fronts one site; each registration costs about 0.3 KB."""
-
-MAX_KNOWN_SERVICES = 65_536
-"""Names remembered after their last connector left, the oldest forgotten first: a refusal's code depends on
-it, nothing else."""
 
 MAX_REMEMBERED_CHOICES = 1024
 """Services per agent whose connector is remembered, the oldest forgotten first; that costs a second session
@@ -67,24 +63,27 @@ class _Agent:
 
 
 class Registry:
-    """`access` says which agent may open what, `offers` which connector may provide what."""
+    """`access` says which agent may open what, `offers` which connector may provide what.
+
+    Raises `ConfigError` naming the rule of `offers` that cannot be meant.
+    """
 
     def __init__(
         self,
         access: AccessPolicy,
-        offers: OfferPolicy,
+        offers: Sequence[OfferRule],
         *,
         max_services_per_connector: int = MAX_SERVICES_PER_CONNECTOR,
     ) -> None:
         self._access = access
-        self._offer_policy = offers
+        self._offer_policy = OfferPolicy(offers)
+        self._offerable = frozenset(service for rule in offers for service in rule.services)
         self._max_services = max_services_per_connector
         self._connectors: dict[str, _Connector] = {}
         self._attachments: dict[bytes, str] = {}  # attachments of connectors -> connector id
         self._agents: dict[str, _Agent] = {}
         self._offers: dict[str, dict[str, _Connector]] = {}  # service -> connector id -> connector
         self._loads: Counter[str] = Counter()  # connector id -> remembered choices of it
-        self._known: dict[str, None] = {}
 
     def handle_attached(self, attach_id: bytes, party: Party) -> None:
         """Make room for a node; what a former attachment of a connector offered is void."""
@@ -135,10 +134,6 @@ class Registry:
             return Refused(Code.RATE_LIMITED, f"a connector offers at most {self._max_services} services")
         connector.services[service] = protocol
         self._offers.setdefault(service, {})[connector.party.id] = connector
-        self._known.pop(service, None)
-        self._known[service] = None
-        if len(self._known) > MAX_KNOWN_SERVICES:
-            del self._known[next(iter(self._known))]
         return None
 
     def withdraw(self, attach_id: bytes, service: str) -> bool:
@@ -197,11 +192,11 @@ class Registry:
         return None if connector_id is None else self._connectors[connector_id]
 
     def _absent(self, service: str) -> Refused:
-        if service in self._known:
-            return Refused(Code.NO_CONNECTOR_AVAILABLE, f"no attached connector offers {service!r} now")
+        # The difference matters to an agent: what no rule names will not come, what no connector offers may.
+        if service in self._offerable or ANY in self._offerable:
+            return Refused(Code.NO_CONNECTOR_AVAILABLE, f"no attached connector offers {service[:64]!r}")
         return Refused(
-            Code.SERVICE_NOT_FOUND,
-            f"no connector has offered {service[:64]!r} since this intermediate started",
+            Code.SERVICE_NOT_FOUND, f"no rule of 'offers' lets any connector provide {service[:64]!r}"
         )
 
     def _rank(self, agent_id: str, service: str, candidates: list[_Connector]) -> _Connector:

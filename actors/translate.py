@@ -1,0 +1,153 @@
+"""Shared nouns between cores and protobuf. Pure; what came from outside raises only what each docstring says.
+
+Messages between actors are trusted to be well-formed only as far as their sender checked them, so everything
+that reads a message here checks again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from cryptography import x509
+from google.protobuf.message import DecodeError
+
+from actors.credentials import Credentials
+from ztna.access.grant import GrantClaims, sign, verify_signature
+from ztna.access.identity import FINGERPRINT_BYTES, MAX_CHAIN_CERTIFICATES, Role, Verifier
+from ztna.address import TransportAddress
+from ztna.errors import RemoteProtocolError
+from ztna.settings.values import ServiceProtocol
+from ztna.signaling.values import Code, Party
+from ztna.v1 import grant_pb2, signaling_pb2, types_pb2
+
+_ROLES: Final = {
+    Role.AGENT: types_pb2.ROLE_AGENT,
+    Role.CONNECTOR: types_pb2.ROLE_CONNECTOR,
+    Role.INTERMEDIATE: types_pb2.ROLE_INTERMEDIATE,
+    Role.OPERATOR: types_pb2.ROLE_OPERATOR,
+}
+_ROLES_BACK: Final = {value: role for role, value in _ROLES.items()}
+
+_PROTOCOLS: Final = {
+    ServiceProtocol.TCP: types_pb2.SERVICE_PROTOCOL_TCP,
+    ServiceProtocol.UDP: types_pb2.SERVICE_PROTOCOL_UDP,
+}
+_PROTOCOLS_BACK: Final = {value: protocol for protocol, value in _PROTOCOLS.items()}
+
+_CODES: Final = {
+    code: signaling_pb2.SignalingCode.Value(f"SIGNALING_CODE_{code.name}")  # the names are the same by design
+    for code in Code
+}
+
+
+def address_to_proto(address: TransportAddress) -> types_pb2.TransportAddress:
+    """An address as messages carry it."""
+    return types_pb2.TransportAddress(host=address.host, port=address.port)
+
+
+def address_from_proto(message: types_pb2.TransportAddress) -> TransportAddress:
+    """An address in canonical form; raises `RemoteProtocolError("malformed_address")`."""
+    try:
+        return TransportAddress.of(message.host, message.port)
+    except ValueError as error:
+        raise RemoteProtocolError("malformed_address", str(error)) from error
+
+
+def party_to_proto(party: Party) -> types_pb2.NodeIdentity:
+    """A verified node as messages carry it."""
+    return types_pb2.NodeIdentity(role=_ROLES[party.role], id=party.id, fingerprint=party.fingerprint)
+
+
+def party_from_proto(message: types_pb2.NodeIdentity) -> Party:
+    """A node named by a message; raises `RemoteProtocolError("malformed_identity")`."""
+    role = _ROLES_BACK.get(message.role)
+    if role is None or len(message.fingerprint) != FINGERPRINT_BYTES:
+        raise RemoteProtocolError("malformed_identity", f"role {message.role}, id {message.id[:64]!r}")
+    return Party(role, message.id, message.fingerprint)
+
+
+def protocol_to_proto(protocol: ServiceProtocol) -> types_pb2.ServiceProtocol.ValueType:
+    """A service's transport protocol as messages carry it."""
+    return _PROTOCOLS[protocol]
+
+
+def protocol_from_proto(value: types_pb2.ServiceProtocol.ValueType) -> ServiceProtocol | None:
+    """A service's transport protocol; None where a message leaves it open or names an unknown one."""
+    return _PROTOCOLS_BACK.get(value)
+
+
+def code_to_proto(code: Code) -> signaling_pb2.SignalingCode.ValueType:
+    """A refusal as frames carry it."""
+    return _CODES[code]
+
+
+def claims_to_proto(claims: GrantClaims) -> grant_pb2.GrantClaims:
+    """What a grant states, ready to be serialised once."""
+    return grant_pb2.GrantClaims(
+        version=claims.version,
+        session_id=claims.session_id,
+        agent_id=claims.agent_id,
+        agent_fingerprint=claims.agent_fingerprint,
+        connector_id=claims.connector_id,
+        connector_fingerprint=claims.connector_fingerprint,
+        service=claims.service,
+        issued_at_s=claims.issued_at,
+        expires_at_s=claims.expires_at,
+        issuer_id=claims.issuer,
+    )
+
+
+def claims_from_bytes(data: bytes) -> GrantClaims:
+    """What a grant states, not yet believed; raises `RemoteProtocolError("malformed_grant")`."""
+    try:
+        message = grant_pb2.GrantClaims.FromString(data)
+    except DecodeError as error:
+        raise RemoteProtocolError("malformed_grant", str(error)) from error
+    return GrantClaims(
+        version=message.version,
+        session_id=message.session_id,
+        agent_id=message.agent_id,
+        agent_fingerprint=message.agent_fingerprint,
+        connector_id=message.connector_id,
+        connector_fingerprint=message.connector_fingerprint,
+        service=message.service,
+        issued_at=message.issued_at_s,
+        expires_at=message.expires_at_s,
+        issuer=message.issuer_id,
+    )
+
+
+def seal_grant(claims: GrantClaims, issuer: Credentials) -> grant_pb2.SealedGrant:
+    """Serialise and sign claims; `issuer` is this intermediate."""
+    data = claims_to_proto(claims).SerializeToString(deterministic=True)
+    return grant_pb2.SealedGrant(
+        claims=data, signature=sign(issuer.private_key, data), issuer_chain=issuer.chain_der
+    )
+
+
+def open_grant(sealed: grant_pb2.SealedGrant, verifier: Verifier, now_wall: float) -> GrantClaims:
+    """Claims that an intermediate of this deployment signed; whether they apply is another question.
+
+    `now_wall` is unix seconds; the issuer's certificate must be valid then. Raises `RemoteProtocolError`
+    (`malformed_grant`), `AuthenticationError` (the issuer is not acceptable) or `AccessDenied`
+    (`bad_signature`).
+    """
+    claims = claims_from_bytes(sealed.claims)
+    chain = chain_from_der(sealed.issuer_chain)
+    issuer = verifier.verify(
+        chain, expect=Role.INTERMEDIATE, expect_id=claims.issuer, now_wall=now_wall, as_server=True
+    )
+    verify_signature(issuer.certificate, sealed.claims, sealed.signature)
+    return claims
+
+
+def chain_from_der(chain: Iterable[bytes]) -> list[x509.Certificate]:
+    """Certificates of a message; raises `RemoteProtocolError("malformed_certificate")`."""
+    parts = list(chain)
+    if len(parts) > MAX_CHAIN_CERTIFICATES:
+        raise RemoteProtocolError("malformed_certificate", f"a chain of {len(parts)} certificates")
+    try:
+        return [x509.load_der_x509_certificate(part) for part in parts]
+    except ValueError as error:
+        raise RemoteProtocolError("malformed_certificate", str(error)) from error
