@@ -23,8 +23,14 @@ WAIT_S = 10.0
 class World(Protocol):
     """Two I/O ports and a way to let time pass."""
 
-    left: Io
-    right: Io
+    @property
+    def left(self) -> Io:
+        """One process."""
+
+    @property
+    def right(self) -> Io:
+        """The other."""
+
     left_host: str
     right_host: str
 

@@ -77,9 +77,9 @@ class VirtualNetwork:
         if name in self._hosts:
             raise ValueError(f"there is a host {name!r} already")
         host = Host(self, name, list(addresses), uplink=uplink or self, skew_s=skew_s)
-        self._hosts[name] = host
         if uplink is None:
             self.attach(host, addresses)
+        self._hosts[name] = host
         return host
 
     def attach(self, node: Node, addresses: Iterable[str]) -> None:
