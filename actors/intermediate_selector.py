@@ -8,7 +8,7 @@ from typing import ClassVar
 from actors.base import Concern, Context
 from ztna.signaling.selection import IntermediateSelector as Core
 from ztna.signaling.selection import UseIntermediate
-from ztna.v1 import relay_leg_pb2, signaling_client_pb2, udp_socket_pb2
+from ztna.v1 import relay_leg_pb2, signaling_client_pb2
 
 
 class IntermediateSelector(Concern):
@@ -16,7 +16,6 @@ class IntermediateSelector(Concern):
 
     name = "intermediate_selector"
     handlers: ClassVar = {
-        udp_socket_pb2.SocketsBound: "sockets_bound",
         signaling_client_pb2.Attached: "attached",
         signaling_client_pb2.Detached: "detached",
     }
@@ -31,8 +30,8 @@ class IntermediateSelector(Concern):
         super().__init__(context)
         self._core = Core(intermediate_ids, use_all=use_all)
 
-    def sockets_bound(self, _message: udp_socket_pb2.SocketsBound) -> None:
-        """Start, or start again after the socket was replaced: commands are harmless when repeated."""
+    def on_start(self) -> None:
+        """Start, or start again after a failure: commands are harmless when repeated."""
         self._core.start(self.now)
         self._act()
 

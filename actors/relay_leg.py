@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 from actors import translate
 from actors.base import Concern, Context, loop_callback
 from ztna.address import TransportAddress
-from ztna.quic.adapter import Connection
+from ztna.quic.connection import Connection
 from ztna.relay import leg
 from ztna.v1 import relay_leg_pb2, relay_pb2, udp_socket_pb2
 

@@ -6,7 +6,7 @@ actors is the daemon's business: it hands in `SessionScopes`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -21,6 +21,7 @@ from ztna.v1 import (
     grant_pb2,
     quic_session_pb2,
     relay_leg_pb2,
+    service_port_pb2,
     session_table_pb2,
     signaling_client_pb2,
     types_pb2,
@@ -171,7 +172,9 @@ class SessionTable(Concern):
             case effects.KeepResumable():
                 self.emit(
                     signaling_client_pb2.KeepResumable(
-                        session_id=effect.session_id, grant=_grant(effect.grant)
+                        intermediate_id=effect.intermediate_id,
+                        session_id=effect.session_id,
+                        grant=_grant(effect.grant),
                     )
                 )
             case _:
@@ -185,11 +188,22 @@ class SessionTable(Concern):
 class ConnectorSessionTable(SessionTable):
     """Sessions that agents open with this connector."""
 
-    handlers: ClassVar = {**_COMMON_HANDLERS, signaling_client_pb2.SessionOffered: "session_offered"}
+    handlers: ClassVar = {
+        **_COMMON_HANDLERS,
+        signaling_client_pb2.SessionOffered: "session_offered",
+        service_port_pb2.GrantPresented: "grant_presented",
+    }
     emits = _COMMON_EMITS
 
-    def __init__(self, context: Context, scopes: SessionScopes, *, max_offline_s: float) -> None:
-        self._sessions = ConnectorSessions(max_offline_s=max_offline_s)
+    def __init__(
+        self,
+        context: Context,
+        scopes: SessionScopes,
+        intermediate_ids: Iterable[str],
+        *,
+        max_offline_s: float,
+    ) -> None:
+        self._sessions = ConnectorSessions(intermediate_ids, max_offline_s=max_offline_s)
         super().__init__(context, self._sessions, scopes)
 
     def session_offered(self, message: signaling_client_pb2.SessionOffered) -> None:
@@ -197,6 +211,11 @@ class ConnectorSessionTable(SessionTable):
         self._sessions.handle_offered(
             message.intermediate_id, message.session_id, _peer(message.agent), message.channel, self.now
         )
+        self._act()
+
+    def grant_presented(self, message: service_port_pb2.GrantPresented) -> None:
+        """The agent showed a valid grant."""
+        self._sessions.handle_grant(message.session_id, message.grant)
         self._act()
 
 
@@ -220,13 +239,16 @@ class AgentSessionTable(SessionTable):
         self,
         context: Context,
         scopes: SessionScopes,
+        intermediate_ids: Iterable[str],
         services: Mapping[str, WantedService],
         *,
         max_offline_s: float,
         is_eager: bool,
     ) -> None:
         self._services = services
-        self._sessions = AgentSessions(services, max_offline_s=max_offline_s, is_eager=is_eager)
+        self._sessions = AgentSessions(
+            intermediate_ids, services, max_offline_s=max_offline_s, is_eager=is_eager
+        )
         super().__init__(context, self._sessions, scopes)
 
     def request_service(self, message: session_table_pb2.RequestService) -> None:

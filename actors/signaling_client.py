@@ -87,6 +87,10 @@ class SignalingClient(Concern):
         self._sequence = 0
         self._resumable: dict[bytes, SealedGrant] = {}
 
+    def on_start(self) -> None:
+        """Ask for what must be resumed: after a crash, the session table still knows it."""
+        self.emit(signaling_client_pb2.Detached(intermediate_id=self.key, reason="starting"))
+
     def on_stop(self) -> None:
         """Say goodbye: our sessions end with us, and the peers are told at once."""
         if self._core.state is client.ClientState.ATTACHED:

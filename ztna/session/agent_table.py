@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from ztna.session.book import SessionBook, SessionState
-from ztna.session.effects import AskForSession, KeepResumable, Peer, ServiceReady, ServiceUnavailable
+from ztna.session.effects import AskForSession, Peer, ServiceReady, ServiceUnavailable
 
 # How long a client connection may wait for a session before it is reset. Above the time in which a restarted
 # intermediate or connector is back (2 s) and below what people take for a hang.
@@ -65,8 +65,15 @@ class _Requests:
 class AgentSessions(SessionBook):
     """Opens a session for a wanted service, and keeps its grants fresh."""
 
-    def __init__(self, services: Iterable[str], *, max_offline_s: float, is_eager: bool = False) -> None:
-        super().__init__(max_offline_s=max_offline_s)
+    def __init__(
+        self,
+        intermediate_ids: Iterable[str],
+        services: Iterable[str],
+        *,
+        max_offline_s: float,
+        is_eager: bool = False,
+    ) -> None:
+        super().__init__(intermediate_ids, max_offline_s=max_offline_s)
         self._services = tuple(services)
         self._is_eager = is_eager
         self._wishes: dict[str, _Wish] = {}
@@ -113,7 +120,7 @@ class AgentSessions(SessionBook):
         if record.channels.get(intermediate_id) != channel:
             self._bind(record, intermediate_id, channel)
         self._grants[service] = _HeldGrant(session_id, grant, now + lifetime_s / 2, now + lifetime_s)
-        self._effects.append(KeepResumable(session_id, grant))
+        self.handle_grant(session_id, grant)
         self._answer_wishes(now)
 
     def handle_request_failed(

@@ -8,6 +8,7 @@ re-attachment finds that it cannot be resumed; or when the node has been without
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -44,12 +45,14 @@ class SessionRecord:
     opened_at: float
     state: SessionState = SessionState.OPENING
     channels: dict[str, int] = field(default_factory=dict)
+    grant: object | None = None
 
 
 class SessionBook:
     """Sessions of one node, without the wishes of an agent or the offers to a connector."""
 
-    def __init__(self, *, max_offline_s: float) -> None:
+    def __init__(self, intermediate_ids: Iterable[str], *, max_offline_s: float) -> None:
+        self._intermediate_ids = tuple(intermediate_ids)
         self._max_offline_s = max_offline_s
         self._sessions: dict[bytes, SessionRecord] = {}
         self._attached: dict[str, None] = {}
@@ -69,7 +72,13 @@ class SessionBook:
             self.handle_revoked(intermediate_id, session_id, "not_resumable", now)
 
     def handle_detached(self, intermediate_id: str, now: float) -> None:
-        """Take note that an attachment is lost; sessions live on."""
+        """Take note that an attachment is lost; sessions live on.
+
+        What proves them is handed out again, since whoever kept it may have lost it too.
+        """
+        for record in self._sessions.values():
+            if record.grant is not None:
+                self._effects.append(KeepResumable(intermediate_id, record.session_id, record.grant))
         self._attached.pop(intermediate_id, None)
         if not self._attached and self._offline_since is None:
             self._offline_since = now
@@ -99,6 +108,13 @@ class SessionBook:
         record = self._sessions.get(session_id)
         if record is not None and record.state is SessionState.OPENING:
             record.state = SessionState.ESTABLISHED
+
+    def handle_grant(self, session_id: bytes, grant: object) -> None:
+        """Take note of a valid grant of the session: it proves both parties to any intermediate."""
+        record = self._sessions.get(session_id)
+        if record is not None:
+            record.grant = grant
+            self._keep_resumable(record)
 
     def handle_close_requested(self, session_id: bytes, reason: str) -> None:
         """Close a session because somebody asked for it."""
@@ -153,6 +169,12 @@ class SessionBook:
             self._effects.append(ReleaseChannel(intermediate_id, session_id))
             if intermediate_id in self._attached:
                 self._effects.append(ReportClosed(intermediate_id, session_id, reason))
-        self._effects.append(KeepResumable(session_id, None))
+        record.grant = None
+        self._keep_resumable(record)
         self._effects.append(ForgetSession(session_id))
         return record
+
+    def _keep_resumable(self, record: SessionRecord) -> None:
+        self._effects.extend(
+            KeepResumable(name, record.session_id, record.grant) for name in self._intermediate_ids
+        )

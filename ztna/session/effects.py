@@ -64,8 +64,9 @@ class ReportClosed:
 
 @dataclass(frozen=True, slots=True)
 class KeepResumable:
-    """Present this grant for the session when re-attaching; None: forget the session."""
+    """Present this grant for the session when re-attaching there; None: forget the session."""
 
+    intermediate_id: str
     session_id: bytes
     grant: object | None
 

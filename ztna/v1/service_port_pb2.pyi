@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from ztna.v1 import grant_pb2 as _grant_pb2
 from ztna.v1 import types_pb2 as _types_pb2
 import builtins as _builtins
 import sys
@@ -124,6 +125,31 @@ class FlowRefusedReported(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FlowRefusedReported: _TypeAlias = FlowRefusedReported  # noqa: Y015
+
+@_typing.final
+class GrantPresented(_message.Message):
+    """Event: the peer of this session showed a grant that holds (connector)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    GRANT_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.bytes
+    @_builtins.property
+    def grant(self) -> _grant_pb2.SealedGrant: ...
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.bytes = ...,
+        grant: _grant_pb2.SealedGrant | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grant", b"grant"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grant", b"grant", "session_id", b"session_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GrantPresented: _TypeAlias = GrantPresented  # noqa: Y015
 
 @_typing.final
 class ListenerChanged(_message.Message):

@@ -136,20 +136,23 @@ class KeepResumable(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    INTERMEDIATE_ID_FIELD_NUMBER: _builtins.int
     SESSION_ID_FIELD_NUMBER: _builtins.int
     GRANT_FIELD_NUMBER: _builtins.int
+    intermediate_id: _builtins.str
     session_id: _builtins.bytes
     @_builtins.property
     def grant(self) -> _grant_pb2.SealedGrant: ...
     def __init__(
         self,
         *,
+        intermediate_id: _builtins.str = ...,
         session_id: _builtins.bytes = ...,
         grant: _grant_pb2.SealedGrant | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["grant", b"grant"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["grant", b"grant", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grant", b"grant", "intermediate_id", b"intermediate_id", "session_id", b"session_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
