@@ -1,8 +1,8 @@
 """Owns the end-to-end QUIC connection of one session, beneath which paths change without its knowing.
 
 Takes packets from whatever path they came, and payload from the service sockets; emits packets to the
-selected path only. While there is no path at all, nothing is sent and QUIC's timers go on, so
-that the session survives an outage up to its idle time-out; when a path is back, the backed-off probe timer is forgotten and a
+selected path only. While there is no path, nothing is sent and QUIC's timers go on, so that the session
+survives an outage up to its idle time-out; when a path is back, the backed-off probe timer is forgotten and a
 PING sent.
 """
 
