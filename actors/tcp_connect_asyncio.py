@@ -44,6 +44,7 @@ class TcpConnector:
         self._loop = loop
         self._owner = owner
         self._is_cancelled = False
+        # Never without a time-out running, whose timer is what keeps the task from being collected.
         self._task = loop.create_task(self._connect(host, port, timeout_s))
         self._task.add_done_callback(self._on_done)
 

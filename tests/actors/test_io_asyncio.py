@@ -27,6 +27,7 @@ from actors.udp_asyncio import (
     gso_run_end,
 )
 from tests.actors.io_worlds import RealWorld, Sockets, TcpRecorder, UdpRecorder
+from tests.bench import bench_udp
 from ztna.address import TransportAddress
 
 LOOPBACK = "127.0.0.1"
@@ -277,6 +278,14 @@ def test_a_failed_bind_leaves_no_socket_behind(world: RealWorld, sockets: Socket
         with pytest.raises(OSError, match=r"."):
             world.left.open_udp(taken.local_address, UdpRecorder(world))
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+def test_the_benchmark_measures_every_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_udp, "BURSTS", 2)
+    monkeypatch.setattr(bench_udp, "ROUNDS", 1)
+    results = bench_udp.run()
+    assert len(results) == 6
+    assert all(cost_us >= 0 for cost_us in results.values())
 
 
 # TCP
