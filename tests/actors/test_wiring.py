@@ -16,6 +16,8 @@ from ztna.errors import LocalProtocolError
 
 
 class Ear(Concern):
+    """Hears and repeats."""
+
     name: ClassVar[str] = "ear"
     handlers: ClassVar[Any] = {Poke: "hear"}
     emits: ClassVar[Any] = (Poked,)
