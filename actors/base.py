@@ -313,6 +313,7 @@ class HostedActor(pykka.Actor):
 
     def _actor_loop_teardown(self) -> None:
         # An actor that was cut off by `actor_stopped` alone passed neither `on_stop` nor a failure.
-        pykka.ActorRegistry.unregister(self._actor_ref)
-        self._finish(None)
+        if not self._is_finished:
+            pykka.ActorRegistry.unregister(self._actor_ref)
+            self._finish(None)
         super()._actor_loop_teardown()

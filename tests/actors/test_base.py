@@ -115,7 +115,8 @@ def start(request: pytest.FixtureRequest) -> Iterator[Callable[..., Subject]]:
     yield start_one
     for subject in subjects:
         subject.end()
-    assert not pykka.ActorRegistry.get_all()
+    registered = pykka.ActorRegistry.get_all()
+    assert not [subject for subject in subjects if subject.ref in registered]
 
 
 Start = Callable[..., Subject]

@@ -1,0 +1,67 @@
+"""Run benchmarks: `python -m tools.bench [NAME ...] [--json]`; without a name, all of them.
+
+A benchmark is a module of `tools.bench` that has a `run()`. Every result carries the machine and the date,
+so that numbers are only ever compared with numbers of the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import importlib
+import json
+import os
+import pkgutil
+import platform
+from typing import Any
+
+import tools.bench
+
+
+def names() -> list[str]:
+    """Every benchmark there is, sorted."""
+    return sorted(m.name for m in pkgutil.iter_modules(tools.bench.__path__) if not m.name.startswith("_"))
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers depend on."""
+    return {
+        "date": dt.datetime.now(tz=dt.UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "load_average_1min": round(os.getloadavg()[0], 2),
+    }
+
+
+def show(results: dict[str, Any], indent: str = "") -> None:
+    """Print nested results as an indented list."""
+    for key, value in results.items():
+        if isinstance(value, dict):
+            print(f"{indent}{key}")
+            show(value, indent + "  ")
+        else:
+            print(f"{indent}{key:<{44 - len(indent)}} {value}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m tools.bench", description="Run benchmarks.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which ones: {', '.join(names())}")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args(arguments)
+    unknown = sorted(set(options.names) - set(names()))
+    if unknown:
+        parser.error(f"no benchmark named {', '.join(unknown)}; there are {', '.join(names())}")
+    results: dict[str, Any] = {"machine": machine()}
+    for name in options.names or names():
+        results[name] = importlib.import_module(f"tools.bench.{name}").run()
+    if options.json:
+        print(json.dumps(results))
+    else:
+        show(results)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
