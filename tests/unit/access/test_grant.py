@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests import pki_fixtures
 from ztna.access import grant
 from ztna.access.grant import GRANT_LIFETIME_S, GRANT_TOLERANCE_S, GrantClaims
-from ztna.access.identity import fingerprint
+from ztna.access.identity import Role, fingerprint
 from ztna.errors import AccessDenied, AuthenticationError, LocalProtocolError
 
 AGENT = pki_fixtures.verified("agent", "laptop")
@@ -80,7 +80,7 @@ def test_each_deviation_is_denied_with_its_reason(changes: dict[str, Any], reaso
 
 
 def test_a_connector_cannot_use_an_agents_grant_though_its_id_is_the_same() -> None:
-    impostor = replace(AGENT, identity=replace(AGENT.identity, role=pki_fixtures.Role.CONNECTOR))
+    impostor = replace(AGENT, identity=replace(AGENT.identity, role=Role.CONNECTOR))
     with pytest.raises(AccessDenied, match="wrong_agent"):
         check(agent=impostor)
 

@@ -60,10 +60,9 @@ class TestIdentity:
     def test_arbitrary_text_raises_only_authentication_errors(self, text: str) -> None:
         try:
             identity = Identity.from_uri(text)
-        except AuthenticationError as error:
-            assert error.reason == "malformed"
-        else:
-            assert identity.uri == text
+        except AuthenticationError:
+            return
+        assert identity.uri == text
 
     @pytest.mark.parametrize(
         "uri",
@@ -197,8 +196,10 @@ class TestVerdictsForBothKeyTypes:
     @pytest.mark.parametrize(
         "fault",
         [
-            "no_san", "two_uris", "foreign_uri", "is_ca", "no_basic_constraints", "no_key_usage", "may_not_sign",
-            "may_sign_certificates", "no_eku", "no_aki", "wrong_aki", "unknown_critical", "rsa_key", "p384_key",
+            "no_san", "two_uris", "foreign_uri", "is_ca", "no_basic_constraints", "no_key_usage",
+            "may_not_sign",
+            "may_sign_certificates", "no_eku", "no_aki", "wrong_aki", "unknown_critical", "rsa_key",
+            "p384_key",
         ],
     )  # fmt: skip
     def test_profile_faults_are_malformed_though_our_ca_signed(self, fault: str, key_type: str) -> None:
