@@ -31,8 +31,8 @@ NODE_LIFETIME_S = 365 * DAY_S
 """A year bounds how long a stolen key that nobody noticed stays useful."""
 
 CRL_LIFETIME_S = 365 * DAY_S
-"""How long a list may stand before daemons call it stale: every `issue` run and `revoke` publishes a newer
-one."""
+"""How long a list may stand before daemons report it as stale: `revoke` and `crl` sign a newer one, and a
+deployment that does neither within a year should hear of it."""
 
 BACKDATE_S = 300.0
 """Certificates start this much in the past, so that nodes whose clocks are a few minutes behind accept
