@@ -67,7 +67,7 @@ def config_options(command: CommandT) -> CommandT:
 
 _kind_option = click.option(
     "--kind",
-    type=click.Choice(list(DaemonKind)),
+    type=click.Choice([kind.value for kind in DaemonKind]),
     help="Which daemon the file is for; by default the file tells.",
 )
 
@@ -80,7 +80,7 @@ def config() -> None:
 @config.command()
 @config_options
 @_kind_option
-def check(path: Path, overrides: dict[str, str], kind: DaemonKind | None) -> None:
+def check(path: Path, overrides: dict[str, str], kind: str | None) -> None:
     """Report every fault of a configuration and of the files it names."""
     loaded = _load(path, overrides, kind)
     findings = inspect_settings(loaded.settings)
@@ -95,7 +95,7 @@ def check(path: Path, overrides: dict[str, str], kind: DaemonKind | None) -> Non
 @config_options
 @_kind_option
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object: key to value and origin.")
-def show(path: Path, overrides: dict[str, str], kind: DaemonKind | None, as_json: bool) -> None:
+def show(path: Path, overrides: dict[str, str], kind: str | None, as_json: bool) -> None:
     """Print every key with its effective value and its origin: default, FILE:LINE, env NAME or flag."""
     loaded = _load(path, overrides, kind)
     rows = [(".".join(key), value) for key, value in effective_values(loaded.settings)]
@@ -103,17 +103,18 @@ def show(path: Path, overrides: dict[str, str], kind: DaemonKind | None, as_json
         document = {key: {"value": value, "origin": loaded.origins[key]} for key, value in rows}
         click.echo(json.dumps(document, indent=2, ensure_ascii=False))
         return
-    table = Table("key", "value", "origin", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("key", "value", "origin"):
+        table.add_column(heading, overflow="fold")
     for key, value in rows:
         origin = loaded.origins[key]
         style = "dim" if origin == DEFAULT_ORIGIN else ""
         table.add_row(Text(key), Text(_as_yaml(value)), Text(origin), style=style)
     console = Console()
-    if console.is_terminal:
-        console.print(table)
-    else:
+    if not console.is_terminal:
         # A pipe has no width to wrap to: one key, one line.
-        console.print(table, width=MAX_PIPED_WIDTH)
+        console = Console(width=MAX_PIPED_WIDTH)
+    console.print(table)
 
 
 def _fail(problems: str) -> NoReturn:
@@ -121,9 +122,9 @@ def _fail(problems: str) -> NoReturn:
     raise click.exceptions.Exit(EXIT_CONFIG)
 
 
-def _load(path: Path, overrides: dict[str, str], kind: DaemonKind | None) -> Loaded[DaemonSettings]:
+def _load(path: Path, overrides: dict[str, str], kind: str | None) -> Loaded[DaemonSettings]:
     try:
-        return load_any(path, os.environ, overrides, kind)
+        return load_any(path, os.environ, overrides, DaemonKind(kind) if kind else None)
     except ConfigError as error:
         _fail(str(error))
 

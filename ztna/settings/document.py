@@ -8,6 +8,7 @@ errors.
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +26,8 @@ MAX_ELEMENTS = 200_000
 KeyPath = tuple[str, ...]
 
 _TAG = "tag:yaml.org,2002:"
+# Any 64-bit number; longer ones become floats, as `int` refuses thousands of digits with an error of its own.
+_INTEGER = re.compile(r"[-+]?[0-9]{1,19}")
 
 
 class _Loader(yaml.SafeLoader):
@@ -146,10 +149,12 @@ def _construct_scalar(node: yaml.ScalarNode) -> Any:
             return None
         case "bool":
             return text.lower() == "true"
-        case "int" if len(text) <= 20:  # noqa: PLR2004 - any 64-bit number; int() is slow beyond 4300 digits
+        case "int" if _INTEGER.fullmatch(text):
             return int(text)
         case "float" | "int":
-            return float(text)
+            with suppress(ValueError):
+                return float(text)
+            raise ConfigError(f"{_line(node)}{text!r} is not a number")
     raise ConfigError(f"{_line(node)}the tag {node.tag} is not allowed")
 
 
