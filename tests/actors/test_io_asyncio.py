@@ -26,7 +26,7 @@ from actors.udp_asyncio import (
     AsyncioUdpSocket,
     gso_run_end,
 )
-from tests.actors.io_worlds import RealWorld, Sockets, TcpRecorder, UdpRecorder
+from tests.actors.io_worlds import RealWorld, Sockets, TcpRecorder, UdpRecorder, has_ipv6_loopback
 from tests.bench import bench_udp
 from ztna.address import TransportAddress
 
@@ -271,6 +271,23 @@ def test_the_address_caches_start_anew_when_full(
     assert {batch.local_host for batch in heard.batches} == {f"127.0.0.{last}" for last in range(1, 8)}
 
 
+def test_one_port_serves_both_families_and_nothing_is_fragmented(world: RealWorld, sockets: Sockets) -> None:
+    four, _ = sockets.udp(world.left, "0.0.0.0")
+    assert isinstance(four, AsyncioUdpSocket)
+    option = four._sock.getsockopt(socket.IPPROTO_IP, udp_asyncio.IP_MTU_DISCOVER)
+    assert option == udp_asyncio.PMTUDISC_PROBE
+    if not has_ipv6_loopback():
+        pytest.skip("this machine has no IPv6 loopback")
+    six, _ = sockets.udp(world.left, "::", four.local_address.port)
+    assert isinstance(six, AsyncioUdpSocket)
+    option = six._sock.getsockopt(socket.IPPROTO_IPV6, udp_asyncio.IPV6_MTU_DISCOVER)
+    assert option == udp_asyncio.PMTUDISC_PROBE
+
+
+def no_owner(_stream: TcpStream) -> TcpOwner:
+    raise RuntimeError("no owner")
+
+
 def test_a_failed_bind_leaves_no_socket_behind(world: RealWorld, sockets: Sockets) -> None:
     taken, _ = sockets.udp(world.left, LOOPBACK)
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - only their number counts
@@ -409,11 +426,19 @@ def test_one_wake_up_accepts_a_bounded_number(world: RealWorld, sockets: Sockets
         client.close()
 
 
-def test_a_connection_that_nobody_wants_is_reset(world: RealWorld) -> None:
-    def accept(stream: TcpStream) -> TcpOwner:
-        raise RuntimeError("no owner")
+def test_a_client_that_is_gone_before_accept_is_passed_over(world: RealWorld, sockets: Sockets) -> None:
+    listener, accepted = sockets.listen(world.right, LOOPBACK)
+    assert isinstance(listener, tcp_asyncio.AsyncioTcpListener)
+    gone = socket.create_connection((LOOPBACK, listener.local_address.port))
+    gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 0))
+    gone.close()
+    client = sockets.recorder()
+    world.left.connect_tcp(LOOPBACK, listener.local_address.port, 5, client)
+    world.wait(lambda: client.is_connected and len(accepted) == 1)
 
-    listener = world.right.listen_tcp(TransportAddress(LOOPBACK, 0), accept)
+
+def test_a_connection_that_nobody_wants_is_reset(world: RealWorld) -> None:
+    listener = world.right.listen_tcp(TransportAddress(LOOPBACK, 0), no_owner)
     client = TcpRecorder(world)
     world.left.connect_tcp(LOOPBACK, listener.local_address.port, 5, client)
     world.wait(lambda: client.is_lost)

@@ -90,11 +90,6 @@ class Link:
         self._last_tcp_arrival = 0.0
         self._waiting: deque[Packet] = deque()
 
-    @property
-    def config(self) -> LinkConfig:
-        """The present behaviour."""
-        return self._config
-
     def configure(self, config: LinkConfig) -> None:
         """Behave so from now on; packets under way arrive as they would have."""
         self._config = config
