@@ -139,7 +139,8 @@ class _PatientRecovery(QuicPacketRecovery):
     ) -> None:
         lost = list(packets)
         if congestion_event:
-            self.packets_lost += len(lost)
+            # The loss of a bare ACK means nothing.
+            self.packets_lost += sum(packet.in_flight for packet in lost)
         super()._on_packets_lost(
             congestion_event=congestion_event,
             now=now,
@@ -346,6 +347,16 @@ class Engine(QuicConnection):
         return self._state is QuicConnectionState.TERMINATED
 
     @property
+    def is_peer_validated(self) -> bool:
+        """Whether the peer's address is proved, so that any amount may be sent to it."""
+        return self._network_paths[0].is_validated
+
+    @property
+    def is_amplifying(self) -> bool:
+        """Whether more than three times what an unproved address sent went to it (RFC 9000 §8.1)."""
+        return not self._network_paths[0].can_send(0)
+
+    @property
     def close_details(self) -> tuple[int, bool, str]:
         """Error code, whether an application gave it, and the reason phrase; valid once `is_ending`."""
         event = self._close_event
@@ -525,6 +536,14 @@ class Engine(QuicConnection):
         """Declare nothing lost and change no keys while the old path empties."""
         self._loss.grace_until = now + GRACE_ROUND_TRIPS * old_rtt
         self._key_quiet_until = max(self._key_quiet_until, now + KEY_UPDATE_QUIET_S)
+
+    def _on_ack_delivery(
+        self, delivery: QuicDeliveryState, space: QuicPacketSpace, highest_acked: int
+    ) -> None:
+        # It forgets all numbers below the highest, also those which the slow path delivered since: they would
+        # never be acknowledged. While paths overlap, the limit on ranges alone bounds what is remembered.
+        if self._now >= self._loss.grace_until:
+            super()._on_ack_delivery(delivery, space, highest_acked)
 
     # How mutual TLS is completed
 

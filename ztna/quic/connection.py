@@ -304,7 +304,11 @@ class Connection:
             self._fail(error, now)
             return self.transmit_addressed(now)
         if self._engine.is_closing and sent:
-            self._last_words = sent
+            # aioquic lets a CONNECTION_CLOSE pass the anti-amplification limit.
+            if self._engine.is_amplifying:
+                sent = []
+            if self._engine.is_peer_validated:
+                self._last_words = sent
         self._collect(now)
         return self._count_sent(sent)
 

@@ -33,7 +33,7 @@ LEG_ACK_DELAY_S = 0.020
 KEY_UPDATE_AFTER_PACKETS = 1 << 22
 """Half of what AES-GCM may seal with one key (RFC 9001 §6.6: 2^23 packets)."""
 INNER_WINDOWS = WindowLimits()
-LEG_WINDOWS = WindowLimits(growth_budget_bytes=1024 * 1024, max_streams=16)
+LEG_WINDOWS = WindowLimits(max_stream_bytes=512 * 1024, growth_budget_bytes=1024 * 1024, max_streams=16)
 """A leg has one signaling stream; the rest is room for a reconnect that overlaps."""
 
 PrivateKey = EllipticCurvePrivateKey | Ed25519PrivateKey

@@ -1,8 +1,8 @@
 """Receive windows that follow what the application consumed (RFC 9000 §4.1), as pure bookkeeping.
 
 A stream starts with a small window that doubles while its reader keeps up with a sender that the window
-holds back. The connection's window is as large as all stream windows together, so streams that nobody reads
-can fill their own share and never that of another.
+holds back. The connection's window is as large as all stream windows together plus the step in which it
+moves, so streams that nobody reads can fill their own share and never that of another.
 """
 
 from __future__ import annotations
@@ -38,9 +38,19 @@ class WindowLimits:
     max_streams: int = MAX_STREAMS
 
     @property
-    def connection_bytes(self) -> int:
-        """Window of the connection, which is also the bound of its unread bytes."""
+    def unread_bytes(self) -> int:
+        """Sum of all stream windows: the bound of what lies unread."""
         return self.max_streams * self.initial_stream_bytes + self.growth_budget_bytes
+
+    @property
+    def connection_step_bytes(self) -> int:
+        """How much is consumed between two rises of the connection's limit."""
+        return self.max_stream_bytes // 2
+
+    @property
+    def connection_bytes(self) -> int:
+        """Window of the connection: never what holds a stream back."""
+        return self.unread_bytes + self.connection_step_bytes
 
 
 @dataclass(slots=True)
@@ -131,6 +141,6 @@ class ReceiveWindows:
     def _take(self, stream: _StreamWindow, count: int) -> None:
         stream.consumed += count
         self._consumed += count
-        window = self._limits.connection_bytes
-        if (self.connection_limit - self._consumed) * 2 <= window:
-            self.connection_limit = self._consumed + window
+        limit = self._consumed + self._limits.connection_bytes
+        if limit - self.connection_limit >= self._limits.connection_step_bytes:
+            self.connection_limit = limit

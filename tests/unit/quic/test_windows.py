@@ -74,44 +74,44 @@ def test_growth_is_bounded_for_all_streams_together_and_given_back() -> None:
     assert windows.growth_bytes == 0
 
 
+TINY = WindowLimits(initial_stream_bytes=100, max_stream_bytes=100, growth_budget_bytes=0, max_streams=2)
+
+
 def test_connection_limit_covers_every_stream_window() -> None:
     limits = WindowLimits()
-    assert limits.connection_bytes == MAX_UNREAD_BYTES == MAX_STREAMS * INITIAL + GROWTH_BUDGET_BYTES
-    assert ReceiveWindows(limits).connection_limit == MAX_UNREAD_BYTES
+    assert limits.unread_bytes == MAX_UNREAD_BYTES == MAX_STREAMS * INITIAL + GROWTH_BUDGET_BYTES
+    assert ReceiveWindows(limits).connection_limit == MAX_UNREAD_BYTES + MAX_STREAM_WINDOW_BYTES // 2
 
 
 def test_connection_limit_rises_with_consumption_and_not_with_arrival() -> None:
-    limits = WindowLimits(initial_stream_bytes=100, growth_budget_bytes=0, max_streams=2)
-    windows = windows_with(0, 4, limits=limits)
+    windows = windows_with(0, 4, limits=TINY)
     windows.deliver(0, 100)
     windows.deliver(4, 100)
-    assert windows.connection_limit == 200
-    windows.consume(0, 99, now=1.0, rtt=0.1)
-    assert windows.connection_limit == 200
+    assert windows.connection_limit == 250
+    windows.consume(0, 49, now=1.0, rtt=0.1)
+    assert windows.connection_limit == 250
     windows.consume(0, 1, now=1.0, rtt=0.1)
     assert windows.connection_limit == 300
 
 
 def test_abandoned_stream_gives_back_what_nobody_reads() -> None:
-    limits = WindowLimits(initial_stream_bytes=100, growth_budget_bytes=0, max_streams=1)
-    windows = windows_with(0, limits=limits)
+    windows = windows_with(0, limits=TINY)
     assert windows.deliver(0, 60)
     windows.abandon(0)
     windows.abandon(0)
     windows.abandon(4)
     assert windows.is_drained(0)
-    assert windows.connection_limit == 160
+    assert windows.connection_limit == 310
     assert not windows.deliver(0, 40)
     assert not windows.consume(0, 60, now=1.0, rtt=0.1)
     assert windows.is_drained(0)
 
 
 def test_closing_counts_bytes_that_never_arrived_in_order() -> None:
-    limits = WindowLimits(initial_stream_bytes=100, growth_budget_bytes=0, max_streams=1)
-    windows = windows_with(0, limits=limits)
+    windows = windows_with(0, limits=TINY)
     windows.deliver(0, 10)
     windows.close(0, 80)
-    assert windows.connection_limit == 180
+    assert windows.connection_limit == 330
     assert not windows.consume(0, 10, now=1.0, rtt=0.1)
     assert windows.is_drained(0)
 
@@ -139,5 +139,5 @@ def test_unread_bytes_never_exceed_the_connection_window(steps: list[tuple[int, 
         windows.consume(stream_id, taken, now=index * 0.01, rtt=0.05)
         consumed[stream_id] += taken
         assert sum(delivered) <= windows.connection_limit
-        assert sum(delivered) - sum(consumed) <= limits.connection_bytes
+        assert sum(delivered) - sum(consumed) <= limits.unread_bytes
         assert windows.growth_bytes <= limits.growth_budget_bytes
