@@ -305,6 +305,7 @@ class HostedActor(pykka.Actor):
             return
         self._is_finished = True
         self._timer.cancel()
+        self.concern.now = self._time()
         try:
             self.concern.on_stop()
         except BaseException:  # noqa: BLE001 - nothing that clean-up raises may reach pykka's stop-all

@@ -1,7 +1,7 @@
 """Render the wiring of every daemon to docs/actors.md: one table and one Mermaid graph each.
 
-Usage: `python -m tools.render_actor_map [--check] [MODULE:ATTRIBUTE ...]`. Each argument names a `Wiring` or
-a sequence of them. With `--check` nothing is written: the exit status is 1 when docs/actors.md is out of date.
+Usage: `python -m tools.render_actor_map [--check] [MODULE:ATTRIBUTE ...]`. Each argument names a `Wiring`
+or a sequence of them. With `--check` nothing is written: the exit status is 1 when docs/actors.md is stale.
 """
 
 from __future__ import annotations
@@ -24,9 +24,8 @@ HEADER = """\
 # Who hears whom
 
 Drawn from the wiring tables by `make docs`; a test keeps it true. An actor is found by name: `concern` alone
-where a node has one (scope *node*), `concern/<intermediate id>` or `concern/<session id>` where it has one for
-each.
-Messages marked *outside* come from the daemon itself, not from an actor.
+where a node has one (scope *node*), otherwise `concern/<intermediate id>` or `concern/<session id>`. Messages
+marked *outside* come from the daemon itself, not from an actor.
 """
 
 OUTSIDE = "outside"
