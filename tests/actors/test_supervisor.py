@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, ClassVar
 
@@ -118,8 +118,14 @@ def _build(name: str, world: World, context: Context) -> Part:
 
 
 @pytest.fixture
-def world() -> World:
-    return World()
+def world() -> Iterator[World]:
+    world = World()
+    yield world
+    stopped: list[bool] = []
+    world.gate.set()
+    world.supervisor.stop(lambda: stopped.append(True))
+    world.wait(lambda: bool(stopped))
+    assert world.directory.names() == []
 
 
 def test_children_start_in_order_and_stop_in_reverse(world: World) -> None:

@@ -233,11 +233,13 @@ async def _loop_idle() -> dict[str, float]:
 def _thread_idle() -> dict[str, float]:
     before = _resident_bytes()
     started = time.perf_counter()
-    for _ in range(IDLE_ACTORS):
-        ThreadPong.start(lambda: None)
+    refs = [ThreadPong.start(lambda: None) for _ in range(IDLE_ACTORS)]
     up = time.perf_counter()
     memory = _resident_bytes() - before
-    pykka.ActorRegistry.stop_all()
+    for ref in reversed(refs):
+        ref.stop(block=False)
+    for ref in refs:
+        ref.actor_stopped.wait(300)
     return _idle(memory, up - started, time.perf_counter() - up)
 
 
