@@ -17,8 +17,8 @@ from random import Random
 from typing import TypeAlias
 
 from ztna.access.identity import Role
+from ztna.deadlines import Deadlines
 from ztna.errors import AccessDenied
-from ztna.signaling.deadlines import Deadlines
 from ztna.signaling.values import ATTACH_ID_BYTES, Party
 from ztna.token_bucket import TokenBucket
 

@@ -23,8 +23,8 @@ from typing import Final
 from ztna.access.grant import GRANT_LIFETIME_S, GRANT_TOLERANCE_S, SESSION_ID_BYTES, GrantClaims
 from ztna.access.identity import Role
 from ztna.access.policy import AccessPolicy
+from ztna.deadlines import Deadlines
 from ztna.errors import RemoteProtocolError
-from ztna.signaling.deadlines import Deadlines
 from ztna.signaling.exchange import START_DELAY_MS, Exchange
 from ztna.signaling.session_effects import (
     BindWanted,

@@ -1,0 +1,186 @@
+"""Owns the registered services; takes offers and wishes, emits the connector that was chosen, or a refusal.
+
+The core (`ztna.signaling.registry`) decides; this actor translates.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import ClassVar
+
+from actors import translate
+from actors.base import Concern, Context
+from ztna.access.identity import Role
+from ztna.access.policy import AccessPolicy, AccessRule, OfferRule
+from ztna.errors import RemoteProtocolError
+from ztna.signaling.registry import Refused, Registry
+from ztna.signaling.values import Code
+from ztna.v1 import registry_pb2, signaling_pb2, signaling_service_pb2
+
+# A report lists every service, at about 3 us each: a second per thousand keeps it below 0.5 % of the time.
+STATISTICS_INTERVAL_S = 1.0
+SERVICES_PER_INTERVAL = 1000
+
+
+class ServiceRegistry(Concern):
+    """Translates between messages and `ztna.signaling.registry`."""
+
+    name = "registry"
+    handlers: ClassVar = {
+        signaling_service_pb2.NodeAttached: "node_attached",
+        signaling_service_pb2.NodeDetached: "node_detached",
+        signaling_service_pb2.ServiceOffered: "service_offered",
+        signaling_service_pb2.ServiceWithdrawn: "service_withdrawn",
+        signaling_service_pb2.SessionWanted: "session_wanted",
+    }
+    emits = (
+        registry_pb2.ConnectorChosen,
+        registry_pb2.RegistryStatistics,
+        signaling_service_pb2.SendFrame,
+    )
+
+    def __init__(
+        self,
+        context: Context,
+        policy: Sequence[AccessRule],
+        offers: Sequence[OfferRule],
+        max_services_per_connector: int,
+    ) -> None:
+        """Raises `ConfigError` naming a rule that cannot be meant."""
+        super().__init__(context)
+        self._core = Registry(
+            AccessPolicy(policy), offers, max_services_per_connector=max_services_per_connector
+        )
+        self._registrations = 0
+        self._rejections: Counter[str] = Counter()
+        self._is_changed = False
+        self._report_at = 0.0
+
+    def node_attached(self, message: signaling_service_pb2.NodeAttached) -> None:
+        """Take a node in; an agent that brings sessions keeps their connectors."""
+        party = translate.party_from_proto(message.node)
+        self._core.handle_attached(message.attach_id, party)
+        if party.role is Role.AGENT:
+            for resumed in message.resume:
+                self._keep_choice(message, resumed)
+        elif message.superseded_attach_id:
+            self._is_changed = True
+
+    def node_detached(self, message: signaling_service_pb2.NodeDetached) -> None:
+        """Forget a node and what it offered."""
+        self._core.handle_detached(message.attach_id, translate.party_from_proto(message.node))
+        self._is_changed = True
+
+    def service_offered(self, message: signaling_service_pb2.ServiceOffered) -> None:
+        """Answer a registration."""
+        protocol = translate.protocol_from_proto(message.protocol)
+        if protocol is None:
+            refused: Refused | None = Refused(Code.INVALID_MESSAGE, "a service is tcp or udp")
+        else:
+            refused = self._core.offer(message.attach_id, message.service, protocol)
+        if refused is None:
+            self._registrations += 1
+            self.log.info("registry.service_registered", service=message.service)
+            frame = signaling_pb2.SignalingFrame(
+                registration_accepted=signaling_pb2.RegistrationAccepted(service=message.service)
+            )
+        else:
+            self._rejections[refused.code.value] += 1
+            self.log.warning(
+                "registry.service_rejected",
+                service=message.service[:64],
+                code=refused.code.value,
+                reason=refused.message,
+            )
+            frame = signaling_pb2.SignalingFrame(
+                registration_rejected=signaling_pb2.RegistrationRejected(
+                    service=message.service,
+                    code=translate.code_to_proto(refused.code),
+                    message=refused.message,
+                )
+            )
+        self.emit(signaling_service_pb2.SendFrame(attach_id=message.attach_id, frame=frame))
+        self._is_changed = True
+
+    def service_withdrawn(self, message: signaling_service_pb2.ServiceWithdrawn) -> None:
+        """A connector no longer offers a service, or cannot be told of an agent that wants it."""
+        if self._core.withdraw(message.attach_id, message.service):
+            self.log.info("registry.service_withdrawn", service=message.service)
+            self._is_changed = True
+
+    def session_wanted(self, message: signaling_service_pb2.SessionWanted) -> None:
+        """Choose a connector."""
+        agent = translate.party_from_proto(message.agent)
+        answer = self._core.choose(
+            agent,
+            message.service,
+            translate.protocol_from_proto(message.protocol),
+            message.connectors,
+            message.excluded_connectors,
+        )
+        if isinstance(answer, Refused):
+            self._rejections[answer.code.value] += 1
+            self.log.info(
+                "registry.session_refused",
+                agent_id=agent.id,
+                service=message.service[:64],
+                code=answer.code.value,
+                reason=answer.message,
+            )
+            error = signaling_pb2.SignalingError(
+                code=translate.code_to_proto(answer.code),
+                request_id=message.request_id,
+                message=answer.message,
+            )
+            frame = signaling_pb2.SignalingFrame(error=error)
+            self.emit(signaling_service_pb2.SendFrame(attach_id=message.attach_id, frame=frame))
+            self._is_changed = True
+        else:
+            self.emit(
+                registry_pb2.ConnectorChosen(
+                    agent_attach_id=message.attach_id,
+                    agent=message.agent,
+                    request_id=message.request_id,
+                    service=message.service,
+                    connector_attach_id=answer.attach_id,
+                    connector=translate.party_to_proto(answer.connector),
+                )
+            )
+
+    def handle_timeout(self, now: float) -> None:
+        """Report what changed."""
+        if not self._is_changed or now < self._report_at:
+            return
+        services = self._core.services()
+        self._is_changed = False
+        self._report_at = now + STATISTICS_INTERVAL_S * (1 + len(services) // SERVICES_PER_INTERVAL)
+        self.emit(
+            registry_pb2.RegistryStatistics(
+                services=[
+                    registry_pb2.RegistryStatistics.Service(
+                        service=each.service,
+                        protocol=translate.protocol_to_proto(each.protocol),
+                        connectors=each.connectors,
+                    )
+                    for each in services
+                ],
+                registrations=self._registrations,
+                rejections=self._rejections,
+            )
+        )
+
+    def next_deadline(self) -> float | None:
+        """When a report is due."""
+        return self._report_at if self._is_changed else None
+
+    def _keep_choice(
+        self, message: signaling_service_pb2.NodeAttached, resumed: signaling_pb2.ResumeSession
+    ) -> None:
+        # Only a preference of this very agent is taken from it, so its signature can stay unverified here.
+        try:
+            claims = translate.claims_from_bytes(resumed.grant.claims)
+        except RemoteProtocolError:
+            return  # the session manager refuses it by name
+        if claims.agent_id == message.node.id:
+            self._core.prefer(translate.party_from_proto(message.node), claims.service, claims.connector_id)

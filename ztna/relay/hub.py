@@ -1,0 +1,508 @@
+"""The relay of an intermediate: QUIC connections from nodes (*legs*), and sealed packets between them.
+
+A node proves who it is by its certificate, then says on stream 0 to which attachment its leg belongs. Sealed
+packets come in DATAGRAM frames under a channel of that attachment; `ztna.relay.channels` knows where they go,
+and a short fair queue stands before each leg. Stream 4 carries signaling for nodes that have no other way.
+
+Drive it as every core, and end each turn with `flush`: commands and received packets only mark the legs they
+touch, so that each is transmitted once.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from ztna.access.identity import Role, VerifiedPeer
+from ztna.address import TransportAddress
+from ztna.deadlines import Deadlines
+from ztna.errors import RemoteProtocolError
+from ztna.quic import endpoint as quic_endpoint
+from ztna.quic import events
+from ztna.quic.connection import Connection
+from ztna.quic.demux import ConnectionIdTable
+from ztna.quic.options import ConnectionOptions
+from ztna.relay import frame
+from ztna.relay.channels import ChannelTable, SessionTraffic
+from ztna.relay.hub_effects import (
+    AddressChanged,
+    ControlReceived,
+    HelloAnswered,
+    HubConnectionIds,
+    HubEffect,
+    HubTransmit,
+    LegClosed,
+    LegConnected,
+    LegJudged,
+    LegRefused,
+    SignalingChanged,
+    SignalingReceived,
+)
+from ztna.relay.queue import DropCounts, DropReason, FairScheduler
+from ztna.signaling.framing import FrameDecoder
+
+CONTROL_STREAM = 0
+SIGNALING_STREAM = 4
+
+MAX_DATAGRAMS_PENDING = 16
+"""A leg is fed only below this, so that what is dropped is decided by our queue, not by an unbounded one."""
+
+MAX_LEGS_PER_NODE = 4
+"""One in use, one being replaced, and twice that for clocks and luck; beyond it the oldest is closed."""
+
+MAX_SIGNALING_BACKLOG_BYTES = 1 << 20
+"""Unread by a node on its signaling stream: sixteen of the largest frames, or thousands of usual ones."""
+
+JUDGEMENT_LIMIT_S = 3.0
+"""For a PING to be acknowledged: three times the largest plausible round trip."""
+
+SUPERSEDED_REST_S = 10.0
+"""A superseded attachment keeps its channels this long: its resumed sessions flow on until rebound."""
+
+CODE_NO_ERROR = 0
+CODE_PROTOCOL_ERROR = 1
+
+
+@dataclass(slots=True, eq=False)
+class _Leg:
+    number: int
+    connection: Connection
+    remote: TransportAddress
+    local_host: str
+    peer: VerifiedPeer | None = None
+    attach_id: bytes = b""
+    decoder: FrameDecoder = field(default_factory=FrameDecoder)
+    queue: FairScheduler[bytes] = field(default_factory=FairScheduler)
+    has_signaling: bool = False
+    judging: dict[int, bytes] = field(default_factory=dict)  # PING -> attachment asked about
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return (self.remote.host, self.remote.port)
+
+
+@dataclass(slots=True)
+class HubCounters:
+    """Totals since the start."""
+
+    packets_relayed: int = 0
+    bytes_relayed: int = 0
+    accepted: int = 0
+    handshakes: int = 0
+
+
+class RelayHub:
+    """All legs of an intermediate. `options` come from `ConnectionOptions.leg`, with the judge of nodes."""
+
+    def __init__(self, options: ConnectionOptions) -> None:
+        self._table: ConnectionIdTable[int] = ConnectionIdTable()
+        self._endpoint = quic_endpoint.Endpoint(options, self._table)
+        self._channels = ChannelTable()
+        self._legs: dict[int, _Leg] = {}
+        self._nodes: dict[tuple[Role, str], dict[int, _Leg]] = {}
+        self._attachments: dict[bytes, tuple[Role, str, bytes]] = {}  # role, id, fingerprint
+        self._bound: dict[bytes, _Leg] = {}  # attachment -> its leg
+        self._sessions: dict[bytes, tuple[bytes, bytes]] = {}  # agent's and connector's attachment
+        self._last_number = 0
+        self._touched: dict[int, _Leg] = {}
+        self._timers: Deadlines[int] = Deadlines()
+        self._judgements: Deadlines[bytes] = Deadlines()
+        self._superseded: Deadlines[bytes] = Deadlines()
+        self._effects: list[HubEffect] = []
+        self._dropped: Counter[str] = Counter()
+        self._queue_drops = DropCounts()  # of all legs, past ones included
+        self._refused: Counter[str] = Counter()
+        self.counters = HubCounters()
+
+    @property
+    def leg_count(self) -> int:
+        """Authenticated legs."""
+        return sum(len(legs) for legs in self._nodes.values())
+
+    @property
+    def dropped(self) -> Counter[str]:
+        """Relayed packets dropped so far, by reason."""
+        dropped = self._dropped.copy()
+        dropped["unknown_channel"] += self._channels.unknown_packets
+        for reason in DropReason:
+            dropped[reason.value] += self._queue_drops[reason]
+        return dropped
+
+    @property
+    def refused(self) -> Counter[str]:
+        """Connections and strangers' packets refused so far, by reason."""
+        return self._refused + self._endpoint.dropped
+
+    def traffic(self) -> dict[bytes, SessionTraffic]:
+        """Counters of every bound session."""
+        return {session_id: self._channels.traffic(session_id) for session_id in self._sessions}
+
+    def update_options(self, options: ConnectionOptions) -> None:
+        """Judge and greet further connections by other credentials."""
+        self._endpoint.update_options(options)
+
+    # From the socket
+
+    def handle_datagrams(
+        self, number: int, remote: TransportAddress, local_host: str, datagrams: Iterable[bytes], now: float
+    ) -> None:
+        """Packets for a leg's connection IDs."""
+        leg = self._legs.get(number)
+        if leg is None:
+            return
+        if leg.local_host != local_host:
+            leg.local_host = local_host
+        leg.connection.receive(datagrams, now, (remote.host, remote.port))
+        self._take_events(leg, now)
+
+    def handle_unknown(
+        self, remote: TransportAddress, local_host: str, datagrams: Iterable[bytes], now: float
+    ) -> None:
+        """Packets for no known connection ID: a new node, a stranger, or noise."""
+        for datagram in datagrams:
+            verdict = self._endpoint.handle_datagram(datagram, remote, now)
+            match verdict:
+                case quic_endpoint.Reply():
+                    self._effects.append(HubTransmit(remote, local_host, [verdict.data]))
+                case quic_endpoint.Accept():
+                    self._accept(verdict.connection, remote, local_host, now)
+                case quic_endpoint.Deliver():
+                    self.handle_datagrams(verdict.owner, remote, local_host, [datagram], now)
+                case quic_endpoint.Drop():
+                    pass  # counted by the endpoint
+
+    # From signaling
+
+    def handle_attached(
+        self, attach_id: bytes, identity: tuple[Role, str, bytes], superseded: bytes, now: float
+    ) -> None:
+        """A node attached: a leg with the same role, id and key fingerprint may present this attachment."""
+        if superseded in self._attachments:
+            del self._attachments[superseded]
+            self._superseded.set(superseded, now + SUPERSEDED_REST_S)
+        self._attachments[attach_id] = identity
+
+    def handle_detached(self, attach_id: bytes, now: float) -> None:
+        """A node is gone, and its channels with it."""
+        self._attachments.pop(attach_id, None)
+        self._judgements.set(attach_id, None)
+        self._release_attachment(attach_id, now)
+        leg = self._bound.pop(attach_id, None)
+        if leg is not None:
+            leg.attach_id = b""
+
+    def handle_hello(self, number: int, attach_id: bytes) -> None:
+        """A node says to which attachment its leg belongs."""
+        leg = self._legs.get(number)
+        if leg is None or leg.peer is None:
+            return
+        holder = self._attachments.get(attach_id)
+        rejection = ""
+        if holder is None:
+            rejection = "unknown_attachment"
+        elif holder != (leg.peer.identity.role, leg.peer.identity.id, leg.peer.fingerprint):
+            rejection = "wrong_identity"
+        if rejection:
+            self._refused[rejection] += 1
+        else:
+            self._bind_leg(leg, attach_id)
+        self._effects.append(HelloAnswered(number, attach_id, rejection, frame.DEFAULT_MAX_PACKET_BYTES))
+
+    def bind(
+        self, session_id: bytes, agent_attach_id: bytes, connector_attach_id: bytes, now: float
+    ) -> tuple[int, int] | None:
+        """Make channels for a session, in place of former ones; None when an attachment has none left.
+
+        An end whose attachment stays keeps its channel. Attachments need no leg yet: whatever leg presents
+        them takes their channels over.
+        """
+        ends = (agent_attach_id, connector_attach_id)
+        if agent_attach_id not in self._attachments or connector_attach_id not in self._attachments:
+            return None
+        former = self._sessions.get(session_id)
+        if former is not None:
+            replaced = [(old, new) for old, new in zip(former, ends, strict=True) if old != new]
+            if len(replaced) == 1:
+                channels = self._channels.rebind(session_id, *replaced[0], now)
+                if channels is not None:
+                    self._sessions[session_id] = ends
+                return channels
+            self.release(session_id, now)
+        channels = self._channels.bind(session_id, *ends, now)
+        if channels is not None:
+            self._sessions[session_id] = ends
+        return channels
+
+    def release(self, session_id: bytes, now: float) -> None:
+        """Forget the channels of a session and what waits for them; harmless when there are none."""
+        ends = self._sessions.pop(session_id, ())
+        self._channels.release(session_id, now)
+        for attach_id in ends:
+            leg = self._bound.get(attach_id)
+            if leg is not None:
+                leg.queue.discard(session_id)
+
+    def judge(self, attach_id: bytes, now: float) -> None:
+        """Find out whether the leg of an attachment answers; `LegJudged` follows in `JUDGEMENT_LIMIT_S`."""
+        leg = self._bound.get(attach_id)
+        if leg is None:
+            self._effects.append(LegJudged(attach_id, is_alive=False, reason="no_leg"))
+            return
+        leg.judging = {leg.connection.ping(now): attach_id}
+        self._judgements.set(attach_id, now + JUDGEMENT_LIMIT_S)
+        self._touched[leg.number] = leg
+
+    def send_control(self, number: int, data: bytes) -> None:
+        """Write to a leg's control stream; harmless when the leg is gone."""
+        leg = self._legs.get(number)
+        if leg is not None and leg.peer is not None:
+            leg.connection.send_stream(CONTROL_STREAM, data)
+            self._touched[number] = leg
+
+    def send_signaling(self, number: int, data: bytes, *, end: bool) -> None:
+        """Write to a leg's signaling stream, and `end` it; a node that does not read loses its leg."""
+        leg = self._legs.get(number)
+        if leg is None or not leg.has_signaling:
+            return
+        if leg.connection.send_backlog(SIGNALING_STREAM) + len(data) > MAX_SIGNALING_BACKLOG_BYTES:
+            self.close(number, "signaling_overflow")
+            return
+        leg.connection.send_stream(SIGNALING_STREAM, data, end)
+        if end:
+            leg.has_signaling = False
+            leg.connection.stop_stream(SIGNALING_STREAM, CODE_NO_ERROR)
+        self._touched[number] = leg
+
+    def close(self, number: int, reason: str, code: int = CODE_PROTOCOL_ERROR) -> None:
+        """Close a leg; harmless when it is gone. `reason` goes to the node."""
+        leg = self._legs.get(number)
+        if leg is not None:
+            leg.connection.close(code, reason)
+            self._touched[number] = leg
+
+    def close_all(self, reason: str) -> None:
+        """Close every leg: this intermediate goes away."""
+        for number in list(self._legs):
+            self.close(number, reason, CODE_NO_ERROR)
+
+    # Time
+
+    def handle_timeout(self, now: float) -> None:
+        """Drive QUIC's timers, and give verdicts that are due."""
+        for number in self._timers.take_due(now):
+            leg = self._legs[number]
+            leg.connection.handle_timeout(now)
+            self._take_events(leg, now)
+        for attach_id in self._judgements.take_due(now):
+            self._effects.append(LegJudged(attach_id, is_alive=False, reason="no_answer"))
+        for attach_id in self._superseded.take_due(now):
+            self._release_attachment(attach_id, now)
+
+    def next_deadline(self) -> float | None:
+        """The earliest of what `handle_timeout` looks after."""
+        deadlines = (self._timers.next(), self._judgements.next(), self._superseded.next())
+        return min((each for each in deadlines if each is not None), default=None)
+
+    def flush(self, now: float) -> None:
+        """Transmit on every touched leg, once: the end of each turn."""
+        while self._touched:
+            touched, self._touched = self._touched, {}
+            for leg in touched.values():
+                self._transmit(leg, now)
+
+    def drain(self) -> list[HubEffect]:
+        """Hand over effects, oldest first."""
+        effects, self._effects = self._effects, []
+        return effects
+
+    # Inside
+
+    def _accept(self, connection: Connection, remote: TransportAddress, local_host: str, now: float) -> None:
+        self._last_number += 1
+        leg = _Leg(self._last_number, connection, remote, local_host)
+        leg.queue.drops = self._queue_drops
+        self._legs[leg.number] = leg
+        self.counters.accepted += 1
+        self._take_events(leg, now)
+
+    def _take_events(self, leg: _Leg, now: float) -> None:
+        self._touched[leg.number] = leg
+        for event in leg.connection.events():
+            if type(event) is events.DatagramReceived:
+                self._relay(leg, event.data, now)
+            else:
+                self._take_event(leg, event)
+
+    def _relay(self, leg: _Leg, datagram: bytes, now: float) -> None:
+        try:
+            channel, packet = frame.unpack(datagram)
+        except RemoteProtocolError as error:
+            self._dropped[error.reason] += 1
+            return
+        size = len(packet)
+        destination = self._channels.forward(leg.attach_id, channel, size)
+        if destination is None:
+            return  # counted by the table
+        target = self._bound.get(destination.attach_id)
+        if target is None:
+            self._dropped["no_leg"] += 1
+            return
+        target.queue.enqueue(destination.session_id, frame.pack(destination.channel, packet), now)
+        self._touched[target.number] = target
+        self.counters.packets_relayed += 1
+        self.counters.bytes_relayed += size
+
+    def _take_event(self, leg: _Leg, event: events.Event) -> None:
+        match event:
+            case events.StreamDataReceived():
+                leg.connection.consume(event.stream_id, len(event.data))
+                self._take_stream(leg, event)
+            case events.ConnectionIdsChanged():
+                for connection_id in event.added:
+                    self._table.add(connection_id, leg.number)
+                for connection_id in event.retired:
+                    self._table.retire(connection_id)
+                self._effects.append(HubConnectionIds(leg.number, event.added, event.retired))
+            case events.PingAcknowledged():
+                self._handle_pong(leg, event.ping_id)
+            case events.HandshakeCompleted():
+                self._handle_connected(leg)
+            case events.StreamReset() | events.StopSendingReceived():
+                self._end_signaling(leg, event.stream_id)
+            case events.ConnectionClosed():
+                self._handle_closed(leg, event)
+            case _:
+                pass
+
+    def _take_stream(self, leg: _Leg, event: events.StreamDataReceived) -> None:
+        if event.stream_id == SIGNALING_STREAM:
+            self._take_signaling(leg, event)
+        elif event.stream_id == CONTROL_STREAM:
+            try:
+                bodies = leg.decoder.feed(event.data)
+            except RemoteProtocolError as error:
+                self.close(leg.number, error.reason)
+                return
+            self._effects.extend(ControlReceived(leg.number, body) for body in bodies)
+        else:
+            self._refused["unexpected_stream"] += 1
+            self.close(leg.number, "unexpected_stream")
+
+    def _take_signaling(self, leg: _Leg, event: events.StreamDataReceived) -> None:
+        if leg.peer is None:
+            return
+        if not leg.has_signaling:
+            leg.has_signaling = True
+            self._effects.append(SignalingChanged(leg.number, is_open=True, peer=leg.peer))
+        if event.data:
+            self._effects.append(SignalingReceived(leg.number, event.data))
+        if event.end_of_stream:
+            self._end_signaling(leg, event.stream_id)
+
+    def _end_signaling(self, leg: _Leg, stream_id: int) -> None:
+        if stream_id == SIGNALING_STREAM and leg.has_signaling and leg.peer is not None:
+            leg.has_signaling = False
+            self._effects.append(SignalingChanged(leg.number, is_open=False, peer=leg.peer))
+
+    def _handle_pong(self, leg: _Leg, ping_id: int) -> None:
+        attach_id = leg.judging.pop(ping_id, None)
+        if attach_id is not None:
+            self._judgements.set(attach_id, None)
+            self._effects.append(LegJudged(attach_id, is_alive=True, reason=""))
+
+    def _handle_connected(self, leg: _Leg) -> None:
+        peer = leg.connection.peer
+        if not isinstance(peer, VerifiedPeer):
+            raise TypeError("the judge of a leg's certificates returns a VerifiedPeer")
+        if leg.connection.max_datagram_payload < frame.DEFAULT_MAX_PACKET_BYTES + frame.CHANNEL_BYTES:
+            self.close(leg.number, "datagrams_too_small")
+            return
+        leg.peer = peer
+        self.counters.handshakes += 1
+        legs = self._nodes.setdefault((peer.identity.role, peer.identity.id), {})
+        if len(legs) >= MAX_LEGS_PER_NODE:
+            self.close(next(iter(legs)), "too_many_legs")
+        legs[leg.number] = leg
+        self._effects.append(LegConnected(leg.number, peer, leg.remote))
+        self._effects.append(AddressChanged(leg.number, leg.remote))
+
+    def _handle_closed(self, leg: _Leg, event: events.ConnectionClosed) -> None:
+        reason = event.reason.value
+        if leg.peer is None:
+            self._refused[reason] += 1
+            self._effects.append(LegRefused(leg.remote, reason, event.message))
+            return
+        self._end_signaling(leg, SIGNALING_STREAM)
+        name = (leg.peer.identity.role, leg.peer.identity.id)
+        del self._nodes[name][leg.number]
+        if not self._nodes[name]:
+            del self._nodes[name]
+        self._effects.append(LegClosed(leg.number, leg.peer, reason, event.message))
+        if leg.attach_id:
+            attach_id = leg.attach_id
+            self._unbind_leg(leg)
+            self._judgements.set(attach_id, None)
+            self._effects.append(LegJudged(attach_id, is_alive=False, reason=reason))
+
+    def _bind_leg(self, leg: _Leg, attach_id: bytes) -> None:
+        former = self._bound.get(attach_id)
+        if former is not None and former is not leg:
+            # The node dialled anew: channels go with its latest leg.
+            self._unbind_leg(former)
+            self.close(former.number, "replaced", CODE_NO_ERROR)
+        if leg.attach_id and leg.attach_id != attach_id:
+            self._unbind_leg(leg)
+        leg.attach_id = attach_id
+        self._bound[attach_id] = leg
+
+    def _unbind_leg(self, leg: _Leg) -> None:
+        self._bound.pop(leg.attach_id, None)
+        leg.attach_id = b""
+
+    def _release_attachment(self, attach_id: bytes, now: float) -> None:
+        for session_id in self._channels.release_attachment(attach_id, now):
+            self._sessions.pop(session_id, None)
+
+    def _transmit(self, leg: _Leg, now: float) -> None:
+        connection = leg.connection
+        sent: list[tuple[bytes, tuple[str, int]]] = []
+        while True:
+            room = MAX_DATAGRAMS_PENDING - connection.datagrams_pending
+            taken = leg.queue.take(room, now) if room > 0 and len(leg.queue) else []
+            for _, datagram in taken:
+                connection.send_datagram(datagram)
+            sent += connection.transmit_addressed(now)
+            if not taken or not len(leg.queue):
+                break
+        if sent:
+            self._send(leg, sent)
+        # Connection IDs are issued, and deaths noticed, while packets are written.
+        for event in connection.events():
+            self._take_event(leg, event)
+        if connection.is_terminated:
+            self._forget(leg)
+        else:
+            self._timers.set(leg.number, connection.next_deadline())
+
+    def _send(self, leg: _Leg, sent: list[tuple[bytes, tuple[str, int]]]) -> None:
+        start = 0
+        for index in range(1, len(sent) + 1):
+            address = sent[start][1]
+            if index < len(sent) and sent[index][1] == address:
+                continue
+            if address != leg.address:
+                leg.remote = TransportAddress(*address)
+                if leg.peer is not None:
+                    self._effects.append(AddressChanged(leg.number, leg.remote))
+            datagrams = [data for data, _ in sent[start:index]]
+            self._effects.append(HubTransmit(leg.remote, leg.local_host, datagrams))
+            start = index
+
+    def _forget(self, leg: _Leg) -> None:
+        if self._legs.pop(leg.number, None) is None:
+            return
+        self._touched.pop(leg.number, None)
+        self._timers.set(leg.number, None)
+        self._table.forget_owner(leg.number)
+        self._effects.append(HubConnectionIds(leg.number, (), (), forget_all=True))
