@@ -33,13 +33,13 @@ from aioquic.quic.connection import (
     QuicReceiveContext,
 )
 from aioquic.quic.crypto import CryptoContext, CryptoPair, KeyUnavailableError
-from aioquic.quic.packet import QuicFrameType, QuicHeader, QuicProtocolVersion
+from aioquic.quic.packet import QuicFrameType, QuicHeader, QuicProtocolVersion, pull_quic_header
 from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder, QuicSentPacket
 from aioquic.quic.recovery import QuicPacketPacer, QuicPacketRecovery, QuicPacketSpace
 from aioquic.quic.stream import QuicStream, QuicStreamReceiver, QuicStreamSender
 from cryptography import x509
 
-from ztna.errors import AuthenticationError
+from ztna.errors import AuthenticationError, RemoteProtocolError
 from ztna.quic.congestion import capped_algorithm, constant_algorithm
 from ztna.quic.options import ConnectionOptions
 from ztna.quic.packet_numbers import PacketNumberWindow
@@ -81,6 +81,14 @@ _ALERTS = {
     "revoked": tls.AlertDescription.certificate_revoked,
     "missing": tls.AlertDescription.certificate_required,
 }
+
+
+def parse_header(datagram: bytes) -> QuicHeader:
+    """Header of the first packet in a datagram; raises `RemoteProtocolError` if it is malformed."""
+    try:
+        return pull_quic_header(Buffer(data=datagram), host_cid_length=CONNECTION_ID_BYTES)
+    except ValueError as error:
+        raise RemoteProtocolError("malformed", str(error)) from error
 
 
 class _PeerRefused(tls.Alert):
@@ -388,6 +396,11 @@ class Engine(QuicConnection):
     def datagrams_pending(self) -> int:
         """DATAGRAM frames that wait for the congestion window or the pacer."""
         return len(self._datagrams_pending)
+
+    @property
+    def is_datagram_queue_blocked(self) -> bool:
+        """Whether the first DATAGRAM frame in the queue fits no packet, since the peer's ID grew."""
+        return bool(self._datagrams_pending) and len(self._datagrams_pending[0]) > self.max_datagram_payload
 
     @property
     def host_connection_ids(self) -> tuple[bytes, ...]:

@@ -41,11 +41,15 @@ SEND_LOW_WATERMARK_BYTES = 256 * 1024
 """Feed it again from here, so that it never runs dry while its source wakes up."""
 MAX_SEND_BACKLOG_BYTES = 64 * 1024 * 1024
 """Of all streams together: sixty-four at their high watermark, and a bound on memory."""
+MAX_DATAGRAMS_PENDING = 1024
+"""Far above what a caller that looks at `datagrams_pending` lets wait; about 1 MiB."""
 MAX_CLOSE_REPEATS = 8
 """Answers to packets that arrive after the close, the nth to packet 2^n (RFC 9000 §10.2.1)."""
 CRYPTO_ERROR = 0x100
 TRANSPORT_PARAMETER_ERROR = 0x08
 INTERNAL_ERROR = 0x01
+APPLICATION_ERROR = 0x0C
+"""How an application's close looks before the handshake is over (RFC 9000 §10.2.3)."""
 NO_ERROR = 0x00
 
 _ALERT_REASONS = {
@@ -96,7 +100,7 @@ class Connection:
         self._address = address
         self._events: list[Event] = []
         self._announced_ids: dict[bytes, None] = {}
-        self._first_destination_cid: bytes | None = None
+        self._is_server = False
         self._is_established = False
         self._is_closed = False
         self._is_dead = False
@@ -143,7 +147,8 @@ class Connection:
         )
         connection = cls(engine, options, address)
         connection._is_address_validated = is_address_validated
-        connection._first_destination_cid = destination_cid
+        connection._is_server = True
+        # It stays: a late duplicate of the first packet must not look like another client.
         connection._announce_ids((destination_cid,))
         return connection
 
@@ -241,11 +246,13 @@ class Connection:
     def receive(self, datagrams: Iterable[bytes], now: float, source: PeerAddress | None = None) -> None:
         """Take UDP payloads in the order of arrival, all from `source` (default: the constant address)."""
         address = source or self._address
+        if not self._is_dead:
+            self._engine.advance(now)
         for data in datagrams:
             self._datagrams_received += 1
             self._bytes_received += len(data)
             if self._is_dead:
-                return
+                continue
             if self._is_closed:
                 self._answer_late_packet()
                 continue
@@ -255,7 +262,7 @@ class Connection:
                 self._engine.receive_datagram(data, address, now)
             except Exception as error:  # noqa: BLE001 - bytes from outside must not raise out of a core
                 self._fail(error, now)
-                return
+        if not self._is_dead:
             self._collect(now)
 
     def handle_timeout(self, now: float) -> None:
@@ -296,8 +303,11 @@ class Connection:
         if self._is_dead or not self._engine.is_started or not self._engine.get_peer_address():
             return []
         if self._is_address_validated:
+            # Once: an address that the client moves to later has to prove itself.
+            self._is_address_validated = False
             self._engine.mark_validated()
-        self._oversize_dropped += self._engine.drop_oversize_datagrams()
+        if self._engine.is_datagram_queue_blocked:
+            self._oversize_dropped += self._engine.drop_oversize_datagrams()
         try:
             sent = self._engine.datagrams_to_send(now)
         except Exception as error:  # noqa: BLE001 - a broken connection must not take the others along
@@ -327,7 +337,7 @@ class Connection:
         it is. Raises `LocalProtocolError` when `can_open_stream` is False on an established connection, and
         on a server before it accepted the client.
         """
-        if self._first_destination_cid is not None and not self._is_established:
+        if self._is_server and not self._is_established:
             raise LocalProtocolError("no stream before the client was accepted")
         if self._is_established and not self._engine.can_open_stream:
             raise LocalProtocolError("the peer's stream limit is reached")
@@ -371,7 +381,9 @@ class Connection:
     def send_datagram(self, data: bytes) -> None:
         """Queue one DATAGRAM frame; unreliable, congestion-controlled, never fragmented.
 
-        Raises `LocalProtocolError` before the handshake is over or above `max_datagram_payload`.
+        Raises `LocalProtocolError` before the handshake is over, above `max_datagram_payload`, and with
+        `MAX_DATAGRAMS_PENDING` waiting: feed it while `datagrams_pending` is small, since DATAGRAM frames go
+        before streams.
         """
         if self._engine.is_ending:
             return
@@ -381,6 +393,8 @@ class Connection:
             raise LocalProtocolError(
                 f"DATAGRAM of {len(data)} bytes exceeds {self._engine.max_datagram_payload}"
             )
+        if self._engine.datagrams_pending >= MAX_DATAGRAMS_PENDING:
+            raise LocalProtocolError("DATAGRAM queue is full: datagrams_pending was not respected")
         self._engine.send_datagram_frame(data)
 
     def ping(self, now: float) -> int:
@@ -460,7 +474,8 @@ class Connection:
             case quic_events.ConnectionIdIssued(connection_id):
                 self._announce_ids((connection_id,))
             case quic_events.ConnectionIdRetired(connection_id):
-                self._retire_id(connection_id)
+                del self._announced_ids[connection_id]
+                self._events.append(ConnectionIdsChanged(retired=(connection_id,)))
             case _:
                 pass
 
@@ -469,9 +484,6 @@ class Connection:
             return
         self._is_established = True
         self._handshake_deadline = None
-        if self._first_destination_cid is not None:
-            # From now on the client uses an ID of our choice (RFC 9000 §7.2).
-            self._retire_id(self._first_destination_cid)
         if not self._engine.takes_datagrams:
             self._engine.close(
                 error_code=TRANSPORT_PARAMETER_ERROR, frame_type=0, reason_phrase="DATAGRAM frames required"
@@ -482,11 +494,6 @@ class Connection:
     def _announce_ids(self, connection_ids: tuple[bytes, ...]) -> None:
         self._announced_ids.update(dict.fromkeys(connection_ids))
         self._events.append(ConnectionIdsChanged(added=connection_ids))
-
-    def _retire_id(self, connection_id: bytes) -> None:
-        if connection_id in self._announced_ids:
-            del self._announced_ids[connection_id]
-            self._events.append(ConnectionIdsChanged(retired=(connection_id,)))
 
     def _collect_credits(self) -> None:
         if self._engine.credits:
@@ -516,7 +523,7 @@ class Connection:
             return CloseReason.HANDSHAKE_TIMEOUT
         if self._engine.is_version_failure:
             return CloseReason.VERSION_NEGOTIATION
-        if is_application or code == NO_ERROR:
+        if is_application or code in {NO_ERROR, APPLICATION_ERROR}:
             return CloseReason.CLOSED
         if code == INTERNAL_ERROR:
             return CloseReason.INTERNAL_ERROR

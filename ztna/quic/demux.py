@@ -20,11 +20,12 @@ MAX_CIDS_PER_OWNER = 16
 MAX_CONNECTION_IDS = 1 << 18
 """Sixteen thousand connections at the bound above, about 40 MB."""
 SUPPORTED_VERSION = 1
+LONG_CID_OFFSET = 6
+"""Where the destination connection ID begins in a long header, behind its length."""
 _FORM_BIT = 0x80
 _FIXED_BIT = 0x40
 _LONG_TYPE_MASK = 0x30
 _LONG_TYPE_INITIAL = 0x00
-_LONG_CID_OFFSET = 6
 
 
 class Protocol(Enum):
@@ -55,11 +56,11 @@ def is_long_header(datagram: bytes) -> bool:
 def destination_cid(datagram: bytes) -> bytes | None:
     """Destination connection ID of the first packet (RFC 8999 §5); None if the datagram is too short."""
     if is_long_header(datagram):
-        if len(datagram) < _LONG_CID_OFFSET:
+        if len(datagram) < LONG_CID_OFFSET:
             return None
-        length = datagram[_LONG_CID_OFFSET - 1]
-        end = _LONG_CID_OFFSET + length
-        return datagram[_LONG_CID_OFFSET:end] if length <= MAX_CID_BYTES and len(datagram) >= end else None
+        length = datagram[LONG_CID_OFFSET - 1]
+        end = LONG_CID_OFFSET + length
+        return datagram[LONG_CID_OFFSET:end] if length <= MAX_CID_BYTES and len(datagram) >= end else None
     return datagram[1 : 1 + LOCAL_CID_BYTES] if len(datagram) > LOCAL_CID_BYTES else None
 
 

@@ -14,21 +14,21 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from aioquic._buffer import Buffer
 from aioquic.quic.packet import (
     QuicHeader,
-    QuicPacketType,
     encode_quic_retry,
     encode_quic_version_negotiation,
-    pull_quic_header,
 )
 from aioquic.quic.retry import QuicRetryTokenHandler
 
 from ztna.address import TransportAddress
+from ztna.errors import RemoteProtocolError
+from ztna.quic.adapter import parse_header
 from ztna.quic.budget import TokenBucket
 from ztna.quic.connection import Connection
 from ztna.quic.demux import (
     LOCAL_CID_BYTES,
+    LONG_CID_OFFSET,
     SUPPORTED_VERSION,
     ConnectionIdTable,
     destination_cid,
@@ -120,31 +120,27 @@ class Endpoint(Generic[OwnerT]):
             return self._drop("unknown_connection_id")
         if len(datagram) < MIN_INITIAL_BYTES:
             return self._drop("initial_too_small")
+        if version(datagram) != SUPPORTED_VERSION:
+            return self._negotiate_version(datagram, connection_id, now)
         try:
-            if version(datagram) != SUPPORTED_VERSION:
-                return self._negotiate_version(datagram, now)
-            header = pull_quic_header(Buffer(data=datagram), host_cid_length=LOCAL_CID_BYTES)
-        except ValueError:
-            return self._drop("malformed")
-        if header.packet_type is not QuicPacketType.INITIAL:
-            return self._drop("malformed")
+            header = parse_header(datagram)
+        except RemoteProtocolError as error:
+            return self._drop(error.reason)
         if len(header.destination_cid) < MIN_CLIENT_CID_BYTES:
             return self._drop("malformed")
         if not header.token:
             return self._retry(header, source, now)
         return self._accept(header, datagram, source, now)
 
-    def _negotiate_version(self, datagram: bytes, now: float) -> Drop | Reply:
-        buf = Buffer(data=datagram)
-        buf.seek(5)
-        destination = buf.pull_bytes(buf.pull_uint8())
-        source_cid = buf.pull_bytes(buf.pull_uint8())
+    def _negotiate_version(self, datagram: bytes, connection_id: bytes, now: float) -> Drop | Reply:
+        start = LONG_CID_OFFSET + len(connection_id) + 1
+        source_cid = datagram[start : start + datagram[start - 1]]
         if not self._replies.take(1, now):
             return self._drop("reply_rate")
         self.replied["version_negotiation"] += 1
         return Reply(
             encode_quic_version_negotiation(
-                source_cid=destination, destination_cid=source_cid, supported_versions=[SUPPORTED_VERSION]
+                source_cid=connection_id, destination_cid=source_cid, supported_versions=[SUPPORTED_VERSION]
             )
         )
 

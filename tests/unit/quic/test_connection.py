@@ -12,6 +12,7 @@ from tests.unit.quic.pair import CLIENT_OPTIONS, SERVER_OPTIONS, Pair
 from ztna.errors import LocalProtocolError
 from ztna.quic.connection import (
     MAX_CLOSE_REPEATS,
+    MAX_DATAGRAMS_PENDING,
     MAX_SEND_BACKLOG_BYTES,
     SEND_HIGH_WATERMARK_BYTES,
     Connection,
@@ -378,6 +379,14 @@ def test_longer_peer_connection_id_does_not_block_the_queue() -> None:
     assert client.statistics().oversize_datagrams_dropped == 1
 
 
+def test_datagram_queue_is_bounded() -> None:
+    pair = Pair().established()
+    for _ in range(MAX_DATAGRAMS_PENDING):
+        pair.client.connection.send_datagram(b"x")
+    with pytest.raises(LocalProtocolError):
+        pair.client.connection.send_datagram(b"x")
+
+
 def test_leg_carries_a_sealed_packet_and_never_paces() -> None:
     pair = Pair(client_options(inner_governs=True, max_datagram_size=1232)).established()
     client = pair.client.connection
@@ -422,8 +431,8 @@ def test_connection_ids_are_told_before_the_peer_uses_them() -> None:
             for cid in event.retired:
                 del routed[cid]
         assert tuple(routed) == end.connection.local_connection_ids
-        assert set(end.connection._engine.host_connection_ids) == set(routed)
-        assert len(routed) == 8
+        assert set(end.connection._engine.host_connection_ids) <= set(routed)
+        assert len(routed) == 8 + (end is pair.server)
 
 
 def test_retired_connection_id_is_replaced() -> None:
@@ -454,6 +463,17 @@ def test_close_reaches_the_peer_with_code_and_message() -> None:
         assert end.connection.next_deadline() is None
         end.connection.handle_timeout(pair.now)
         assert end.connection.transmit(pair.now) == []
+
+
+def test_close_during_the_handshake_is_no_fault_of_the_protocol() -> None:
+    pair = Pair()
+    pair.connect()
+    pair.run(0.03)
+    pair.client.connection.close(7, "changed my mind")
+    pair.flush()
+    pair.run(0.1)
+    at_server = closed(pair.server.events)
+    assert (at_server.reason, at_server.is_remote, at_server.message) == (CloseReason.CLOSED, True, "")
 
 
 def test_commands_after_the_close_are_ignored() -> None:

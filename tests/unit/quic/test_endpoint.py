@@ -69,6 +69,25 @@ def test_client_gets_in_after_one_retry() -> None:
     assert endpoint.handshaking == 0
 
 
+def test_client_that_moves_is_followed_once_its_new_address_answers() -> None:
+    endpoint, client = new_endpoint(), new_client()
+    decision = endpoint.handle_datagram(initial_after_retry(endpoint, client=client), SOURCE, NOW)
+    assert isinstance(decision, Accept)
+    server, now, address = decision.connection, NOW, (SOURCE.host, SOURCE.port)
+    for step in range(12):
+        if step == 6:
+            address = (OTHER_SOURCE.host, OTHER_SOURCE.port)
+        now += 0.01
+        client.ping(now)
+        server.receive(client.transmit(now), now, address)
+        now += 0.01
+        answers = server.transmit_addressed(now)
+        assert all(to == address for _, to in answers)
+        client.receive([data for data, _ in answers], now)
+    assert server._engine.is_peer_validated
+    assert client.is_established
+
+
 def test_retry_is_smaller_than_what_it_answers_and_nothing_is_remembered() -> None:
     endpoint = new_endpoint()
     [first] = new_client().transmit(NOW)
