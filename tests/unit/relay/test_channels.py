@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -129,10 +131,9 @@ def test_released_attachment_takes_its_sessions_along_and_no_others() -> None:
         pytest.param(lambda table: table.traffic(T), id="traffic of an unknown session"),
     ],
 )
-def test_misuse_is_our_own_fault(misuse: object) -> None:
+def test_misuse_is_our_own_fault(misuse: Callable[[ChannelTable], object]) -> None:
     table = ChannelTable()
     _bound(table, S, A, B)
-    assert callable(misuse)
     with pytest.raises(LocalProtocolError):
         misuse(table)
 
