@@ -24,7 +24,6 @@ from aioquic._crypto import CryptoError
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import (
     CONNECTION_LIMIT_FRAME_CAPACITY,
-    END_STATES,
     MAX_STREAM_DATA_FRAME_CAPACITY,
     Limit,
     QuicConnection,
@@ -33,6 +32,7 @@ from aioquic.quic.connection import (
     QuicReceiveContext,
 )
 from aioquic.quic.crypto import CryptoContext, CryptoPair, KeyUnavailableError
+from aioquic.quic.events import ConnectionTerminated
 from aioquic.quic.packet import QuicFrameType, QuicHeader, QuicProtocolVersion, pull_quic_header
 from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder, QuicSentPacket
 from aioquic.quic.recovery import QuicPacketPacer, QuicPacketRecovery, QuicPacketSpace
@@ -342,7 +342,7 @@ class Engine(QuicConnection):
     @property
     def is_ending(self) -> bool:
         """Whether the connection closes or has closed."""
-        return self._close_event is not None or self._state in END_STATES
+        return self._close_event is not None
 
     @property
     def is_closing(self) -> bool:
@@ -367,9 +367,7 @@ class Engine(QuicConnection):
     @property
     def close_details(self) -> tuple[int, bool, str]:
         """Error code, whether an application gave it, and the reason phrase; valid once `is_ending`."""
-        event = self._close_event
-        if event is None:
-            return 0, True, ""
+        event = cast("ConnectionTerminated", self._close_event)
         return event.error_code, event.frame_type is None, event.reason_phrase
 
     @property

@@ -10,12 +10,12 @@ already on the way. Keep driving until `is_terminated`, then forget the connecti
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from aioquic.quic import events as quic_events
 
 from ztna.errors import LocalProtocolError
 from ztna.quic.adapter import INITIAL_RTT_S, Engine
+from ztna.quic.closing import INTERNAL_ERROR, NO_ERROR, TRANSPORT_PARAMETER_ERROR, reason_of
 from ztna.quic.events import (
     CloseReason,
     ConnectionClosed,
@@ -29,6 +29,7 @@ from ztna.quic.events import (
     StreamDataReceived,
     StreamReset,
 )
+from ztna.quic.figures import ConnectionStatistics, RoundTripTime
 from ztna.quic.options import ConnectionOptions
 
 PeerAddress = tuple[str, int]
@@ -45,50 +46,6 @@ MAX_DATAGRAMS_PENDING = 1024
 """Far above what a caller that looks at `datagrams_pending` lets wait; about 1 MiB."""
 MAX_CLOSE_REPEATS = 8
 """Answers to packets that arrive after the close, the nth to packet 2^n (RFC 9000 §10.2.1)."""
-CRYPTO_ERROR = 0x100
-TRANSPORT_PARAMETER_ERROR = 0x08
-INTERNAL_ERROR = 0x01
-APPLICATION_ERROR = 0x0C
-"""How an application's close looks before the handshake is over (RFC 9000 §10.2.3)."""
-NO_ERROR = 0x00
-
-_ALERT_REASONS = {
-    42: CloseReason.BAD_CERTIFICATE,
-    43: CloseReason.BAD_CERTIFICATE,
-    44: CloseReason.CERTIFICATE_REVOKED,
-    45: CloseReason.CERTIFICATE_EXPIRED,
-    46: CloseReason.BAD_CERTIFICATE,
-    48: CloseReason.UNKNOWN_CA,
-    49: CloseReason.ACCESS_DENIED,
-    51: CloseReason.BAD_CERTIFICATE,
-    116: CloseReason.CERTIFICATE_REQUIRED,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class RoundTripTime:
-    """RTT figures of the path (RFC 9002 §5), in seconds."""
-
-    latest: float
-    smoothed: float
-    variation: float
-    minimum: float
-
-
-@dataclass(frozen=True, slots=True)
-class ConnectionStatistics:
-    """Counters since the start, and the congestion window of the moment."""
-
-    datagrams_sent: int
-    datagrams_received: int
-    bytes_sent: int
-    bytes_received: int
-    packets_lost: int
-    congestion_window_bytes: int
-    bytes_in_flight: int
-    oversize_datagrams_dropped: int
-    key_updates: int
-    internal_errors: int
 
 
 class Connection:
@@ -110,7 +67,7 @@ class Connection:
         self._minimum_reset_at: float | None = None
         self._next_ping = 0
         self._last_words: list[tuple[bytes, PeerAddress]] = []
-        self._repeats_due = 0
+        self._is_repeat_due = False
         self._late_packets = 0
         self._datagrams_sent = self._datagrams_received = 0
         self._bytes_sent = self._bytes_received = 0
@@ -297,8 +254,8 @@ class Connection:
 
     def transmit_addressed(self, now: float) -> list[tuple[bytes, PeerAddress]]:
         """The same with the address QUIC means, for a server whose clients change theirs."""
-        if self._repeats_due:
-            self._repeats_due = 0
+        if self._is_repeat_due:
+            self._is_repeat_due = False
             return self._count_sent(self._last_words)
         if self._is_dead or not self._engine.is_started or not self._engine.get_peer_address():
             return []
@@ -523,19 +480,13 @@ class Connection:
             return CloseReason.HANDSHAKE_TIMEOUT
         if self._engine.is_version_failure:
             return CloseReason.VERSION_NEGOTIATION
-        if is_application or code in {NO_ERROR, APPLICATION_ERROR}:
-            return CloseReason.CLOSED
-        if code == INTERNAL_ERROR:
-            return CloseReason.INTERNAL_ERROR
-        if CRYPTO_ERROR <= code < 2 * CRYPTO_ERROR:
-            return _ALERT_REASONS.get(code - CRYPTO_ERROR, CloseReason.TLS_ERROR)
-        return CloseReason.PROTOCOL_ERROR
+        return reason_of(code, is_application=is_application)
 
     def _answer_late_packet(self) -> None:
         self._late_packets += 1
         is_power_of_two = self._late_packets & (self._late_packets - 1) == 0
         if self._engine.is_closing and is_power_of_two and self._late_packets < 1 << MAX_CLOSE_REPEATS:
-            self._repeats_due = 1
+            self._is_repeat_due = True
 
     def _fail(self, error: Exception, now: float) -> None:
         """Give up a connection whose state can no longer be trusted, telling the peer if that still works."""
@@ -554,7 +505,7 @@ class Connection:
         try:
             self._engine.close(error_code=INTERNAL_ERROR, frame_type=0, reason_phrase="internal error")
             self._last_words = self._engine.datagrams_to_send(now)
-            self._repeats_due = 1
+            self._is_repeat_due = True
         except Exception:  # noqa: BLE001, S110 - courtesy only, and the cause has been told
             pass
 

@@ -242,6 +242,47 @@ def test_lost_window_updates_are_sent_again() -> None:
     assert len(pair.server.received[0]) == 2 * INITIAL_STREAM_WINDOW_BYTES
 
 
+def test_window_updates_of_many_streams_leave_at_once() -> None:
+    windows = WindowLimits(initial_stream_bytes=1024)
+    pair = Pair(server_options=replace(SERVER_OPTIONS, windows=windows)).established()
+    pair.server.auto_consume = False
+    client, server = pair.client.connection, pair.server.connection
+    count = 400
+    for _ in range(count):
+        client.send_stream(client.open_stream(), b"x" * 600)
+    pair.flush()
+    pair.run(20.0, until=lambda: sum(map(len, pair.server.received.values())) == count * 600)
+    for stream_id, data in pair.server.received.items():
+        server.consume(stream_id, len(data))
+    assert len(server.transmit(pair.now)) > 1
+    assert not server._engine._due_limits
+
+
+def test_connection_limit_wakes_the_streams_it_held_back() -> None:
+    pair = Pair().established()
+    client, server = pair.client.connection._engine, pair.server.connection._engine
+    client._remote_max_data = 100
+    send(pair, pair.client.connection.open_stream(), b"x" * 300)
+    pair.run(0.2)
+    assert len(pair.server.received[0]) == 100
+    server.windows.connection_limit += 1
+    pair.flush()
+    pair.run(0.2)
+    assert len(pair.server.received[0]) == 300
+
+
+def test_limit_that_does_not_fit_the_congestion_window_waits() -> None:
+    pair = Pair().established()
+    pair.run(0.2)
+    engine = pair.server.connection._engine
+    engine.windows.connection_limit += 1
+    in_flight = engine._loss._cc.bytes_in_flight
+    engine._loss._cc.bytes_in_flight = engine._loss.congestion_window
+    assert pair.server.connection.transmit(pair.now) == []
+    engine._loss._cc.bytes_in_flight = in_flight
+    assert len(pair.server.connection.transmit(pair.now)) == 1
+
+
 def test_send_backlog_follows_acknowledgements() -> None:
     pair = Pair().established()
     client = pair.client.connection

@@ -42,6 +42,17 @@ def test_both_ends_accept_each_other() -> None:
         assert end.of(HandshakeCompleted) == [HandshakeCompleted("ztna/1")]
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_handshake_survives_loss_and_reordering(seed: int) -> None:
+    pair = Pair(seed=seed)
+    for link in (pair.uplink, pair.downlink):
+        link.loss, link.reorder, link.reorder_delay = 0.2, 0.5, 0.06
+    pair.connect()
+    pair.client.connection.send_stream(pair.client.connection.open_stream(), b"early" * 1000)
+    pair.run(9.0, until=lambda: pair.both_established)
+    assert pair.both_established
+
+
 def test_ed25519_identities_work_where_lengths_must_be_fixed() -> None:
     agent = pki.issue("agent", "a1", key_type="ed25519")
     assert pki.verified("agent", "a1", key_type="ed25519").identity.id == "a1"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import runpy
 from pathlib import Path
 
 import aioquic
@@ -71,6 +72,12 @@ OVERRIDDEN = [
 
 def test_version_is_the_one_the_adapter_was_written_for() -> None:
     assert aioquic.__version__ == adapter.SUPPORTED_VERSION == "1.7.2"
+
+
+def test_another_version_is_refused_with_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aioquic, "__version__", "1.8.0")
+    with pytest.raises(ImportError, match=r"1\.7\.2, found 1\.8\.0"):
+        runpy.run_path(inspect.getfile(adapter))
 
 
 @pytest.mark.parametrize(("owner", "name", "parameters"), OVERRIDDEN, ids=lambda value: str(value)[:60])
