@@ -221,6 +221,7 @@ class HostedActor(pykka.Actor):
         self._life = life
         self._is_inside = False
         self._is_finished = False
+        self._has_started = False
         self._timer = self._create_timer()
         self._concern_ref = ConcernRef(self)
         self._actor_ref = self._concern_ref
@@ -275,6 +276,7 @@ class HostedActor(pykka.Actor):
     def _actor_loop_setup(self) -> None:
         super()._actor_loop_setup()
         if not self.actor_stopped.is_set():
+            self._has_started = True
             self._life.started(self._concern_ref)
 
     def on_start(self) -> None:
@@ -294,10 +296,14 @@ class HostedActor(pykka.Actor):
         """End the actor: pykka brings every unhandled exception here, that of `on_start` included."""
         pykka.ActorRegistry.unregister(self._actor_ref)
         self.actor_stopped.set()
-        self._log.error(
-            f"{self.concern.name}.actor_failed",
-            exc_info=(exception_type, exception_value, traceback),
-        )
+        if isinstance(exception_value, OSError) and not self._has_started:
+            # An address in use, say: for people to mend, and its message says how.
+            self._log.error(f"{self.concern.name}.start_failed", error=str(exception_value))
+        else:
+            self._log.error(
+                f"{self.concern.name}.actor_failed",
+                exc_info=(exception_type, exception_value, traceback),
+            )
         self._finish(exception_value)
 
     def _finish(self, failure: BaseException | None) -> None:

@@ -167,6 +167,8 @@ class Incarnation:
 class ChildGroup:
     """Starts `specs` in order and keeps them running until told to end, or until it gives up.
 
+    A group that cannot start for the first time gives up at once.
+
     `on_running` is called after each start or restart with the names of the children that were started;
     `on_ended` is called once, with a reason fit to be a metric label.
     """
@@ -183,6 +185,7 @@ class ChildGroup:
     _next: int = field(init=False, default=0)
     _restart_times: deque[float] = field(init=False, default_factory=deque)
     _end_reason: str = field(init=False, default="")
+    _has_run: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         """Give every spec its place."""
@@ -241,7 +244,10 @@ class ChildGroup:
         if spec.ends_scope:
             self.end(f"{spec.name}_ended")
         elif spec.restart is Restart.PERMANENT or (spec.restart is Restart.TRANSIENT and failure is not None):
-            if self._may_restart():
+            if self._phase is _Phase.STARTING and not self._has_run and failure is not None:
+                # What does not even start is configured wrongly; trying again would only repeat that.
+                self.end(f"{spec.name} cannot start: {failure}")
+            elif self._may_restart():
                 child.restarts += 1
                 self._restart_from(self.children.index(child), f"{spec.name}_failed")
             else:
@@ -329,6 +335,7 @@ class ChildGroup:
             self._next += 1
         if self._phase is _Phase.STARTING:
             self._phase = _Phase.RUNNING
+            self._has_run = True
             self.on_running([child.spec.name for child in self.children[self._first :]])
 
     @staticmethod

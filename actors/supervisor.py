@@ -60,14 +60,14 @@ class Supervisor:
         self,
         surroundings: Surroundings,
         *,
-        on_give_up: Callable[[str], None],
+        on_give_up: Callable[[str, BaseException | None], None],
         on_scope_ended: Callable[[str, str], None] = _ignore,
         limit: RestartLimit | None = None,
     ) -> None:
         """Prepare; nothing runs before `start`.
 
-        `on_give_up(reason)` comes once everything has stopped after too many restarts of the node's
-        children: the process should exit with an error. `on_scope_ended(key, reason)` comes for every scope,
+        `on_give_up(reason, failure)` comes once everything has stopped, because a child of the node could not
+        start or was restarted too often; `failure` is the last one: the process should exit with an error. `on_scope_ended(key, reason)` comes for every scope,
         however it ended.
         """
         self._surroundings = surroundings
@@ -171,7 +171,8 @@ class Supervisor:
         if self._is_stopping:
             self._stop_node_last()
         else:
-            self.stop(partial(self._on_give_up, reason))
+            failures = [child.failure for child in self._node.children if child.failure] if self._node else []
+            self.stop(partial(self._on_give_up, reason, failures[-1] if failures else None))
 
 
 def _status(key: str, child: Child) -> ChildStatus:
