@@ -78,7 +78,7 @@ class QuicRelay(Concern):
         self._report_at: float | None = None
 
     def on_stop(self) -> None:
-        """Close the legs; the sessions live on through another intermediate, or through this one, restarted."""
+        """Close the legs; the sessions live on through another intermediate, or this one once restarted."""
         self._hub.close_all("shutting_down")
         self._act()
 
@@ -141,7 +141,7 @@ class QuicRelay(Concern):
 
     def send_leg_signaling_bytes(self, message: quic_relay_pb2.SendLegSignalingBytes) -> None:
         """Carry signaling."""
-        self._hub.send_signaling(message.connection, message.data, end=message.close)
+        self._hub.send_signaling(message.connection, message.data, self.now, end=message.close)
         self._act()
 
     def handle_timeout(self, now: float) -> None:

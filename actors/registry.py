@@ -14,7 +14,8 @@ from actors.base import Concern, Context
 from ztna.access.identity import Role
 from ztna.access.policy import AccessPolicy, AccessRule, OfferRule
 from ztna.errors import RemoteProtocolError
-from ztna.signaling.registry import Refused, Registry
+from ztna.signaling.registry import Refused
+from ztna.signaling.registry import Registry as Core
 from ztna.signaling.values import Code
 from ztna.v1 import registry_pb2, signaling_pb2, signaling_service_pb2
 
@@ -23,7 +24,7 @@ STATISTICS_INTERVAL_S = 1.0
 SERVICES_PER_INTERVAL = 1000
 
 
-class ServiceRegistry(Concern):
+class Registry(Concern):
     """Translates between messages and `ztna.signaling.registry`."""
 
     name = "registry"
@@ -49,9 +50,7 @@ class ServiceRegistry(Concern):
     ) -> None:
         """Raises `ConfigError` naming a rule that cannot be meant."""
         super().__init__(context)
-        self._core = Registry(
-            AccessPolicy(policy), offers, max_services_per_connector=max_services_per_connector
-        )
+        self._core = Core(AccessPolicy(policy), offers, max_services_per_connector=max_services_per_connector)
         self._registrations = 0
         self._rejections: Counter[str] = Counter()
         self._is_changed = False

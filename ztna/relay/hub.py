@@ -60,6 +60,9 @@ JUDGEMENT_LIMIT_S = 3.0
 SUPERSEDED_REST_S = 10.0
 """A superseded attachment keeps its channels this long: its resumed sessions flow on until rebound."""
 
+FAREWELL_S = 1.0
+"""From the end of a signaling stream to the close of its leg: last words are retransmitted once or twice."""
+
 CODE_NO_ERROR = 0
 CODE_PROTOCOL_ERROR = 1
 
@@ -109,6 +112,7 @@ class RelayHub:
         self._timers: Deadlines[int] = Deadlines()
         self._judgements: Deadlines[bytes] = Deadlines()
         self._superseded: Deadlines[bytes] = Deadlines()
+        self._farewells: Deadlines[int] = Deadlines()
         self._effects: list[HubEffect] = []
         self._dropped: Counter[str] = Counter()
         self._queue_drops = DropCounts()  # of all legs, past ones included
@@ -260,8 +264,11 @@ class RelayHub:
             leg.connection.send_stream(CONTROL_STREAM, data)
             self._touched[number] = leg
 
-    def send_signaling(self, number: int, data: bytes, *, end: bool) -> None:
-        """Write to a leg's signaling stream, and `end` it; a node that does not read loses its leg."""
+    def send_signaling(self, number: int, data: bytes, now: float, *, end: bool) -> None:
+        """Write to a leg's signaling stream; a node that does not read loses its leg.
+
+        A leg has one signaling stream, so `end` ends the leg too, when the last words have arrived.
+        """
         leg = self._legs.get(number)
         if leg is None or not leg.has_signaling:
             return
@@ -271,7 +278,7 @@ class RelayHub:
         leg.connection.send_stream(SIGNALING_STREAM, data, end)
         if end:
             leg.has_signaling = False
-            leg.connection.stop_stream(SIGNALING_STREAM, CODE_NO_ERROR)
+            self._farewells.set(number, now + FAREWELL_S)
         self._touched[number] = leg
 
     def close(self, number: int, reason: str, code: int = CODE_PROTOCOL_ERROR) -> None:
@@ -294,6 +301,8 @@ class RelayHub:
             leg = self._legs[number]
             leg.connection.handle_timeout(now)
             self._take_events(leg, now)
+        for number in self._farewells.take_due(now):
+            self.close(number, "signaling_ended", CODE_NO_ERROR)
         for attach_id in self._judgements.take_due(now):
             self._effects.append(LegJudged(attach_id, is_alive=False, reason="no_answer"))
         for attach_id in self._superseded.take_due(now):
@@ -301,7 +310,13 @@ class RelayHub:
 
     def next_deadline(self) -> float | None:
         """The earliest of what `handle_timeout` looks after."""
-        deadlines = (self._timers.next(), self._judgements.next(), self._superseded.next())
+        every: tuple[Deadlines[int] | Deadlines[bytes], ...] = (
+            self._timers,
+            self._farewells,
+            self._judgements,
+            self._superseded,
+        )
+        deadlines = (each.next() for each in every)
         return min((each for each in deadlines if each is not None), default=None)
 
     def flush(self, now: float) -> None:
@@ -504,5 +519,6 @@ class RelayHub:
             return
         self._touched.pop(leg.number, None)
         self._timers.set(leg.number, None)
+        self._farewells.set(leg.number, None)
         self._table.forget_owner(leg.number)
         self._effects.append(HubConnectionIds(leg.number, (), (), forget_all=True))

@@ -1,0 +1,182 @@
+"""The gRPC listener of an intermediate: mutual TLS, `Attach` streams, health and reflection.
+
+Judges nobody and knows no frame: each stream reports to its owner on the loop thread what it received and
+when it ended, and writes what it is given, in order, from one bounded queue. A node that does not read loses
+its stream. Certificates are fetched per handshake, so that a reload serves new connections at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Protocol, TypeAlias, cast
+
+import grpc
+from grpc import aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from actors.credentials import Credentials
+from ztna.address import TransportAddress
+from ztna.signaling.framing import MAX_FRAME_BYTES
+from ztna.v1 import signaling_pb2, signaling_pb2_grpc
+
+STOP_GRACE_S = 1.0
+"""For the last frames of every stream to be written while the daemon stops, of the 5 s it has."""
+
+_SERVICE_NAME = signaling_pb2.DESCRIPTOR.services_by_name["SignalingService"].full_name
+
+_OPTIONS: list[tuple[str, int]] = [
+    ("grpc.max_receive_message_length", MAX_FRAME_BYTES),
+    ("grpc.max_send_message_length", MAX_FRAME_BYTES),
+    # A node whose address vanished sends no FIN: two missed pings tell.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    # Nodes ping every 10 s; the default would answer that with GOAWAY too_many_pings.
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    # Two processes on one port would each see half of the nodes.
+    ("grpc.so_reuseport", 0),
+]
+
+
+_Context: TypeAlias = "aio.ServicerContext[signaling_pb2.SignalingFrame, signaling_pb2.SignalingFrame]"
+
+
+class StreamOwner(Protocol):
+    """Whoever serves the streams; called on the loop thread, for each stream in this order."""
+
+    def stream_opened(self, stream: GrpcStream) -> None:
+        """A node opened a stream; nothing about it is judged yet but possession of some key."""
+
+    def stream_frame(self, stream: GrpcStream, frame: signaling_pb2.SignalingFrame) -> None:
+        """A frame arrived."""
+
+    def stream_closed(self, stream: GrpcStream) -> None:
+        """The stream is over, whoever ended it; comes once."""
+
+
+class GrpcStream:
+    """One `Attach` call. `certificate_pem` is what the node presented in the TLS handshake."""
+
+    def __init__(self, certificate_pem: bytes, remote: str, max_queued: int) -> None:
+        self.certificate_pem = certificate_pem
+        self.remote = remote
+        self._max_queued = max_queued
+        self._outgoing: asyncio.Queue[signaling_pb2.SignalingFrame | None] = asyncio.Queue()
+        self._status: tuple[grpc.StatusCode, str] | None = None
+
+    def send(self, frame: signaling_pb2.SignalingFrame) -> None:
+        """Queue a frame; a full queue ends the stream."""
+        if self._status is not None:
+            return
+        if self._outgoing.qsize() >= self._max_queued:
+            self.close(grpc.StatusCode.RESOURCE_EXHAUSTED, "you do not read what is sent to you")
+        else:
+            self._outgoing.put_nowait(frame)
+
+    def close(self, status: grpc.StatusCode = grpc.StatusCode.OK, detail: str = "") -> None:
+        """End the stream behind what is queued; harmless when repeated."""
+        if self._status is None:
+            self._status = (status, detail)
+            self._outgoing.put_nowait(None)
+
+    async def serve(self, context: _Context, owner: StreamOwner) -> None:
+        """Carry frames both ways until either side ends the stream."""
+        owner.stream_opened(self)
+        reader = asyncio.get_running_loop().create_task(self._read(context, owner))
+        try:
+            while (frame := await self._outgoing.get()) is not None:
+                await context.write(frame)
+        finally:
+            reader.cancel()
+            owner.stream_closed(self)
+        status, detail = self._status or (grpc.StatusCode.OK, "")
+        if status is not grpc.StatusCode.OK:
+            await context.abort(status, detail)
+
+    async def _read(self, context: _Context, owner: StreamOwner) -> None:
+        try:
+            while True:
+                frame = await context.read()
+                if not isinstance(frame, signaling_pb2.SignalingFrame):
+                    break  # the node finished its direction
+                owner.stream_frame(self, frame)
+        finally:
+            self.close()
+
+
+class GrpcSignalingServer(signaling_pb2_grpc.SignalingServiceServicer):
+    """Listens on `address`. Must be made on the event loop's thread.
+
+    `credentials` is asked at every handshake. Raises `OSError` when the address cannot be bound.
+    """
+
+    def __init__(
+        self,
+        address: TransportAddress,
+        credentials: Callable[[], Credentials],
+        owner: StreamOwner,
+        max_queued_frames: int,
+    ) -> None:
+        self._owner = owner
+        self._max_queued = max_queued_frames
+        self._health = health.aio.HealthServicer()
+        self._server = aio.server(options=_OPTIONS)
+        signaling_pb2_grpc.add_SignalingServiceServicer_to_server(self, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection(
+            (_SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
+        )
+        try:
+            port = self._server.add_secure_port(str(address), _server_credentials(credentials))
+        except RuntimeError as error:
+            raise OSError(f"cannot bind gRPC signaling to {address} (grpc.listen)") from error
+        self.address = TransportAddress(address.host, port)
+        """Where it listens, with the real port."""
+        # asyncio keeps only weak references to tasks.
+        self._task = asyncio.get_running_loop().create_task(self._start())
+
+    def stop(self) -> asyncio.Task[None]:
+        """Accept nothing more; streams may write what is queued for `STOP_GRACE_S`. The task ends with them."""
+        self._task = asyncio.get_running_loop().create_task(self._stop(self._task))
+        return self._task
+
+    async def Attach(  # type: ignore[override]  # noqa: N802 - the stub knows generators only; the schema's name
+        self, request_iterator: object, context: _Context
+    ) -> None:
+        """Serve one node."""
+        del request_iterator  # `context.read` takes frames one at a time
+        presented = next(iter(context.auth_context().get("x509_pem_cert", ())), b"")
+        await GrpcStream(presented, context.peer(), self._max_queued).serve(context, self._owner)
+
+    async def _start(self) -> None:
+        await self._server.start()
+        for name in ("", _SERVICE_NAME):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+
+    async def _stop(self, start: asyncio.Task[None]) -> None:
+        await start
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(STOP_GRACE_S)
+
+
+def _server_credentials(credentials: Callable[[], Credentials]) -> grpc.ServerCredentials:
+    def configuration(current: Credentials) -> grpc.ServerCertificateConfiguration:
+        return grpc.ssl_server_certificate_configuration(
+            [(current.private_key_pem, current.certificate_pem)], root_certificates=current.ca_pem
+        )
+
+    served = credentials()
+
+    def fetch() -> grpc.ServerCertificateConfiguration | None:
+        nonlocal served
+        latest = credentials()
+        if latest is served:
+            return None
+        served = latest
+        return configuration(latest)
+
+    return grpc.dynamic_ssl_server_credentials(
+        configuration(served), cast("Any", fetch), require_client_authentication=True
+    )

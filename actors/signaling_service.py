@@ -1,0 +1,513 @@
+"""Owns the attachments of an intermediate; takes frames of nodes over two carriers, emits what they want.
+
+A stream comes from gRPC or from stream 4 of a relay leg. Either way its certificate is judged here once
+more, for role and revocation, then its first frame must be an AttachRequest. The core
+(`ztna.signaling.attachments`) decides who is attached and who is lost. What a frame says about sessions and
+services is for other actors.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Final, Protocol
+
+import grpc
+from cryptography import x509
+from google.protobuf.message import DecodeError
+
+from actors import translate
+from actors.base import Concern, Context, loop_callback
+from actors.credentials import Credentials
+from actors.grpc_signaling import GrpcSignalingServer, GrpcStream, StreamOwner
+from ztna.access.grant import NONCE_BYTES, sign_nonce
+from ztna.access.identity import Role, VerifiedPeer
+from ztna.errors import AccessDenied, AuthenticationError, LocalProtocolError, RemoteProtocolError
+from ztna.signaling import attachments
+from ztna.signaling.framing import FrameDecoder, encode
+from ztna.signaling.values import Code, Party
+from ztna.v1 import quic_relay_pb2, signaling_pb2, signaling_service_pb2
+
+PROTOCOL_VERSION = 1
+
+# From the opening of a stream to its AttachRequest: the node sends it in the same flight.
+ATTACH_LIMIT_S = 5.0
+
+# Streams before their AttachRequest: a storm of reconnections passes, a flood does not.
+MAX_PENDING_STREAMS = 1024
+
+STATISTICS_INTERVAL_S = 1.0
+
+# Words of a node for a log line; it may write what it likes into them.
+MAX_REASON_CHARACTERS = 200
+
+NODE_ROLES: Final = frozenset({Role.AGENT, Role.CONNECTOR})
+
+# Frames about one session; they go to the session manager unread.
+_SESSION_FRAMES: Final = frozenset({
+    "close_session", "candidate_offer", "candidate_answer", "candidate_added", "start_punching",
+    "restart_requested", "punching_result", "session_ended", "session_offer", "session_rebound",
+})  # fmt: skip
+
+_STATUS: Final = {
+    Code.SUPERSEDED: grpc.StatusCode.ABORTED,
+    Code.RATE_LIMITED: grpc.StatusCode.RESOURCE_EXHAUSTED,
+}
+
+OpenServer = Callable[[StreamOwner], GrpcSignalingServer]
+
+
+class _Carrier(Protocol):
+    """How frames leave."""
+
+    def send(self, frame: signaling_pb2.SignalingFrame) -> None: ...
+
+    def close(self, status: grpc.StatusCode = grpc.StatusCode.OK, detail: str = "") -> None: ...
+
+
+class _LegCarrier:
+    """Stream 4 of a relay leg."""
+
+    def __init__(self, connection: int, emit: Callable[[quic_relay_pb2.SendLegSignalingBytes], None]) -> None:
+        self.decoder = FrameDecoder()
+        self._connection = connection
+        self._emit = emit
+
+    def send(self, frame: signaling_pb2.SignalingFrame) -> None:
+        data = encode(frame.SerializeToString())
+        self._emit(quic_relay_pb2.SendLegSignalingBytes(connection=self._connection, data=data))
+
+    def close(self, status: grpc.StatusCode = grpc.StatusCode.OK, detail: str = "") -> None:
+        del status, detail  # an error frame has said it
+        self._emit(quic_relay_pb2.SendLegSignalingBytes(connection=self._connection, close=True))
+
+
+@dataclass(slots=True, eq=False)
+class _Stream:
+    """One stream of a verified node. `attach_id` is empty before its AttachRequest, due by `deadline`."""
+
+    carrier: _Carrier
+    kind: attachments.Carrier
+    peer: VerifiedPeer
+    connection: int
+    deadline: float
+    attach_id: bytes = b""
+    sent: int = 0
+    received: int = 0
+
+    @property
+    def party(self) -> Party:
+        identity = self.peer.identity
+        return Party(identity.role, identity.id, self.peer.fingerprint)
+
+
+class SignalingService(Concern):
+    """Translates between frames, messages and `ztna.signaling.attachments`."""
+
+    name = "signaling_service"
+    handlers: ClassVar = {
+        signaling_service_pb2.SendFrame: "send_frame",
+        quic_relay_pb2.LegJudged: "leg_judged",
+        quic_relay_pb2.LegSignalingChanged: "leg_signaling_changed",
+        quic_relay_pb2.LegSignalingBytesReceived: "leg_signaling_bytes_received",
+    }
+    emits = (
+        signaling_service_pb2.NodeAttached,
+        signaling_service_pb2.NodeDetached,
+        signaling_service_pb2.JudgeLeg,
+        signaling_service_pb2.ServiceOffered,
+        signaling_service_pb2.ServiceWithdrawn,
+        signaling_service_pb2.SessionWanted,
+        signaling_service_pb2.SessionFrameReceived,
+        signaling_service_pb2.SignalingStatistics,
+        quic_relay_pb2.SendLegSignalingBytes,
+    )
+
+    def __init__(
+        self,
+        context: Context,
+        credentials: Credentials,
+        open_server: OpenServer | None,
+        max_attachments: int,
+        frames_per_second: float,
+    ) -> None:
+        """`open_server` starts the gRPC listener (see `GrpcSignalingServer`); None: carrier quic alone."""
+        super().__init__(context)
+        self._credentials = credentials
+        self._open_server = open_server
+        self._server: GrpcSignalingServer | None = None
+        self._table = attachments.AttachmentTable(
+            context.io.random, max_attachments=max_attachments, frames_per_second=frames_per_second
+        )
+        self._grpc_streams: dict[GrpcStream, _Stream] = {}
+        self._leg_streams: dict[int, _Stream] = {}
+        self._pending: dict[tuple[Role, str], _Stream] = {}
+        self._attached: dict[bytes, _Stream] = {}
+        self._counters: Counter[str] = Counter()
+        self._refused: Counter[str] = Counter()
+        self._is_changed = False
+        self._report_at = 0.0
+
+    def on_start(self) -> None:
+        """Listen."""
+        if self._open_server is not None:
+            self._server = self._open_server(self)
+            self.log.info("signaling_service.listening", address=str(self._server.address))
+
+    def on_stop(self) -> None:
+        """Send every node elsewhere. No session ends: each node resumes its own where it attaches next."""
+        goodbye = signaling_pb2.Goodbye(reason="shutting_down")
+        for stream in (*self._attached.values(), *self._pending.values()):
+            self._send(stream, signaling_pb2.SignalingFrame(goodbye=goodbye))
+            stream.carrier.close(grpc.StatusCode.UNAVAILABLE, "this intermediate is shutting down")
+        if self._server is not None:
+            self._server.stop()
+
+    # Carrier grpc
+
+    @loop_callback
+    def stream_opened(self, stream: GrpcStream) -> None:
+        """A node opened a gRPC stream."""
+        try:
+            certificates = x509.load_pem_x509_certificates(stream.certificate_pem)
+        except ValueError:
+            certificates = []
+        try:
+            peer = self._judge(certificates)
+        except AuthenticationError as error:
+            self._refuse(error, stream.remote)
+            wrong_role = error.reason == "wrong_role"
+            code = grpc.StatusCode.PERMISSION_DENIED if wrong_role else grpc.StatusCode.UNAUTHENTICATED
+            stream.close(code, str(error))
+            return
+        self._grpc_streams[stream] = self._admit(stream, attachments.Carrier.GRPC, peer, 0)
+
+    @loop_callback
+    def stream_frame(self, stream: GrpcStream, frame: signaling_pb2.SignalingFrame) -> None:
+        """A node sent a frame over gRPC."""
+        known = self._grpc_streams.get(stream)
+        if known is not None:
+            self._frame_received(known, frame)
+
+    @loop_callback
+    def stream_closed(self, stream: GrpcStream) -> None:
+        """A gRPC stream ended."""
+        known = self._grpc_streams.pop(stream, None)
+        if known is not None:
+            self._stream_ended(known)
+
+    # Carrier quic
+
+    def leg_signaling_changed(self, message: quic_relay_pb2.LegSignalingChanged) -> None:
+        """A node opened the signaling stream of its leg, or it ended."""
+        former = self._leg_streams.pop(message.connection, None)
+        if former is not None:
+            self._stream_ended(former)
+        if not message.is_open:
+            return
+        carrier = _LegCarrier(message.connection, self.emit)
+        try:
+            peer = self._judge(translate.chain_from_der([message.certificate]))
+        except (AuthenticationError, RemoteProtocolError) as error:
+            self._refuse(error, f"leg {message.connection}")
+            carrier.close()
+            return
+        stream = self._admit(carrier, attachments.Carrier.QUIC, peer, message.connection)
+        self._leg_streams[message.connection] = stream
+
+    def leg_signaling_bytes_received(self, message: quic_relay_pb2.LegSignalingBytesReceived) -> None:
+        """Bytes of a leg's signaling stream."""
+        stream = self._leg_streams.get(message.connection)
+        if stream is None or not isinstance(stream.carrier, _LegCarrier):
+            return
+        try:
+            for body in stream.carrier.decoder.feed(message.data):
+                self._frame_received(stream, signaling_pb2.SignalingFrame.FromString(body))
+        except (RemoteProtocolError, DecodeError) as error:
+            self._abandon(stream, Code.INVALID_MESSAGE, str(error))
+
+    # From other actors
+
+    def send_frame(self, message: signaling_service_pb2.SendFrame) -> None:
+        """Another actor has something to say to a node."""
+        stream = self._attached.get(message.attach_id)
+        if stream is None:
+            self._counters["frames_without_stream"] += 1
+        else:
+            self._send(stream, message.frame)
+
+    def leg_judged(self, message: quic_relay_pb2.LegJudged) -> None:
+        """A verdict on the leg of an attachment."""
+        self._table.handle_leg_judged(message.attach_id, message.reason, self.now, is_alive=message.is_alive)
+        self._act()
+
+    def handle_timeout(self, now: float) -> None:
+        """Give up lingering nodes and streams that say nothing, and report."""
+        for stream in list(self._pending.values()):
+            if now < stream.deadline:
+                break  # the others are younger
+            self._abandon(stream, Code.INVALID_MESSAGE, f"no AttachRequest within {ATTACH_LIMIT_S:g} s")
+        self._table.handle_timeout(now)
+        self._act()
+        if self._is_changed and now >= self._report_at:
+            self._report(now)
+
+    def next_deadline(self) -> float | None:
+        """The earliest of what `handle_timeout` looks after."""
+        oldest = next(iter(self._pending.values()), None)
+        deadlines = (
+            self._table.next_deadline(),
+            None if oldest is None else oldest.deadline,
+            self._report_at if self._is_changed else None,
+        )
+        return min((each for each in deadlines if each is not None), default=None)
+
+    # Streams
+
+    def _judge(self, chain: list[x509.Certificate]) -> VerifiedPeer:
+        return self._credentials.verifier.verify(
+            chain, expect=NODE_ROLES, now_wall=self.io.wall_time(), as_server=False
+        )
+
+    def _refuse(self, error: AuthenticationError | RemoteProtocolError, remote: str) -> None:
+        self._count_refusal(error.reason)
+        self.log.warning(
+            "signaling_service.node_refused", remote=remote, reason=error.reason, detail=str(error)
+        )
+
+    def _admit(
+        self, carrier: _Carrier, kind: attachments.Carrier, peer: VerifiedPeer, connection: int
+    ) -> _Stream:
+        stream = _Stream(carrier, kind, peer, connection, self.now + ATTACH_LIMIT_S)
+        former = self._pending.get(stream.party.name)
+        if former is not None:
+            self._abandon(former, Code.SUPERSEDED, "another stream of this node was opened")
+        self._pending[stream.party.name] = stream
+        if len(self._pending) > MAX_PENDING_STREAMS:
+            self._abandon(stream, Code.RATE_LIMITED, "too many nodes attach at once")
+        return stream
+
+    def _stream_ended(self, stream: _Stream) -> None:
+        self._forget_pending(stream)
+        if self._attached.get(stream.attach_id) is stream:
+            del self._attached[stream.attach_id]
+            self._table.handle_stream_broken(stream.attach_id, self.now)
+            self._act()
+
+    def _forget_pending(self, stream: _Stream) -> None:
+        if self._pending.get(stream.party.name) is stream:
+            del self._pending[stream.party.name]
+
+    def _abandon(self, stream: _Stream, code: Code, message: str) -> None:
+        """Tell a node why its stream ends, and end it; an attachment on it lingers."""
+        self._count_refusal(code.value)
+        self.log.warning(
+            "signaling_service.stream_abandoned",
+            peer_id=str(stream.peer.identity),
+            code=code.value,
+            reason=message,
+        )
+        self._send_error(stream, code, message)
+        self._hang_up(stream, _STATUS.get(code, grpc.StatusCode.INVALID_ARGUMENT), message)
+        self._stream_ended(stream)
+
+    def _hang_up(self, stream: _Stream, status: grpc.StatusCode, message: str) -> None:
+        stream.carrier.close(status, message)
+        self._leg_streams.pop(stream.connection, None)
+        if isinstance(stream.carrier, GrpcStream):
+            self._grpc_streams.pop(stream.carrier, None)
+
+    def _send(self, stream: _Stream, frame: signaling_pb2.SignalingFrame) -> None:
+        stream.sent += 1
+        frame.seq = stream.sent
+        self._counters["frames_sent"] += 1
+        self._is_changed = True
+        stream.carrier.send(frame)
+
+    def _send_error(
+        self, stream: _Stream, code: Code, message: str, request_id: int = 0, session_id: bytes = b""
+    ) -> None:
+        error = signaling_pb2.SignalingError(
+            code=translate.code_to_proto(code), message=message, request_id=request_id, session_id=session_id
+        )
+        self._send(stream, signaling_pb2.SignalingFrame(error=error))
+
+    # Frames
+
+    def _frame_received(self, stream: _Stream, frame: signaling_pb2.SignalingFrame) -> None:
+        self._counters["frames_received"] += 1
+        self._is_changed = True
+        body = frame.WhichOneof("body")
+        is_restart = body == "attach_request" and frame.seq == 1
+        if frame.seq != stream.received + 1 and not is_restart:
+            self._abandon(stream, Code.INVALID_MESSAGE, f"frame {frame.seq} after {stream.received}")
+            return
+        stream.received = frame.seq
+        if body == "attach_request":
+            self._attach(stream, frame.attach_request)
+        elif not stream.attach_id:
+            self._abandon(stream, Code.INVALID_MESSAGE, "the first frame must be an AttachRequest")
+        elif not self._table.admit_frame(stream.attach_id, self.now):
+            self._count_refusal(Code.RATE_LIMITED.value)
+            self._answer_flood(stream, frame)
+        else:
+            self._dispatch(stream, frame, body)
+
+    def _answer_flood(self, stream: _Stream, frame: signaling_pb2.SignalingFrame) -> None:
+        # Only what somebody waits for is answered: errors by the thousand would help nobody.
+        if frame.HasField("open_session"):
+            self._send_error(stream, Code.RATE_LIMITED, "too many frames", frame.open_session.request_id)
+
+    def _attach(self, stream: _Stream, request: signaling_pb2.AttachRequest) -> None:
+        if request.protocol_version != PROTOCOL_VERSION or len(request.nonce) != NONCE_BYTES:
+            message = f"protocol version {PROTOCOL_VERSION} and a nonce of {NONCE_BYTES} bytes are expected"
+            self._abandon(stream, Code.INVALID_MESSAGE, message)
+            return
+        self._forget_pending(stream)
+        if self._attached.get(stream.attach_id) is stream:
+            # The node begins anew on the same stream: nobody else is to be told that it was replaced.
+            del self._attached[stream.attach_id]
+        try:
+            stream.attach_id = self._table.attach(stream.party, stream.kind, self.now)
+        except AccessDenied as error:
+            self._abandon(stream, Code.RATE_LIMITED, str(error))
+            return
+        self._attached[stream.attach_id] = stream
+        self._counters["attached_total"] += 1
+        self._act(request)
+        accepted = signaling_pb2.AttachAccepted(
+            attach_id=stream.attach_id,
+            certificate_chain=self._credentials.chain_der,
+            signature=sign_nonce(self._credentials.private_key, request.nonce, stream.peer.fingerprint),
+        )
+        self._send(stream, signaling_pb2.SignalingFrame(attach_accepted=accepted))
+
+    def _dispatch(self, stream: _Stream, frame: signaling_pb2.SignalingFrame, body: str | None) -> None:
+        attach_id = stream.attach_id
+        match body:
+            case "ping":
+                pong = signaling_pb2.SignalingPong(id=frame.ping.id)
+                self._send(stream, signaling_pb2.SignalingFrame(pong=pong))
+            case "pong":
+                pass  # a sign of life; gRPC and QUIC watch their connections themselves
+            case "register_service":
+                wanted = frame.register_service
+                self._table.handle_offered(attach_id, wanted.service)
+                self.emit(
+                    signaling_service_pb2.ServiceOffered(
+                        attach_id=attach_id, service=wanted.service, protocol=wanted.protocol
+                    )
+                )
+            case "withdraw_service":
+                service = frame.withdraw_service.service
+                self._table.handle_withdrawn(attach_id, service)
+                self.emit(signaling_service_pb2.ServiceWithdrawn(attach_id=attach_id, service=service))
+            case "open_session":
+                self._want_session(stream, frame.open_session)
+            case "goodbye":
+                self._table.handle_goodbye(attach_id, frame.goodbye.reason[:MAX_REASON_CHARACTERS])
+                del self._attached[attach_id]
+                self._hang_up(stream, grpc.StatusCode.OK, "")
+                self._act()
+            case None:
+                self._count_refusal("unknown_frame")  # of a later version; it expects no answer from us
+            case _ if body in _SESSION_FRAMES:
+                self.emit(
+                    signaling_service_pb2.SessionFrameReceived(
+                        attach_id=attach_id, session_id=getattr(frame, body).session_id, frame=frame
+                    )
+                )
+            case _:
+                self._count_refusal(Code.INVALID_MESSAGE.value)
+                self._send_error(stream, Code.INVALID_MESSAGE, f"{body} is not a node's to send")
+
+    def _want_session(self, stream: _Stream, wanted: signaling_pb2.OpenSession) -> None:
+        self.emit(
+            signaling_service_pb2.SessionWanted(
+                attach_id=stream.attach_id,
+                agent=translate.party_to_proto(stream.party),
+                request_id=wanted.request_id,
+                service=wanted.service,
+                protocol=wanted.protocol,
+                connectors=wanted.connectors,
+                excluded_connectors=wanted.excluded_connectors,
+            )
+        )
+
+    # Effects
+
+    def _act(self, request: signaling_pb2.AttachRequest | None = None) -> None:
+        for effect in self._table.drain():
+            self._is_changed = True
+            match effect:
+                case attachments.Attached():
+                    self._announce(effect, request)
+                case attachments.Superseded():
+                    former = self._attached.pop(effect.attach_id, None)
+                    if former is not None:
+                        message = "this node attached again elsewhere"
+                        self._send_error(former, Code.SUPERSEDED, message)
+                        self._hang_up(former, grpc.StatusCode.ABORTED, message)
+                case attachments.LegJudgementWanted():
+                    self.emit(signaling_service_pb2.JudgeLeg(attach_id=effect.attach_id))
+                case attachments.ServiceUnreachable():
+                    self.emit(
+                        signaling_service_pb2.ServiceWithdrawn(
+                            attach_id=effect.attach_id, service=effect.service
+                        )
+                    )
+                case attachments.Detached():
+                    self.log.info(
+                        "signaling_service.node_detached",
+                        peer_id=str(effect.party),
+                        is_clean=effect.is_clean,
+                        reason=effect.reason,
+                    )
+                    self.emit(
+                        signaling_service_pb2.NodeDetached(
+                            attach_id=effect.attach_id,
+                            node=translate.party_to_proto(effect.party),
+                            is_clean=effect.is_clean,
+                            reason=effect.reason,
+                        )
+                    )
+
+    def _announce(self, effect: attachments.Attached, request: signaling_pb2.AttachRequest | None) -> None:
+        if request is None:
+            raise LocalProtocolError("a node attached without a request")
+        self.log.info(
+            "signaling_service.node_attached",
+            peer_id=str(effect.party),
+            carrier=effect.carrier.value,
+            software=request.software[:MAX_REASON_CHARACTERS],
+            is_replacement=bool(effect.superseded),
+            resumed_sessions=len(request.resume),
+        )
+        self.emit(
+            signaling_service_pb2.NodeAttached(
+                attach_id=effect.attach_id,
+                node=translate.party_to_proto(effect.party),
+                carrier=effect.carrier.value,
+                superseded_attach_id=effect.superseded,
+                resume=request.resume,
+                connection=self._attached[effect.attach_id].connection,
+            )
+        )
+
+    def _count_refusal(self, reason: str) -> None:
+        self._refused[reason] += 1
+        self._is_changed = True
+
+    def _report(self, now: float) -> None:
+        self._is_changed = False
+        self._report_at = now + STATISTICS_INTERVAL_S
+        self.emit(
+            signaling_service_pb2.SignalingStatistics(
+                attachments=len(self._table),
+                attached_total=self._counters["attached_total"],
+                frames_received=self._counters["frames_received"],
+                frames_sent=self._counters["frames_sent"],
+                refused=self._refused,
+            )
+        )
