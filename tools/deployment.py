@@ -1,7 +1,8 @@
 """A whole deployment of real processes on loopback: identities, configuration files, daemons, and their end.
 
 Used by the demo and by the end-to-end tests. Everything lives in one directory: `pki/`, one YAML and one log
-file per daemon. Daemons bind to loopback only.
+file per daemon. Daemons bind to loopback only. The directory's path has to be short: the control sockets below
+it are named by at most 107 bytes.
 """
 
 from __future__ import annotations
@@ -14,15 +15,26 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import grpc
 import yaml
+
+from ztna.access.identity import Role
+from ztna.pki.files import CA_CERTIFICATE, CRL, PkiDirectory
+from ztna.v1 import control_pb2, control_pb2_grpc
 
 POLL_INTERVAL_S = 0.05
 STOP_LIMIT_S = 6.0
+STATUS_LIMIT_S = 2.0
+# The control socket is a file: no proxy stands before it, whatever the environment says of HTTP.
+CHANNEL_OPTIONS = (("grpc.enable_http_proxy", 0),)
+
+_handed_out: set[tuple[int, int]] = set()
 
 
 class DeploymentError(Exception):
@@ -30,11 +42,19 @@ class DeploymentError(Exception):
 
 
 def free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
-    """A port of 127.0.0.1 that was free a moment ago."""
-    with socket.socket(socket.AF_INET, kind) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port of 127.0.0.1 that was free a moment ago, and was not handed out before."""
+    while True:
+        with socket.socket(socket.AF_INET, kind) as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+        if (kind, port) not in _handed_out:
+            _handed_out.add((kind, port))
+            return port
+
+
+def control_channel(socket_path: Path) -> grpc.Channel:
+    """A channel to the control socket of a daemon."""
+    return grpc.insecure_channel(f"unix:{socket_path}", options=CHANNEL_OPTIONS)
 
 
 @dataclass
@@ -73,9 +93,9 @@ class Deployment:
         self.directory = directory
         self.daemons: dict[str, Daemon] = {}
         self._log_level = log_level
-        self._pki = directory / "pki"
+        self._pki = PkiDirectory(directory / "pki")
         directory.mkdir(parents=True, exist_ok=True)
-        self.ztna("pki", "init", "--dir", str(self._pki), "--trust-domain", "demo.test")
+        self._pki.init("demo.test", time.time())
 
     def __enter__(self) -> Self:
         return self
@@ -144,6 +164,8 @@ class Deployment:
                     stderr=log,
                     stdin=subprocess.DEVNULL,
                     env={**os.environ, **daemon.environment},
+                    # Ctrl-C in a terminal is for us; the daemons get one SIGTERM, and drain.
+                    process_group=0,
                 )
 
     def kill(self, name: str, signal_number: int = signal.SIGKILL) -> int:
@@ -168,12 +190,15 @@ class Deployment:
         for process in running:
             process.terminate()
         deadline = time.monotonic() + STOP_LIMIT_S
-        for process in running:
-            try:
-                process.wait(max(0.1, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        try:
+            for process in running:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(max(0.1, deadline - time.monotonic()))
+        finally:  # also when somebody is impatient and interrupts the wait
+            for process in running:
+                if process.poll() is None:
+                    process.kill()
+                    process.wait()
 
     def status(self, name: str) -> dict[str, Any] | None:
         """What `ztna status --json` says, None while the daemon does not answer."""
@@ -183,6 +208,25 @@ class Deployment:
         status: dict[str, Any] = json.loads(done.stdout)
         return status
 
+    def daemon_status(self, name: str) -> control_pb2.DaemonStatus | None:
+        """What the control socket says, None while the daemon does not answer."""
+        socket_path = self.daemons[name].control_socket
+        if not socket_path.exists():
+            return None
+        with control_channel(socket_path) as channel:
+            stub = control_pb2_grpc.ControlServiceStub(channel)
+            try:
+                return stub.GetStatus(control_pb2.GetStatusRequest(), timeout=STATUS_LIMIT_S).status
+            except grpc.RpcError:
+                return None
+
+    def check_running(self, name: str, waiting_for: str) -> None:
+        """Raise `DeploymentError` when a daemon has ended."""
+        daemon = self.daemons[name]
+        if not daemon.is_running:
+            code = daemon.process.returncode if daemon.process else None
+            raise DeploymentError(f"{name} ended (exit {code}) before: {waiting_for}\n{daemon.log_tail()}")
+
     def wait_for(
         self, name: str, predicate: Callable[[dict[str, Any]], bool], what: str, timeout_s: float = 20.0
     ) -> dict[str, Any]:
@@ -190,10 +234,7 @@ class Deployment:
         deadline = time.monotonic() + timeout_s
         status: dict[str, Any] | None = None
         while time.monotonic() < deadline:
-            daemon = self.daemons[name]
-            if not daemon.is_running:
-                code = daemon.process.returncode if daemon.process else None
-                raise DeploymentError(f"{name} ended (exit {code}) before: {what}\n{daemon.log_tail()}")
+            self.check_running(name, what)
             status = self.status(name)
             if status is not None and predicate(status):
                 return status
@@ -206,7 +247,20 @@ class Deployment:
     def wait_ready(self, *names: str, timeout_s: float = 20.0) -> None:
         """Wait until daemons (all, if none is named) report that they are ready."""
         for name in names or tuple(self.daemons):
-            self.wait_for(name, lambda status: bool(status["is_ready"]), "ready", timeout_s)
+            deadline = time.monotonic() + timeout_s
+            reason = "its control socket does not answer"
+            while True:
+                self.check_running(name, "ready")
+                status = self.daemon_status(name)
+                if status is not None:
+                    if status.is_ready:
+                        break
+                    reason = status.not_ready_reason
+                if time.monotonic() >= deadline:
+                    raise DeploymentError(
+                        f"{name} is not ready after {timeout_s} s: {reason}\n{self.daemons[name].log_tail()}"
+                    )
+                time.sleep(POLL_INTERVAL_S)
 
     def _intermediates(self) -> list[dict[str, str]]:
         return [
@@ -221,14 +275,16 @@ class Deployment:
 
     def _add(self, kind: str, name: str, settings: dict[str, Any]) -> Daemon:
         out = self.directory / name
-        self.ztna("pki", "issue", kind, name, "--dir", str(self._pki), "--out", str(out))
+        self._pki.issue(Role(kind), name, time.time(), out=out)
         complete = {
             "kind": kind,
             "node": {
                 "id": name,
                 "cert": str(out / f"{name}.crt"),
                 "key": str(out / f"{name}.key"),
-                "ca": str(self._pki / "ca.crt"),
+                "ca": str(self._pki.path / CA_CERTIFICATE),
+                # The CA's own copy: what `ztna pki revoke` writes is there at the next reload.
+                "crl": str(self._pki.path / CRL),
             },
             "log": {"level": self._log_level, "format": "json"},
             "metrics": {"listen": f"127.0.0.1:{free_port()}"},
