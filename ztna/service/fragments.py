@@ -3,9 +3,10 @@
     flow id (varint) | sequence (varint) | fragment index (8 bits) | fragment count (8 bits) | bytes
 
 Flow id and sequence are QUIC variable-length integers (RFC 9000 §16): a young flow pays 4 bytes a datagram
-where a fixed layout that never wraps would pay 18, and most service datagrams are small. Index and count never
-need more than a byte. The sequence numbers the datagrams of one flow and direction from 0, never wraps, and lets
-the receiver deliver none twice. Nothing is sent again: a datagram that lost a fragment is lost.
+where a fixed layout that never wraps would pay 18, and most service datagrams are small. Index and count
+never need more than a byte. The sequence numbers the datagrams of one flow and direction from 0, never
+wraps, and lets the receiver deliver none twice. Nothing is sent again: a datagram that lost a fragment is
+lost.
 """
 
 from __future__ import annotations
@@ -160,7 +161,8 @@ class Reassembler:
     """Puts the datagrams of one flow and direction together again. `now` is monotonic seconds.
 
     Fragments may come in any order. The first copy of a fragment counts: a different one under the same
-    index, or one that states another count, is dropped. What no longer fits drops the datagram that began first.
+    index, or one that states another count, is dropped. What no longer fits drops the datagram that began
+    first.
     """
 
     __slots__ = ("_drops", "_partials", "_size_bytes", "_window")
