@@ -1,0 +1,171 @@
+"""One daemon's life: settings, credentials, actors, signals, exit status. Called by `ztna.cli`.
+
+Exit status: 0 after a drain, 2 for a wrong configuration, 3 when the node's own credentials are not
+acceptable, 4 when an address cannot be bound, 1 for everything else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from enum import IntEnum
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+
+from actors import log as logs
+from actors.base import Context
+from actors.child_group import ChildSpec, Surroundings
+from actors.directory import Directory
+from actors.io import Io
+from actors.io_asyncio import AsyncioIo
+from actors.runtime import LoopRuntime
+from actors.supervisor import Supervisor
+from actors.wiring import Router, Wiring
+from ztna import __version__
+from ztna.errors import AuthenticationError, ConfigError
+from ztna.settings import DaemonKind, DaemonSettings
+
+# Peers are told, and the process is gone, within 5 s: the actors have most of it, stray I/O the rest.
+DRAIN_LIMIT_S = 4.0
+FLUSH_LIMIT_S = 0.5
+
+
+class ExitStatus(IntEnum):
+    """What the process returns; part of the interface to service managers and scripts."""
+
+    OK = 0
+    FAILURE = 1
+    CONFIGURATION = 2
+    AUTHENTICATION = 3
+    BIND = 4
+
+
+class Plan(Protocol):
+    """What a kind of daemon consists of; see `actors/plans.py`."""
+
+    @property
+    def wiring(self) -> Wiring:
+        """Who hears whom."""
+
+    def specs(self, node: Node) -> list[ChildSpec]:
+        """The children of the node, in dependency order."""
+
+
+class Node:
+    """The actors of one daemon on one I/O port: what production and simulation have in common."""
+
+    def __init__(self, io: Io, plan: Plan, log: structlog.typing.FilteringBoundLogger) -> None:
+        self.io = io
+        self.log = log
+        self.directory = Directory()
+        self.runtime = LoopRuntime(io)
+        self.router = Router(plan.wiring, self.directory.tell)
+        self.failure: BaseException | None = None
+        self.give_up_reason = ""
+        self.supervisor = Supervisor(
+            Surroundings(io, self.runtime, self.directory, self._context, log),
+            on_give_up=self._gave_up,
+        )
+        self._plan = plan
+        self.on_give_up = _nothing
+
+    def start(self) -> None:
+        """Start every actor of the node, in order."""
+        self.supervisor.start(self._plan.specs(self))
+
+    def _context(self, name: str, key: str) -> Context:
+        # Actors of an intermediate are children of the node named `concern/intermediate id`.
+        concern, _, intermediate_id = name.partition("/")
+        log = self.log.bind(actor=concern)
+        if intermediate_id:
+            log = log.bind(intermediate=intermediate_id)
+        elif key:
+            log = log.bind(session=key)
+        return Context(self.io, self.router.emit, log, intermediate_id or key)
+
+    def _gave_up(self, reason: str, failure: BaseException | None) -> None:
+        self.give_up_reason = reason
+        self.failure = failure
+        self.on_give_up()
+
+
+def _nothing() -> None:
+    """Nobody listens yet."""
+
+
+def run(kind: DaemonKind, config_path: Path, overrides: Mapping[str, str]) -> int:
+    """Run a daemon until a signal ends it, and return its exit status; errors are one line on stderr."""
+    from actors.plans import load_plan  # noqa: PLC0415 - keeps `ztna --help` free of the QUIC stack
+
+    try:
+        settings, plan = load_plan(kind, config_path, os.environ, overrides)
+    except ConfigError as error:
+        print(f"ztna {kind.value}: {error}", file=sys.stderr)  # noqa: T201 - logging is not set up yet
+        return ExitStatus.CONFIGURATION
+    except AuthenticationError as error:
+        print(f"ztna {kind.value}: {error}", file=sys.stderr)  # noqa: T201
+        return ExitStatus.AUTHENTICATION
+    logs.configure(settings.log.level, settings.log.format, redact=settings.log.redact)
+    return asyncio.run(_run(settings, plan))
+
+
+async def _run(settings: DaemonSettings, plan: Plan) -> int:
+    loop = asyncio.get_running_loop()
+    log = structlog.get_logger().bind(daemon=settings.kind.value, node=settings.node.id)
+    io = AsyncioIo(
+        loop,
+        on_accept_error=lambda address, error: log.error(
+            "service_port.accept_failed", address=str(address), error=str(error)
+        ),
+        udp_receive_buffer_bytes=settings.udp.receive_buffer_bytes,
+        udp_send_buffer_bytes=settings.udp.send_buffer_bytes,
+    )
+    node = Node(io, plan, log)
+    ended = asyncio.Event()
+    node.on_give_up = ended.set
+    stops = 0
+
+    def stop(signal_number: signal.Signals) -> None:
+        nonlocal stops
+        stops += 1
+        if stops > 1:
+            log.warning("daemon.stopped_at_once", signal=signal_number.name)
+            os._exit(128 + signal_number)
+        log.info("daemon.draining", signal=signal_number.name)
+        ended.set()
+
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signal_number, stop, signal_number)
+    log.info("daemon.starting", version=__version__, pid=os.getpid())
+    node.start()
+    await ended.wait()
+    if node.give_up_reason:
+        return _report_failure(node, log)
+    await _drain(node, log)
+    return ExitStatus.OK
+
+
+def _report_failure(node: Node, log: structlog.typing.FilteringBoundLogger) -> int:
+    log.error("daemon.gave_up", reason=node.give_up_reason)
+    if isinstance(node.failure, OSError):
+        return ExitStatus.BIND
+    return ExitStatus.FAILURE
+
+
+async def _drain(node: Node, log: structlog.typing.FilteringBoundLogger) -> None:
+    stopped = asyncio.Event()
+    node.supervisor.stop(stopped.set)
+    try:
+        await asyncio.wait_for(stopped.wait(), DRAIN_LIMIT_S)
+    except TimeoutError:
+        log.warning("daemon.drain_timed_out", limit_s=DRAIN_LIMIT_S)
+    # Goodbyes over gRPC are written by tasks that need the loop a little longer than their actor.
+    rest = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    if rest:
+        await asyncio.wait(rest, timeout=FLUSH_LIMIT_S)
+    log.info("daemon.stopped")

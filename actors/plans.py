@@ -1,0 +1,370 @@
+"""What each kind of daemon consists of: which actors, with which slice of the settings, in which order.
+
+The order is that of dependence (rest_for_one): what follows a failed actor is started anew with it. What
+knows the sessions comes before what carries signaling, so that a crash there never costs a session.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from cryptography import x509
+
+from actors import topology
+from actors.base import Context
+from actors.child_group import ChildSpec, Restart
+from actors.credentials import Credentials, load_credentials
+from actors.daemon import Node, Plan
+from actors.grpc_carrier import CarrierOwner, GrpcCarrier
+from actors.grpc_signaling import GrpcSignalingServer, StreamOwner
+from actors.intermediate_selector import IntermediateSelector
+from actors.path_manager import PathManager
+from actors.quic_relay import QuicRelay
+from actors.quic_session import QuicSession
+from actors.registry import Registry
+from actors.relay_leg import RelayLeg
+from actors.service_backend import ServiceBackend
+from actors.service_port import ServicePort
+from actors.session_manager import SessionManager
+from actors.session_table import AgentSessionTable, ConnectorSessionTable, SessionTable, WantedService
+from actors.signaling_client import SignalingClient
+from actors.signaling_service import SignalingService
+from actors.status_board import (
+    AgentStatusBoard,
+    BoardSettings,
+    ConnectorStatusBoard,
+    IntermediateStatusBoard,
+    NodeStatusBoard,
+)
+from actors.udp_socket import IntermediateUdpSocket, UdpSocket
+from actors.wiring import Wiring
+from ztna.access.identity import Role, VerifiedPeer
+from ztna.access.policy import AccessRule, OfferRule
+from ztna.errors import AuthenticationError
+from ztna.quic.connection import Connection
+from ztna.quic.options import ConnectionOptions
+from ztna.session.effects import Peer
+from ztna.settings import (
+    AgentSettings,
+    ConnectMode,
+    ConnectorSettings,
+    DaemonKind,
+    DaemonSettings,
+    IntermediateAddress,
+    IntermediateSettings,
+    PeerDaemonSettings,
+    ServiceProtocol,
+    SignalingTransport,
+)
+from ztna.settings.loader import load
+from ztna.v1 import types_pb2
+
+# A connector that does not answer the handshake within this time has lost its turn to another one.
+INNER_HANDSHAKE_LIMIT_S = 4.0
+
+PROTOCOLS = {
+    ServiceProtocol.TCP: types_pb2.SERVICE_PROTOCOL_TCP,
+    ServiceProtocol.UDP: types_pb2.SERVICE_PROTOCOL_UDP,
+}
+
+_ROLES = {
+    DaemonKind.AGENT: Role.AGENT,
+    DaemonKind.CONNECTOR: Role.CONNECTOR,
+    DaemonKind.INTERMEDIATE: Role.INTERMEDIATE,
+}
+
+
+def load_plan(
+    kind: DaemonKind, path: Path, environ: Mapping[str, str], overrides: Mapping[str, str]
+) -> tuple[DaemonSettings, Plan]:
+    """Load settings and credentials. Raises `ConfigError` or `AuthenticationError`, naming what is wrong."""
+    settings: DaemonSettings
+    plan: Plan
+    if kind is DaemonKind.AGENT:
+        agent = load(AgentSettings, path, environ, overrides).settings
+        settings, plan = agent, AgentPlan(agent, _credentials(agent))
+    elif kind is DaemonKind.CONNECTOR:
+        connector = load(ConnectorSettings, path, environ, overrides).settings
+        settings, plan = connector, ConnectorPlan(connector, _credentials(connector))
+    else:
+        intermediate = load(IntermediateSettings, path, environ, overrides).settings
+        settings, plan = intermediate, IntermediatePlan(intermediate, _credentials(intermediate))
+    return settings, plan
+
+
+def _credentials(settings: DaemonSettings) -> Credentials:
+    return load_credentials(settings.node, _ROLES[settings.kind], time.time())
+
+
+@dataclass(frozen=True, slots=True)
+class _Scopes:
+    """Starts and stops the actors of one session."""
+
+    node: Node
+    make_specs: Callable[[Peer], Sequence[ChildSpec]]
+
+    def start(self, session_id: bytes, peer: Peer) -> None:
+        self.node.supervisor.start_scope(session_id.hex(), self.make_specs(peer))
+
+    def stop(self, session_id: bytes) -> None:
+        self.node.supervisor.stop_scope(session_id.hex())
+
+
+class NodePlan:
+    """What agent and connector have in common."""
+
+    wiring: Wiring
+    is_client: bool
+
+    def __init__(self, settings: PeerDaemonSettings, credentials: Credentials) -> None:
+        self._settings = settings
+        self._credentials = credentials
+
+    def specs(self, node: Node) -> list[ChildSpec]:
+        """The children of the node, in dependency order."""
+        settings = self._settings
+        scopes = _Scopes(node, partial(self._session_specs, node))
+        return [
+            ChildSpec("udp_socket", lambda context: UdpSocket(context, settings.bind_addresses)),
+            *(
+                ChildSpec(f"relay_leg/{each.id}", partial(self._relay_leg, node, each))
+                for each in settings.intermediates
+            ),
+            self._service_spec(),
+            ChildSpec("session_table", lambda context: self._session_table(context, scopes)),
+            *(
+                ChildSpec(f"signaling_client/{each.id}", partial(self._signaling_client, each))
+                for each in settings.intermediates
+            ),
+            ChildSpec(
+                "intermediate_selector",
+                lambda context: IntermediateSelector(
+                    context, [each.id for each in settings.intermediates], use_all=not self.is_client
+                ),
+            ),
+            ChildSpec("status_board", partial(self._board, node)),
+        ]
+
+    def _service_spec(self) -> ChildSpec:
+        raise NotImplementedError
+
+    def _session_table(self, context: Context, scopes: _Scopes) -> SessionTable:
+        raise NotImplementedError
+
+    def _board(self, node: Node, context: Context) -> NodeStatusBoard:
+        raise NotImplementedError
+
+    def _registered_services(self) -> Mapping[str, types_pb2.ServiceProtocol.ValueType]:
+        return {}
+
+    def _relay_leg(self, node: Node, each: IntermediateAddress, context: Context) -> RelayLeg:
+        def verify(chain: Sequence[x509.Certificate]) -> VerifiedPeer:
+            return self._credentials.verifier.verify(
+                chain,
+                expect=Role.INTERMEDIATE,
+                expect_id=each.id,
+                now_wall=node.io.wall_time(),
+                as_server=True,
+            )
+
+        own = self._credentials
+        options = ConnectionOptions.leg(
+            certificate=own.certificate_chain[0],
+            private_key=own.private_key,
+            verify_peer=verify,
+            certificate_chain=own.certificate_chain[1:],
+        )
+        return RelayLeg(context, each.quic.host, each.quic.port, lambda: Connection.client(options))
+
+    def _signaling_client(self, each: IntermediateAddress, context: Context) -> SignalingClient:
+        def open_grpc(owner: CarrierOwner) -> GrpcCarrier:
+            return GrpcCarrier(str(each.grpc), each.id, self._credentials, owner)
+
+        is_grpc = self._settings.signaling.transport is SignalingTransport.GRPC
+        return SignalingClient(
+            context, self._credentials, self._registered_services(), open_grpc if is_grpc else None
+        )
+
+    def _session_specs(self, node: Node, peer: Peer) -> Sequence[ChildSpec]:
+        return (
+            ChildSpec(
+                "quic_session",
+                lambda context: QuicSession(
+                    context, partial(self._open_session, node, peer), is_client=self.is_client
+                ),
+                restart=Restart.TEMPORARY,
+                ends_scope=True,
+                after="relay_leg",
+            ),
+            ChildSpec("path_manager", PathManager),
+        )
+
+    def _open_session(self, node: Node, peer: Peer, destination_cid: bytes) -> Connection:
+        def verify(chain: Sequence[x509.Certificate]) -> VerifiedPeer:
+            verified = self._credentials.verifier.verify(
+                chain,
+                expect=Role.CONNECTOR if self.is_client else Role.AGENT,
+                expect_id=peer.id,
+                now_wall=node.io.wall_time(),
+                as_server=self.is_client,
+            )
+            if verified.fingerprint != peer.fingerprint:
+                raise AuthenticationError("wrong_name", f"{peer.id} shows another key than signaling named")
+            return verified
+
+        own = self._credentials
+        options = replace(
+            ConnectionOptions.inner(
+                certificate=own.certificate_chain[0],
+                private_key=own.private_key,
+                verify_peer=verify,
+                certificate_chain=own.certificate_chain[1:],
+            ),
+            idle_timeout_s=self._settings.session.idle_timeout_s,
+            handshake_timeout_s=INNER_HANDSHAKE_LIMIT_S,
+        )
+        if self.is_client:
+            return Connection.client(options)
+        return Connection.server(options, destination_cid=destination_cid)
+
+
+class AgentPlan(NodePlan):
+    """An agent: listens locally, opens sessions."""
+
+    wiring = topology.AGENT
+    is_client = True
+
+    def __init__(self, settings: AgentSettings, credentials: Credentials) -> None:
+        super().__init__(settings, credentials)
+        self._agent = settings
+
+    def _service_spec(self) -> ChildSpec:
+        agent = self._agent
+        return ChildSpec("service_port", lambda context: ServicePort(context, agent.services, agent.limits))
+
+    def _session_table(self, context: Context, scopes: _Scopes) -> SessionTable:
+        agent = self._agent
+        wanted = {
+            service.id: WantedService(PROTOCOLS[service.protocol], tuple(service.connectors or ()))
+            for service in agent.services
+        }
+        return AgentSessionTable(
+            context,
+            scopes,
+            [each.id for each in agent.intermediates],
+            wanted,
+            max_offline_s=agent.access.max_offline_s,
+            is_eager=agent.connect is ConnectMode.EAGER,
+        )
+
+    def _board(self, node: Node, context: Context) -> NodeStatusBoard:
+        return AgentStatusBoard(context, BoardSettings.of(self._agent), node.supervisor.children)
+
+
+class ConnectorPlan(NodePlan):
+    """A connector: offers services, accepts sessions."""
+
+    wiring = topology.CONNECTOR
+    is_client = False
+
+    def __init__(self, settings: ConnectorSettings, credentials: Credentials) -> None:
+        super().__init__(settings, credentials)
+        self._connector = settings
+
+    def _registered_services(self) -> Mapping[str, types_pb2.ServiceProtocol.ValueType]:
+        return {service.id: PROTOCOLS[service.protocol] for service in self._connector.services}
+
+    def _service_spec(self) -> ChildSpec:
+        connector = self._connector
+        return ChildSpec(
+            "service_backend",
+            lambda context: ServiceBackend(context, connector.services, connector.limits, self._credentials),
+        )
+
+    def _session_table(self, context: Context, scopes: _Scopes) -> SessionTable:
+        connector = self._connector
+        return ConnectorSessionTable(
+            context,
+            scopes,
+            [each.id for each in connector.intermediates],
+            max_offline_s=connector.access.max_offline_s,
+        )
+
+    def _board(self, node: Node, context: Context) -> NodeStatusBoard:
+        return ConnectorStatusBoard(context, BoardSettings.of(self._connector), node.supervisor.children)
+
+
+class IntermediatePlan:
+    """An intermediate: signaling, relay, address discovery."""
+
+    wiring = topology.INTERMEDIATE
+
+    def __init__(
+        self, settings: IntermediateSettings, credentials: Credentials, *, has_grpc: bool = True
+    ) -> None:
+        """`has_grpc=False` leaves signaling to the QUIC legs alone, as in simulation."""
+        self._settings = settings
+        self._credentials = credentials
+        self._has_grpc = has_grpc
+
+    def specs(self, node: Node) -> list[ChildSpec]:
+        """The children of the node, in dependency order."""
+        settings = self._settings
+        access = [AccessRule(rule.agents, rule.services) for rule in settings.policy]
+        offers = [OfferRule(rule.connectors, rule.services) for rule in settings.offers]
+        return [
+            ChildSpec("udp_socket", self._udp_socket),
+            ChildSpec("quic_relay", lambda context: QuicRelay(context, self._credentials)),
+            ChildSpec(
+                "registry",
+                lambda context: Registry(context, access, offers, settings.limits.services_per_connector),
+            ),
+            ChildSpec(
+                "session_manager",
+                lambda context: SessionManager(
+                    context,
+                    self._credentials,
+                    access,
+                    settings.access.grant_lifetime_s,
+                    settings.access.max_offline_s,
+                    settings.limits.sessions,
+                ),
+            ),
+            ChildSpec("signaling_service", self._signaling_service),
+            ChildSpec(
+                "status_board",
+                lambda context: IntermediateStatusBoard(
+                    context, BoardSettings.of(settings), node.supervisor.children
+                ),
+            ),
+        ]
+
+    def _udp_socket(self, context: Context) -> IntermediateUdpSocket:
+        settings = self._settings
+        external = settings.quic.external_address
+        return IntermediateUdpSocket(
+            context,
+            settings.bind_addresses,
+            alternate_port=settings.stun.alternate_port or None,
+            external_address=external.literal if external is not None else None,
+        )
+
+    def _signaling_service(self, context: Context) -> SignalingService:
+        limits = self._settings.limits
+
+        def open_server(owner: StreamOwner) -> GrpcSignalingServer:
+            return GrpcSignalingServer(
+                self._settings.grpc.listen, lambda: self._credentials, owner, limits.signaling_queue
+            )
+
+        return SignalingService(
+            context,
+            self._credentials,
+            open_server if self._has_grpc else None,
+            limits.attached_nodes,
+            limits.frames_per_second,
+        )

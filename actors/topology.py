@@ -1,0 +1,166 @@
+"""Who hears whom: the wiring tables of the three daemons.
+
+Read a row as "messages of this type go to that concern, found by this scope". docs/actors.md is drawn from
+these tables, and a test holds every dispatch table against them.
+"""
+
+from __future__ import annotations
+
+from actors.intermediate_selector import IntermediateSelector
+from actors.path_manager import PathManager
+from actors.quic_relay import QuicRelay
+from actors.quic_session import QuicSession
+from actors.registry import Registry
+from actors.relay_leg import RelayLeg
+from actors.service_backend import ServiceBackend
+from actors.service_port import ServicePort
+from actors.session_manager import SessionManager
+from actors.session_table import AgentSessionTable, ConnectorSessionTable
+from actors.signaling_client import SignalingClient
+from actors.signaling_service import SignalingService
+from actors.status_board import AgentStatusBoard, ConnectorStatusBoard, IntermediateStatusBoard
+from actors.udp_socket import IntermediateUdpSocket, UdpSocket
+from actors.wiring import Row, Scope, Wiring
+from ztna.v1 import (
+    path_manager_pb2,
+    quic_relay_pb2,
+    quic_session_pb2,
+    registry_pb2,
+    relay_leg_pb2,
+    service_port_pb2,
+    session_manager_pb2,
+    session_table_pb2,
+    signaling_client_pb2,
+    signaling_service_pb2,
+    udp_socket_pb2,
+)
+
+_NODE = Scope.NODE
+_INTERMEDIATE = Scope.INTERMEDIATE
+_SESSION = Scope.SESSION
+
+# What agent and connector have in common, except for the receivers that exist in two variants.
+_COMMON_ROWS = (
+    Row(udp_socket_pb2.SendDatagrams, UdpSocket, _NODE),
+    Row(udp_socket_pb2.UpdateConnectionIds, UdpSocket, _NODE),
+    Row(udp_socket_pb2.DatagramsReceived, RelayLeg, _INTERMEDIATE),
+    Row(udp_socket_pb2.DatagramsReceived, QuicSession, _SESSION),
+    Row(relay_leg_pb2.ConnectLeg, RelayLeg, _INTERMEDIATE),
+    Row(relay_leg_pb2.DisconnectLeg, RelayLeg, _INTERMEDIATE),
+    Row(relay_leg_pb2.PresentAttachment, RelayLeg, _INTERMEDIATE),
+    Row(relay_leg_pb2.BindChannel, RelayLeg, _INTERMEDIATE),
+    Row(relay_leg_pb2.ReleaseChannel, RelayLeg, _INTERMEDIATE),
+    Row(relay_leg_pb2.SendSealed, RelayLeg, _INTERMEDIATE),
+    Row(relay_leg_pb2.SendLegSignaling, RelayLeg, _INTERMEDIATE),
+    Row(relay_leg_pb2.SealedReceived, QuicSession, _SESSION),
+    Row(relay_leg_pb2.RelayPathChanged, PathManager, _SESSION),
+    Row(relay_leg_pb2.LegConnected, SignalingClient, _INTERMEDIATE),
+    Row(relay_leg_pb2.RelayLegDown, SignalingClient, _INTERMEDIATE),
+    Row(relay_leg_pb2.LegSignalingReceived, SignalingClient, _INTERMEDIATE),
+    Row(path_manager_pb2.PathSelected, QuicSession, _SESSION),
+    Row(quic_session_pb2.SendPayload, QuicSession, _SESSION),
+    Row(quic_session_pb2.PayloadConsumed, QuicSession, _SESSION),
+    Row(quic_session_pb2.AbortStream, QuicSession, _SESSION),
+    Row(quic_session_pb2.SendDatagramPayloads, QuicSession, _SESSION),
+    Row(quic_session_pb2.CloseQuicSession, QuicSession, _SESSION),
+    Row(signaling_client_pb2.Attach, SignalingClient, _INTERMEDIATE),
+    Row(signaling_client_pb2.Detach, SignalingClient, _INTERMEDIATE),
+    Row(signaling_client_pb2.ReportSessionClosed, SignalingClient, _INTERMEDIATE),
+    Row(signaling_client_pb2.KeepResumable, SignalingClient, _INTERMEDIATE),
+    Row(signaling_client_pb2.Attached, IntermediateSelector, _NODE),
+    Row(signaling_client_pb2.Detached, IntermediateSelector, _NODE),
+)
+
+
+def _session_table_rows(table: type[AgentSessionTable | ConnectorSessionTable]) -> tuple[Row, ...]:
+    return (
+        Row(signaling_client_pb2.Attached, table, _NODE),
+        Row(signaling_client_pb2.Detached, table, _NODE),
+        Row(signaling_client_pb2.SessionReboundReceived, table, _NODE),
+        Row(signaling_client_pb2.SessionRevoked, table, _NODE),
+        Row(quic_session_pb2.SessionEstablished, table, _NODE),
+        Row(quic_session_pb2.SessionClosed, table, _NODE),
+        # `ztna.v1.ControlService`, and the daemon when it drains.
+        Row(session_table_pb2.CloseSessionRequested, table, _NODE),
+    )
+
+
+def _payload_rows(port: type[ServicePort | ServiceBackend]) -> tuple[Row, ...]:
+    return (
+        Row(quic_session_pb2.SessionEstablished, port, _NODE),
+        Row(quic_session_pb2.SessionClosed, port, _NODE),
+        Row(quic_session_pb2.PayloadReceived, port, _NODE),
+        Row(quic_session_pb2.PayloadAcknowledged, port, _NODE),
+        Row(quic_session_pb2.StreamAborted, port, _NODE),
+        Row(quic_session_pb2.DatagramPayloadsReceived, port, _NODE),
+    )
+
+
+def _board_rows(
+    board: type[AgentStatusBoard | ConnectorStatusBoard | IntermediateStatusBoard],
+) -> tuple[Row, ...]:
+    # The board hears of everything that people ask about: its dispatch table is the list.
+    messages = sorted(board.wired_messages(), key=lambda message: message.DESCRIPTOR.full_name)
+    return tuple(Row(message, board, _NODE) for message in messages)
+
+
+AGENT = Wiring(
+    "agent",
+    (
+        *_COMMON_ROWS,
+        *_session_table_rows(AgentSessionTable),
+        *_payload_rows(ServicePort),
+        Row(session_table_pb2.RequestService, AgentSessionTable, _NODE),
+        Row(session_table_pb2.ServiceReady, ServicePort, _NODE),
+        Row(session_table_pb2.ServiceUnavailable, ServicePort, _NODE),
+        Row(signaling_client_pb2.RequestSession, SignalingClient, _INTERMEDIATE),
+        Row(signaling_client_pb2.SessionGranted, AgentSessionTable, _NODE),
+        Row(signaling_client_pb2.SessionRequestFailed, AgentSessionTable, _NODE),
+        *_board_rows(AgentStatusBoard),
+    ),
+)
+
+CONNECTOR = Wiring(
+    "connector",
+    (
+        *_COMMON_ROWS,
+        *_session_table_rows(ConnectorSessionTable),
+        *_payload_rows(ServiceBackend),
+        Row(signaling_client_pb2.SessionOffered, ConnectorSessionTable, _NODE),
+        Row(service_port_pb2.GrantPresented, ConnectorSessionTable, _NODE),
+        *_board_rows(ConnectorStatusBoard),
+    ),
+)
+
+INTERMEDIATE = Wiring(
+    "intermediate",
+    (
+        Row(udp_socket_pb2.SendDatagrams, IntermediateUdpSocket, _NODE),
+        Row(udp_socket_pb2.UpdateConnectionIds, IntermediateUdpSocket, _NODE),
+        Row(udp_socket_pb2.DatagramsReceived, QuicRelay, _NODE),
+        Row(udp_socket_pb2.UnknownDatagramsReceived, QuicRelay, _NODE),
+        Row(quic_relay_pb2.SendLegSignalingBytes, QuicRelay, _NODE),
+        Row(quic_relay_pb2.LegJudged, SignalingService, _NODE),
+        Row(quic_relay_pb2.LegSignalingChanged, SignalingService, _NODE),
+        Row(quic_relay_pb2.LegSignalingBytesReceived, SignalingService, _NODE),
+        Row(quic_relay_pb2.ChannelsBound, SessionManager, _NODE),
+        Row(signaling_service_pb2.JudgeLeg, QuicRelay, _NODE),
+        Row(signaling_service_pb2.NodeAttached, QuicRelay, _NODE),
+        Row(signaling_service_pb2.NodeAttached, Registry, _NODE),
+        Row(signaling_service_pb2.NodeAttached, SessionManager, _NODE),
+        Row(signaling_service_pb2.NodeDetached, QuicRelay, _NODE),
+        Row(signaling_service_pb2.NodeDetached, Registry, _NODE),
+        Row(signaling_service_pb2.NodeDetached, SessionManager, _NODE),
+        Row(signaling_service_pb2.ServiceOffered, Registry, _NODE),
+        Row(signaling_service_pb2.ServiceWithdrawn, Registry, _NODE),
+        Row(signaling_service_pb2.SessionWanted, Registry, _NODE),
+        Row(signaling_service_pb2.SessionFrameReceived, SessionManager, _NODE),
+        Row(signaling_service_pb2.SendFrame, SignalingService, _NODE),
+        Row(registry_pb2.ConnectorChosen, SessionManager, _NODE),
+        Row(session_manager_pb2.BindChannels, QuicRelay, _NODE),
+        Row(session_manager_pb2.ReleaseChannels, QuicRelay, _NODE),
+        *_board_rows(IntermediateStatusBoard),
+    ),
+)
+
+WIRINGS = (AGENT, CONNECTOR, INTERMEDIATE)
