@@ -98,7 +98,7 @@ class GrpcStream:
     async def _read(self, context: _Context, owner: StreamOwner) -> None:
         try:
             while True:
-                frame = await context.read()
+                frame: object = await context.read()
                 if not isinstance(frame, signaling_pb2.SignalingFrame):
                     break  # the node finished its direction
                 owner.stream_frame(self, frame)
@@ -138,7 +138,7 @@ class GrpcSignalingServer(signaling_pb2_grpc.SignalingServiceServicer):
         self._task = asyncio.get_running_loop().create_task(self._start())
 
     def stop(self) -> asyncio.Task[None]:
-        """Accept nothing more; streams may write what is queued for `STOP_GRACE_S`. The task ends with them."""
+        """Accept nothing more; streams may write what is queued for `STOP_GRACE_S`, then the task ends."""
         self._task = asyncio.get_running_loop().create_task(self._stop(self._task))
         return self._task
 

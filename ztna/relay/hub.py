@@ -77,6 +77,7 @@ class _Leg:
     attach_id: bytes = b""
     decoder: FrameDecoder = field(default_factory=FrameDecoder)
     queue: FairScheduler[bytes] = field(default_factory=FairScheduler)
+    has_control: bool = False  # only the node can open its stream
     has_signaling: bool = False
     judging: dict[int, bytes] = field(default_factory=dict)  # PING -> attachment asked about
 
@@ -260,7 +261,7 @@ class RelayHub:
     def send_control(self, number: int, data: bytes) -> None:
         """Write to a leg's control stream; harmless when the leg is gone."""
         leg = self._legs.get(number)
-        if leg is not None and leg.peer is not None:
+        if leg is not None and leg.has_control:
             leg.connection.send_stream(CONTROL_STREAM, data)
             self._touched[number] = leg
 
@@ -399,6 +400,9 @@ class RelayHub:
             except RemoteProtocolError as error:
                 self.close(leg.number, error.reason)
                 return
+            if not leg.has_control:
+                leg.has_control = True
+                self._effects.append(AddressChanged(leg.number, leg.remote))
             self._effects.extend(ControlReceived(leg.number, body) for body in bodies)
         else:
             self._refused["unexpected_stream"] += 1
@@ -440,7 +444,6 @@ class RelayHub:
             self.close(next(iter(legs)), "too_many_legs")
         legs[leg.number] = leg
         self._effects.append(LegConnected(leg.number, peer, leg.remote))
-        self._effects.append(AddressChanged(leg.number, leg.remote))
 
     def _handle_closed(self, leg: _Leg, event: events.ConnectionClosed) -> None:
         reason = event.reason.value
@@ -508,7 +511,7 @@ class RelayHub:
                 continue
             if address != leg.address:
                 leg.remote = TransportAddress(*address)
-                if leg.peer is not None:
+                if leg.has_control:
                     self._effects.append(AddressChanged(leg.number, leg.remote))
             datagrams = [data for data, _ in sent[start:index]]
             self._effects.append(HubTransmit(leg.remote, leg.local_host, datagrams))

@@ -58,7 +58,7 @@ class LegClosed:
 
 @dataclass(frozen=True, slots=True)
 class AddressChanged:
-    """Tell the node the source address that we see: at the start, and at each change."""
+    """Tell the node the source address that we see: with its first control frame, and at each change."""
 
     connection: int
     address: TransportAddress
