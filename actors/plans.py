@@ -31,7 +31,12 @@ from actors.service_backend import ServiceBackend
 from actors.service_port import ServicePort
 from actors.session_manager import SessionManager
 from actors.session_table import AgentSessionTable, ConnectorSessionTable, SessionTable, WantedService
-from actors.signaling_client import SignalingClient
+from actors.signaling_client import (
+    AgentSignalingClient,
+    ConnectorSignalingClient,
+    OpenGrpc,
+    SignalingClient,
+)
 from actors.signaling_service import SignalingService
 from actors.status_board import (
     AgentStatusBoard,
@@ -158,9 +163,6 @@ class NodePlan:
     def _board(self, node: Node, context: Context) -> NodeStatusBoard:
         raise NotImplementedError
 
-    def _registered_services(self) -> Mapping[str, types_pb2.ServiceProtocol.ValueType]:
-        return {}
-
     def _relay_leg(self, node: Node, each: IntermediateAddress, context: Context) -> RelayLeg:
         def verify(chain: Sequence[x509.Certificate]) -> VerifiedPeer:
             return self._credentials.verifier.verify(
@@ -181,13 +183,16 @@ class NodePlan:
         return RelayLeg(context, each.quic.host, each.quic.port, lambda: Connection.client(options))
 
     def _signaling_client(self, each: IntermediateAddress, context: Context) -> SignalingClient:
+        raise NotImplementedError
+
+    def _grpc_opener(self, each: IntermediateAddress) -> OpenGrpc | None:
+        if self._settings.signaling.transport is SignalingTransport.QUIC:
+            return None
+
         def open_grpc(owner: CarrierOwner) -> GrpcCarrier:
             return GrpcCarrier(str(each.grpc), each.id, self._credentials, owner)
 
-        is_grpc = self._settings.signaling.transport is SignalingTransport.GRPC
-        return SignalingClient(
-            context, self._credentials, self._registered_services(), open_grpc if is_grpc else None
-        )
+        return open_grpc
 
     def _session_specs(self, node: Node, peer: Peer) -> Sequence[ChildSpec]:
         return (
@@ -242,6 +247,9 @@ class AgentPlan(NodePlan):
         super().__init__(settings, credentials)
         self._agent = settings
 
+    def _signaling_client(self, each: IntermediateAddress, context: Context) -> SignalingClient:
+        return AgentSignalingClient(context, self._credentials, self._grpc_opener(each))
+
     def _service_spec(self) -> ChildSpec:
         agent = self._agent
         return ChildSpec("service_port", lambda context: ServicePort(context, agent.services, agent.limits))
@@ -275,8 +283,9 @@ class ConnectorPlan(NodePlan):
         super().__init__(settings, credentials)
         self._connector = settings
 
-    def _registered_services(self) -> Mapping[str, types_pb2.ServiceProtocol.ValueType]:
-        return {service.id: PROTOCOLS[service.protocol] for service in self._connector.services}
+    def _signaling_client(self, each: IntermediateAddress, context: Context) -> SignalingClient:
+        services = {service.id: PROTOCOLS[service.protocol] for service in self._connector.services}
+        return ConnectorSignalingClient(context, self._credentials, services, self._grpc_opener(each))
 
     def _service_spec(self) -> ChildSpec:
         connector = self._connector

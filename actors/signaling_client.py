@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 from cryptography import x509
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from actors.base import Concern, Context, loop_callback
 from actors.credentials import Credentials
@@ -44,24 +44,18 @@ class SignalingClient(Concern):
     """Translates between messages, frames and `ztna.signaling.client`."""
 
     name = "signaling_client"
-    handlers: ClassVar = {
+    handlers: ClassVar[Mapping[type[Message], str]] = {
         signaling_client_pb2.Attach: "attach",
         signaling_client_pb2.Detach: "detach",
-        signaling_client_pb2.RequestSession: "request_session",
         signaling_client_pb2.ReportSessionClosed: "report_session_closed",
         signaling_client_pb2.KeepResumable: "keep_resumable",
         relay_leg_pb2.LegConnected: "leg_connected",
         relay_leg_pb2.RelayLegDown: "leg_down",
         relay_leg_pb2.LegSignalingReceived: "leg_signaling_received",
     }
-    emits = (
+    emits: ClassVar[tuple[type[Message], ...]] = (
         signaling_client_pb2.Attached,
         signaling_client_pb2.Detached,
-        signaling_client_pb2.ServiceRegistered,
-        signaling_client_pb2.ServiceRejected,
-        signaling_client_pb2.SessionGranted,
-        signaling_client_pb2.SessionRequestFailed,
-        signaling_client_pb2.SessionOffered,
         signaling_client_pb2.SessionReboundReceived,
         signaling_client_pb2.SessionRevoked,
         relay_leg_pb2.PresentAttachment,
@@ -107,22 +101,6 @@ class SignalingClient(Concern):
         """Leave."""
         del message
         self._core.detach(self.now)
-        self._act()
-
-    def request_session(self, message: signaling_client_pb2.RequestSession) -> None:
-        """Ask for a session."""
-        if self._core.request(message.request_id, self.now):
-            self._send(
-                signaling_pb2.SignalingFrame(
-                    open_session=signaling_pb2.OpenSession(
-                        request_id=message.request_id,
-                        service=message.service,
-                        protocol=message.protocol,
-                        connectors=message.connectors,
-                        excluded_connectors=message.excluded_connectors,
-                    )
-                )
-            )
         self._act()
 
     def report_session_closed(self, message: signaling_client_pb2.ReportSessionClosed) -> None:
@@ -223,13 +201,8 @@ class SignalingClient(Concern):
                         signaling_pb2.SignalingFrame(ping=signaling_pb2.SignalingPing(id=effect.ping_id))
                     )
                 case client.RequestTimedOut():
-                    self.emit(
-                        signaling_client_pb2.SessionRequestFailed(
-                            intermediate_id=self.key,
-                            request_id=effect.request_id,
-                            code=effect.reason,
-                            message=f"intermediate {self.key} did not answer",
-                        )
+                    self._request_failed(
+                        effect.request_id, effect.reason, f"intermediate {self.key} did not answer"
                     )
                 case client.Lost():
                     self._report_lost(effect)
@@ -295,11 +268,11 @@ class SignalingClient(Concern):
 
     def _frame_received(self, frame: signaling_pb2.SignalingFrame) -> None:
         body = frame.WhichOneof("body")
-        handler = self._frame_handlers.get(body or "")
+        handler = self.frame_handlers.get(body or "")
         if handler is None:
             self.log.debug("signaling_client.frame_ignored", body=body)
         else:
-            handler(self, frame)
+            getattr(self, handler)(frame)
         self._act()
 
     def _attach_accepted(self, frame: signaling_pb2.SignalingFrame) -> None:
@@ -342,54 +315,6 @@ class SignalingClient(Concern):
     def _pong(self, frame: signaling_pb2.SignalingFrame) -> None:
         self._core.handle_pong(frame.pong.id, self.now)
 
-    def _registration_accepted(self, frame: signaling_pb2.SignalingFrame) -> None:
-        service = frame.registration_accepted.service
-        self._core.handle_registration_answered(service)
-        self.log.info("signaling_client.service_registered", service=service)
-        self.emit(signaling_client_pb2.ServiceRegistered(intermediate_id=self.key, service=service))
-
-    def _registration_rejected(self, frame: signaling_pb2.SignalingFrame) -> None:
-        rejected = frame.registration_rejected
-        self._core.handle_registration_answered(rejected.service)
-        code = _code_name(rejected.code)
-        self.log.error(
-            "signaling_client.service_rejected",
-            service=rejected.service,
-            code=code,
-            detail=rejected.message,
-        )
-        self.emit(
-            signaling_client_pb2.ServiceRejected(
-                intermediate_id=self.key, service=rejected.service, code=code, message=rejected.message
-            )
-        )
-
-    def _session_opened(self, frame: signaling_pb2.SignalingFrame) -> None:
-        opened = frame.session_opened
-        self._core.handle_answered(opened.request_id)
-        self.emit(
-            signaling_client_pb2.SessionGranted(
-                intermediate_id=self.key,
-                request_id=opened.request_id,
-                session_id=opened.session_id,
-                service=opened.service,
-                connector=opened.connector,
-                channel=opened.channel,
-                grant=opened.grant,
-            )
-        )
-
-    def _session_offer(self, frame: signaling_pb2.SignalingFrame) -> None:
-        offer = frame.session_offer
-        self.emit(
-            signaling_client_pb2.SessionOffered(
-                intermediate_id=self.key,
-                session_id=offer.session_id,
-                agent=offer.agent,
-                channel=offer.channel,
-            )
-        )
-
     def _session_rebound(self, frame: signaling_pb2.SignalingFrame) -> None:
         rebound = frame.session_rebound
         self.emit(
@@ -419,33 +344,132 @@ class SignalingClient(Concern):
             return
         code = _code_name(error.code)
         if error.request_id and self._core.handle_answered(error.request_id):
-            self.emit(
-                signaling_client_pb2.SessionRequestFailed(
-                    intermediate_id=self.key,
-                    request_id=error.request_id,
-                    code=code,
-                    message=error.message,
-                    is_final=error.code in _FINAL_CODES,
-                )
-            )
+            self._request_failed(error.request_id, code, error.message, is_final=error.code in _FINAL_CODES)
             return
         self.log.warning("signaling_client.error_received", code=code, detail=error.message)
 
-    _frame_handlers: ClassVar[
-        Mapping[str, Callable[[SignalingClient, signaling_pb2.SignalingFrame], None]]
-    ] = {
-        "attach_accepted": _attach_accepted,
-        "goodbye": _goodbye,
-        "ping": _ping,
-        "pong": _pong,
-        "registration_accepted": _registration_accepted,
-        "registration_rejected": _registration_rejected,
-        "session_opened": _session_opened,
-        "session_offer": _session_offer,
-        "session_rebound": _session_rebound,
-        "session_ended": _session_ended,
-        "error": _error,
+    def _request_failed(self, request_id: int, code: str, message: str, *, is_final: bool = False) -> None:
+        """Report a request that came to nothing; only agents make requests."""
+
+    frame_handlers: ClassVar[Mapping[str, str]] = {
+        "attach_accepted": "_attach_accepted",
+        "goodbye": "_goodbye",
+        "ping": "_ping",
+        "pong": "_pong",
+        "session_rebound": "_session_rebound",
+        "session_ended": "_session_ended",
+        "error": "_error",
     }
+
+
+class AgentSignalingClient(SignalingClient):
+    """An agent's attachment: asks for sessions."""
+
+    handlers: ClassVar = {
+        **SignalingClient.handlers,
+        signaling_client_pb2.RequestSession: "request_session",
+    }
+    emits = (
+        *SignalingClient.emits,
+        signaling_client_pb2.SessionGranted,
+        signaling_client_pb2.SessionRequestFailed,
+    )
+    frame_handlers: ClassVar = {**SignalingClient.frame_handlers, "session_opened": "_session_opened"}
+
+    def __init__(self, context: Context, credentials: Credentials, open_grpc: OpenGrpc | None) -> None:
+        super().__init__(context, credentials, {}, open_grpc)
+
+    def request_session(self, message: signaling_client_pb2.RequestSession) -> None:
+        """Ask for a session."""
+        if self._core.request(message.request_id, self.now):
+            self._send(
+                signaling_pb2.SignalingFrame(
+                    open_session=signaling_pb2.OpenSession(
+                        request_id=message.request_id,
+                        service=message.service,
+                        protocol=message.protocol,
+                        connectors=message.connectors,
+                        excluded_connectors=message.excluded_connectors,
+                    )
+                )
+            )
+        self._act()
+
+    def _session_opened(self, frame: signaling_pb2.SignalingFrame) -> None:
+        opened = frame.session_opened
+        self._core.handle_answered(opened.request_id)
+        self.emit(
+            signaling_client_pb2.SessionGranted(
+                intermediate_id=self.key,
+                request_id=opened.request_id,
+                session_id=opened.session_id,
+                service=opened.service,
+                connector=opened.connector,
+                channel=opened.channel,
+                grant=opened.grant,
+            )
+        )
+
+    def _request_failed(self, request_id: int, code: str, message: str, *, is_final: bool = False) -> None:
+        self.emit(
+            signaling_client_pb2.SessionRequestFailed(
+                intermediate_id=self.key,
+                request_id=request_id,
+                code=code,
+                message=message,
+                is_final=is_final,
+            )
+        )
+
+
+class ConnectorSignalingClient(SignalingClient):
+    """A connector's attachment: offers services, is offered sessions."""
+
+    emits = (
+        *SignalingClient.emits,
+        signaling_client_pb2.ServiceRegistered,
+        signaling_client_pb2.ServiceRejected,
+        signaling_client_pb2.SessionOffered,
+    )
+    frame_handlers: ClassVar = {
+        **SignalingClient.frame_handlers,
+        "registration_accepted": "_registration_accepted",
+        "registration_rejected": "_registration_rejected",
+        "session_offer": "_session_offer",
+    }
+
+    def _registration_accepted(self, frame: signaling_pb2.SignalingFrame) -> None:
+        service = frame.registration_accepted.service
+        self._core.handle_registration_answered(service)
+        self.log.info("signaling_client.service_registered", service=service)
+        self.emit(signaling_client_pb2.ServiceRegistered(intermediate_id=self.key, service=service))
+
+    def _registration_rejected(self, frame: signaling_pb2.SignalingFrame) -> None:
+        rejected = frame.registration_rejected
+        self._core.handle_registration_answered(rejected.service)
+        code = _code_name(rejected.code)
+        self.log.error(
+            "signaling_client.service_rejected",
+            service=rejected.service,
+            code=code,
+            detail=rejected.message,
+        )
+        self.emit(
+            signaling_client_pb2.ServiceRejected(
+                intermediate_id=self.key, service=rejected.service, code=code, message=rejected.message
+            )
+        )
+
+    def _session_offer(self, frame: signaling_pb2.SignalingFrame) -> None:
+        offer = frame.session_offer
+        self.emit(
+            signaling_client_pb2.SessionOffered(
+                intermediate_id=self.key,
+                session_id=offer.session_id,
+                agent=offer.agent,
+                channel=offer.channel,
+            )
+        )
 
 
 def _code_name(code: signaling_pb2.SignalingCode.ValueType) -> str:

@@ -16,7 +16,7 @@ from actors.service_backend import ServiceBackend
 from actors.service_port import ServicePort
 from actors.session_manager import SessionManager
 from actors.session_table import AgentSessionTable, ConnectorSessionTable
-from actors.signaling_client import SignalingClient
+from actors.signaling_client import AgentSignalingClient, ConnectorSignalingClient
 from actors.signaling_service import SignalingService
 from actors.status_board import AgentStatusBoard, ConnectorStatusBoard, IntermediateStatusBoard
 from actors.udp_socket import IntermediateUdpSocket, UdpSocket
@@ -54,19 +54,12 @@ _COMMON_ROWS = (
     Row(relay_leg_pb2.SendLegSignaling, RelayLeg, _INTERMEDIATE),
     Row(relay_leg_pb2.SealedReceived, QuicSession, _SESSION),
     Row(relay_leg_pb2.RelayPathChanged, PathManager, _SESSION),
-    Row(relay_leg_pb2.LegConnected, SignalingClient, _INTERMEDIATE),
-    Row(relay_leg_pb2.RelayLegDown, SignalingClient, _INTERMEDIATE),
-    Row(relay_leg_pb2.LegSignalingReceived, SignalingClient, _INTERMEDIATE),
     Row(path_manager_pb2.PathSelected, QuicSession, _SESSION),
     Row(quic_session_pb2.SendPayload, QuicSession, _SESSION),
     Row(quic_session_pb2.PayloadConsumed, QuicSession, _SESSION),
     Row(quic_session_pb2.AbortStream, QuicSession, _SESSION),
     Row(quic_session_pb2.SendDatagramPayloads, QuicSession, _SESSION),
     Row(quic_session_pb2.CloseQuicSession, QuicSession, _SESSION),
-    Row(signaling_client_pb2.Attach, SignalingClient, _INTERMEDIATE),
-    Row(signaling_client_pb2.Detach, SignalingClient, _INTERMEDIATE),
-    Row(signaling_client_pb2.ReportSessionClosed, SignalingClient, _INTERMEDIATE),
-    Row(signaling_client_pb2.KeepResumable, SignalingClient, _INTERMEDIATE),
     Row(signaling_client_pb2.Attached, IntermediateSelector, _NODE),
     Row(signaling_client_pb2.Detached, IntermediateSelector, _NODE),
 )
@@ -82,6 +75,20 @@ def _session_table_rows(table: type[AgentSessionTable | ConnectorSessionTable]) 
         Row(quic_session_pb2.SessionClosed, table, _NODE),
         # `ztna.v1.ControlService`, and the daemon when it drains.
         Row(session_table_pb2.CloseSessionRequested, table, _NODE),
+    )
+
+
+def _client_rows(
+    client: type[AgentSignalingClient | ConnectorSignalingClient],
+) -> tuple[Row, ...]:
+    return (
+        Row(relay_leg_pb2.LegConnected, client, _INTERMEDIATE),
+        Row(relay_leg_pb2.RelayLegDown, client, _INTERMEDIATE),
+        Row(relay_leg_pb2.LegSignalingReceived, client, _INTERMEDIATE),
+        Row(signaling_client_pb2.Attach, client, _INTERMEDIATE),
+        Row(signaling_client_pb2.Detach, client, _INTERMEDIATE),
+        Row(signaling_client_pb2.ReportSessionClosed, client, _INTERMEDIATE),
+        Row(signaling_client_pb2.KeepResumable, client, _INTERMEDIATE),
     )
 
 
@@ -108,12 +115,13 @@ AGENT = Wiring(
     "agent",
     (
         *_COMMON_ROWS,
+        *_client_rows(AgentSignalingClient),
         *_session_table_rows(AgentSessionTable),
         *_payload_rows(ServicePort),
         Row(session_table_pb2.RequestService, AgentSessionTable, _NODE),
         Row(session_table_pb2.ServiceReady, ServicePort, _NODE),
         Row(session_table_pb2.ServiceUnavailable, ServicePort, _NODE),
-        Row(signaling_client_pb2.RequestSession, SignalingClient, _INTERMEDIATE),
+        Row(signaling_client_pb2.RequestSession, AgentSignalingClient, _INTERMEDIATE),
         Row(signaling_client_pb2.SessionGranted, AgentSessionTable, _NODE),
         Row(signaling_client_pb2.SessionRequestFailed, AgentSessionTable, _NODE),
         *_board_rows(AgentStatusBoard),
@@ -124,6 +132,7 @@ CONNECTOR = Wiring(
     "connector",
     (
         *_COMMON_ROWS,
+        *_client_rows(ConnectorSignalingClient),
         *_session_table_rows(ConnectorSessionTable),
         *_payload_rows(ServiceBackend),
         Row(signaling_client_pb2.SessionOffered, ConnectorSessionTable, _NODE),
