@@ -1,8 +1,8 @@
 """A whole deployment of real processes on loopback: identities, configuration files, daemons, and their end.
 
 Used by the demo and by the end-to-end tests. Everything lives in one directory: `pki/`, one YAML and one log
-file per daemon. Daemons bind to loopback only. The directory's path has to be short: the control sockets below
-it are named by at most 107 bytes.
+file per daemon. Daemons bind to loopback only. The directory's path has to be short: control sockets are
+below it, and their names have at most 107 bytes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,13 @@ POLL_INTERVAL_S = 0.05
 STOP_LIMIT_S = 6.0
 STATUS_LIMIT_S = 2.0
 # The control socket is a file: no proxy stands before it, whatever the environment says of HTTP.
-CHANNEL_OPTIONS = (("grpc.enable_http_proxy", 0),)
+# Daemons take a moment to open it: look again soon.
+CHANNEL_OPTIONS = (
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 200),
+)
 
 _handed_out: set[tuple[int, int]] = set()
 

@@ -1,0 +1,113 @@
+"""Run the demo: `python -m tools.demo [--json] [--size-mib N] [--keep DIRECTORY]`; `make demo` does it.
+
+Exit status: 0 when everything worked, 1 when something did not, 2 for wrong usage, 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TextIO
+
+from rich.console import Console
+from rich.table import Table
+
+from tools.demo.progress import bytes_text
+from tools.demo.run import Demo, DemoError, Result
+from tools.demo.view import LiveView, PlainView, View
+
+EXIT_INTERRUPTED = 130
+LOG_TAIL_LINES = 15
+# Control sockets are below the directory, and a unix socket's name has at most 107 bytes.
+MAX_DIRECTORY_BYTES = 70
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.demo",
+        description="An agent downloads a file from behind a connector, through a relay, on this machine.",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object; steps go to stderr")
+    parser.add_argument(
+        "--size-mib", type=int, default=64, metavar="N", help="size of the file (default: 64)"
+    )
+    parser.add_argument("--keep", type=Path, metavar="DIRECTORY", help="use this new directory, and keep it")
+    options = parser.parse_args(arguments)
+    if options.size_mib < 1:
+        parser.error("--size-mib is at least 1")
+    if options.keep is not None and options.keep.exists():
+        parser.error(f"{options.keep} exists already")
+    directory = options.keep.resolve() if options.keep else Path(tempfile.mkdtemp(prefix="ztna-demo-"))
+    former = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        if len(bytes(directory)) > MAX_DIRECTORY_BYTES:
+            parser.error(f"{directory} is too long a path for unix sockets below it")
+        return _run(directory, options.size_mib << 20, as_json=options.json)
+    finally:
+        signal.signal(signal.SIGTERM, former)
+        if options.keep is None:
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def _run(directory: Path, size: int, *, as_json: bool) -> int:
+    stream = sys.stderr if as_json else sys.stdout
+    demo = Demo(directory, size)
+    status = 0
+    try:
+        demo.run(_view(demo, stream))
+    except DemoError as error:
+        status = 1
+        demo.result.error = str(error).partition("\n")[0]
+        _report_failure(directory, error)
+    except KeyboardInterrupt:
+        status = EXIT_INTERRUPTED
+        demo.result.error = "interrupted"
+        print("interrupted; every process has ended", file=sys.stderr)
+    if as_json:
+        print(json.dumps(demo.result.as_json()))
+    elif status == 0:
+        Console(file=stream).print(summary(demo.result))
+    return status
+
+
+def _view(demo: Demo, stream: TextIO) -> View:
+    console = Console(file=stream)
+    if console.is_terminal and not console.is_dumb_terminal:
+        return LiveView(console, demo.progress, demo.read)
+    return PlainView(stream)
+
+
+def summary(result: Result) -> Table:
+    """The figures of a run that worked."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    table.add_row("file", f"{bytes_text(result.bytes)} in {result.seconds:.1f} s, SHA-256 correct")
+    table.add_row("rate", f"{result.bytes_per_second / 1e6:.1f} MB/s")
+    table.add_row("first byte", f"{result.time_to_first_byte_ms:.0f} ms after the first connect")
+    table.add_row("UDP echo", "correct")
+    table.add_row("path", f"{result.path}, RTT {result.rtt_ms:.1f} ms")
+    table.add_row("session", result.session_id or "-")
+    return table
+
+
+def _report_failure(directory: Path, error: DemoError) -> None:
+    print(f"\nThe demo failed: {error}", file=sys.stderr)
+    for path in sorted(directory.glob("*.log")):
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_TAIL_LINES:]
+        print("\n".join([f"--- {path.name}", *lines]), file=sys.stderr)
+
+
+def _interrupt(signal_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt(signal.Signals(signal_number).name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

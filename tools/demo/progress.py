@@ -1,0 +1,106 @@
+"""What the demo knows while it runs, kept for whoever draws it."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+from ztna.v1 import control_pb2, types_pb2
+
+RATE_WINDOW_S = 1.0
+RATE_SAMPLE_S = 0.05
+
+PROTOCOL_NAMES = {types_pb2.SERVICE_PROTOCOL_TCP: "tcp", types_pb2.SERVICE_PROTOCOL_UDP: "udp"}
+ROLE_NAMES = {types_pb2.ROLE_AGENT: "agent", types_pb2.ROLE_CONNECTOR: "connector"}
+
+
+@dataclass(slots=True)
+class Transfer:
+    """A download under way; `rate` is over the last second."""
+
+    size: int
+    received: int = 0
+    _samples: deque[tuple[float, int]] = field(default_factory=deque)
+
+    def note(self, received: int, now: float) -> None:
+        """Take the bytes so far."""
+        self.received = received
+        if self._samples and now - self._samples[-1][0] < RATE_SAMPLE_S:
+            return
+        self._samples.append((now, received))
+        while now - self._samples[0][0] > RATE_WINDOW_S:
+            self._samples.popleft()
+
+    @property
+    def rate(self) -> float:
+        """Bytes per second, 0 before there are two samples."""
+        samples = tuple(self._samples)
+        if len(samples) < 2:
+            return 0.0
+        (since, before), (until, after) = samples[0], samples[-1]
+        return (after - before) / (until - since)
+
+
+@dataclass(slots=True)
+class Step:
+    """One line of the story; `at_s` counts from the start of the demo."""
+
+    at_s: float
+    text: str
+    is_failure: bool = False
+
+
+@dataclass(slots=True)
+class Progress:
+    """Steps done, the download, and the latest status of each daemon."""
+
+    transfer: Transfer
+    started_at: float = field(default_factory=time.monotonic)
+    steps: list[Step] = field(default_factory=list)
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self.started_at
+
+
+def newest_session(agent: control_pb2.DaemonStatus | None) -> control_pb2.SessionStatus | None:
+    """The session an agent opened last, None before the first."""
+    return agent.sessions[0] if agent is not None and agent.sessions else None
+
+
+def registered_nodes(intermediate: control_pb2.DaemonStatus | None) -> list[str]:
+    """Who is attached, such as `connector connector-1 (grpc)`; connectors first."""
+    if intermediate is None:
+        return []
+    nodes = sorted(intermediate.nodes, key=lambda node: (-node.role, node.id))
+    return [
+        f"{ROLE_NAMES.get(node.role, 'node')} {node.id} ({node.carrier})"
+        + ("" if node.is_leg_up else ", relay leg not up")
+        for node in nodes
+    ]
+
+
+def registered_services(intermediate: control_pb2.DaemonStatus | None) -> list[str]:
+    """What is offered, such as `files (tcp) at connector-1`."""
+    if intermediate is None:
+        return []
+    return [
+        f"{service.id} ({PROTOCOL_NAMES.get(service.protocol, '?')}) at {', '.join(service.connectors)}"
+        for service in sorted(intermediate.registered_services, key=lambda service: service.id)
+    ]
+
+
+def path_text(session: control_pb2.SessionStatus) -> str:
+    """The path of a session in words."""
+    return f"{session.path} via {session.via}" if session.via else session.path
+
+
+def bytes_text(count: float) -> str:
+    """A size for people: `64.0 MiB`."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
