@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.unit.service.test_tcp import HEADER, decode_answer, encode_answer
 from ztna.service.tcp import BackendConnection, ClientConnection
@@ -103,6 +103,17 @@ class JoinedConnection(RuleBasedStateMachine):
         self.ends = [self.client, self.backend]
         self.was_reset = False
         self.client.drain()
+
+    @initialize(is_established=st.booleans(), early=st.sampled_from([0, 10, 70_000]))
+    def start(self, is_established: bool, early: int) -> None:
+        """Half of the runs begin behind the opening, where most states are."""
+        if early:
+            self.read_socket(0, early)
+        if is_established:
+            self.stream_arrives(1, 400_000)
+            self.accept()
+            self.backend_connects()
+            self.stream_arrives(0, 400_000)
 
     @rule(side=st.integers(0, 1), size=st.sampled_from([1, 100, 30_000, 70_000, 300_000]))
     def read_socket(self, side: int, size: int) -> None:
@@ -207,6 +218,7 @@ class JoinedConnection(RuleBasedStateMachine):
                 assert end.summary.code is StreamError.NO_ERROR
                 assert end.has_written_eof
                 assert end.written == peer.read
+                assert end.summary.bytes_to_socket == len(peer.read)
                 assert not end.is_aborted
 
     def teardown(self) -> None:
@@ -235,5 +247,5 @@ class JoinedConnection(RuleBasedStateMachine):
             self.backend_connects()
 
 
-JoinedConnection.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+JoinedConnection.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
 TestJoinedConnection = JoinedConnection.TestCase
