@@ -203,8 +203,10 @@ class QuicSession(Concern):
             return
         if self._connection is not None:
             self._connection.close(code, reason)
-            self._drive(self._connection)
+        # Before the connection tells of its end, since it knows less of the reason.
         self._report_closed(reason, "", is_remote=False, is_authentication_failure=False)
+        if self._connection is not None:
+            self._drive(self._connection)
 
     def _take_events(self, connection: Connection) -> None:
         datagrams: list[bytes] = []
