@@ -1,0 +1,160 @@
+"""Every metric there is: its name, kind and meaning, and their text form for Prometheus.
+
+The catalogue is the contract; docs/metrics.md shows it to people, and a test holds the two equal. Values come
+as `Sample`s from the status board, which is the only place that counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+PREFIX: Final = "ztna_"
+
+GAUGE: Final = "gauge"
+COUNTER: Final = "counter"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One value of one metric; `name` without the prefix, `labels` in the order of the catalogue."""
+
+    name: str
+    value: float
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class MetricSpec:
+    """One metric. `daemons` says who has it."""
+
+    name: str
+    kind: str
+    meaning: str
+    labels: tuple[str, ...] = ()
+    daemons: str = "all"
+
+
+def _peer_metrics(daemon: str) -> tuple[MetricSpec, ...]:
+    return (
+        MetricSpec(
+            f"{daemon}_forwarded_packets_total",
+            COUNTER,
+            "UDP payloads and chunks of TCP passed on for services, both directions",
+            daemons=daemon,
+        ),
+        MetricSpec(
+            f"{daemon}_forwarded_bytes_total",
+            COUNTER,
+            "Payload bytes passed on for services, both directions",
+            daemons=daemon,
+        ),
+        MetricSpec(f"{daemon}_tcp_sessions_total", COUNTER, "TCP connections of services", daemons=daemon),
+        MetricSpec(
+            f"{daemon}_tcp_errors_total", COUNTER, "TCP connections of services that failed", daemons=daemon
+        ),
+        MetricSpec(
+            f"{daemon}_reconnections_total",
+            COUNTER,
+            "Attachments to an intermediate after the first one to it",
+            daemons=daemon,
+        ),
+    )
+
+
+CATALOGUE: Final[tuple[MetricSpec, ...]] = (
+    MetricSpec("uptime_seconds", GAUGE, "Seconds since the daemon started"),
+    MetricSpec("ready", GAUGE, "1 while the daemon is ready, else 0"),
+    MetricSpec(
+        "active_connections",
+        GAUGE,
+        "QUIC connections of nodes (intermediate), or TCP connections and UDP flows of services",
+    ),
+    MetricSpec("sessions", GAUGE, "Sessions that exist"),
+    MetricSpec("attached_nodes", GAUGE, "Nodes that are attached", daemons="intermediate"),
+    MetricSpec("loop_lag_seconds", GAUGE, "How late the event loop ran its last one-second timer"),
+    MetricSpec("dropped_total", COUNTER, "Datagrams dropped or refused", ("reason", "place")),
+    MetricSpec("udp_datagrams_received_total", COUNTER, "UDP datagrams received"),
+    MetricSpec("udp_datagrams_sent_total", COUNTER, "UDP datagrams sent"),
+    MetricSpec("udp_bytes_received_total", COUNTER, "UDP payload bytes received"),
+    MetricSpec("udp_bytes_sent_total", COUNTER, "UDP payload bytes sent"),
+    MetricSpec("actor_inbox_depth", GAUGE, "Messages that wait, by concern", ("actor",)),
+    MetricSpec("actor_messages_total", COUNTER, "Messages handled, by concern", ("actor",)),
+    MetricSpec("actor_handling_seconds_total", COUNTER, "Seconds spent in handlers, by concern", ("actor",)),
+    MetricSpec("actor_restarts_total", COUNTER, "Restarts after a failure, by concern", ("actor",)),
+    MetricSpec("relay_bytes_total", COUNTER, "Sealed bytes relayed between nodes", daemons="intermediate"),
+    MetricSpec(
+        "datagrams_relayed_total", COUNTER, "Sealed packets relayed between nodes", daemons="intermediate"
+    ),
+    MetricSpec("registrations_total", COUNTER, "Services registered by connectors", daemons="intermediate"),
+    MetricSpec(
+        "registration_rejections_total", COUNTER, "Registrations that were rejected", daemons="intermediate"
+    ),
+    MetricSpec("signaling_sessions_total", COUNTER, "Sessions set up by signaling", daemons="intermediate"),
+    MetricSpec(
+        "retry_tokens_validated_total",
+        COUNTER,
+        "Clients that proved their address (QUIC Retry)",
+        daemons="intermediate",
+    ),
+    MetricSpec(
+        "retry_token_failures_total",
+        COUNTER,
+        "Retry tokens that were forged, foreign or expired",
+        daemons="intermediate",
+    ),
+    *_peer_metrics("connector"),
+    *_peer_metrics("agent"),
+)
+
+_BY_NAME: Final = {spec.name: spec for spec in CATALOGUE}
+
+
+def sample_key(sample: Sample) -> str:
+    """The sample's name with its labels, as Prometheus writes it, without the prefix."""
+    if not sample.labels:
+        return sample.name
+    pairs = sorted(zip(_BY_NAME[sample.name].labels, sample.labels, strict=True))
+    return sample.name + "{" + ",".join(f'{label}="{value}"' for label, value in pairs) + "}"
+
+
+class StatusCollector:
+    """Turns the samples of this moment into metric families, in the order of the catalogue."""
+
+    def __init__(self, read: Callable[[], Iterable[Sample]]) -> None:
+        self._read = read
+
+    def describe(self) -> list[Metric]:
+        """Promise nothing, so that registering does not ask for values before there are any."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Read the samples. Raises `KeyError` for one that is not in the catalogue."""
+        families: dict[str, Metric] = {}
+        for sample in self._read():
+            spec = _BY_NAME[sample.name]
+            family = families.get(spec.name)
+            if family is None:
+                family = families[spec.name] = _family(spec)
+            family.add_sample(
+                PREFIX + spec.name, dict(zip(spec.labels, sample.labels, strict=True)), sample.value
+            )
+        for spec in CATALOGUE:
+            if spec.name in families:
+                yield families[spec.name]
+
+
+def exposition(read: Callable[[], Iterable[Sample]]) -> Callable[[], bytes]:
+    """A function that renders the samples of the moment in Prometheus' text format."""
+    registry = CollectorRegistry()
+    registry.register(StatusCollector(read))
+    return lambda: generate_latest(registry)
+
+
+def _family(spec: MetricSpec) -> Metric:
+    make = CounterMetricFamily if spec.kind == COUNTER else GaugeMetricFamily
+    return make(PREFIX + spec.name, spec.meaning)

@@ -1,0 +1,367 @@
+"""What a connector knows of itself, and an agent alike: intermediates, services and sessions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from google.protobuf.message import Message
+
+from actors.metrics import Sample
+from actors.session_list import SessionList
+from actors.status_book import MAX_LISTED, BookSettings, ServiceLine, StatusBook
+from actors.supervisor import ChildStatus
+from ztna.quic.events import CloseReason
+from ztna.v1 import (
+    control_pb2,
+    path_manager_pb2,
+    quic_session_pb2,
+    relay_leg_pb2,
+    service_port_pb2,
+    signaling_client_pb2,
+    types_pb2,
+)
+
+
+@dataclass(slots=True)
+class IntermediateState:
+    """One intermediate as this node sees it."""
+
+    state: str = "idle"
+    reason: str = ""
+    is_leg_connected: bool = False
+    is_leg_up: bool = False
+    leg_reason: str = ""
+    rtt_ms: float = 0.0
+    observed: types_pb2.TransportAddress | None = None
+    attachments: int = 0
+    answers: dict[str, str] = field(default_factory=dict)
+    """Of this attachment, by service: empty when registered, else why it was rejected."""
+
+
+@dataclass(slots=True)
+class ServiceState:
+    """One configured service."""
+
+    line: ServiceLine
+    address: str
+    is_listening: bool = False
+    reason: str = ""
+    statistics: service_port_pb2.ServiceStatistics = field(default_factory=service_port_pb2.ServiceStatistics)
+
+
+class NodeStatusBook(StatusBook):
+    """The book of a connector, and what an agent's has in common with it."""
+
+    takers: ClassVar[Mapping[type[Message], str]] = {
+        **StatusBook.takers,
+        signaling_client_pb2.Attach: "attach",
+        signaling_client_pb2.Detach: "detach",
+        signaling_client_pb2.Attached: "attached",
+        signaling_client_pb2.Detached: "detached",
+        signaling_client_pb2.ServiceRegistered: "service_registered",
+        signaling_client_pb2.ServiceRejected: "service_rejected",
+        signaling_client_pb2.SessionGranted: "session_granted",
+        signaling_client_pb2.SessionOffered: "session_offered",
+        signaling_client_pb2.SessionRequestFailed: "session_request_failed",
+        relay_leg_pb2.LegConnected: "leg_connected",
+        relay_leg_pb2.RelayLegUp: "leg_up",
+        relay_leg_pb2.RelayLegDown: "leg_down",
+        relay_leg_pb2.AddressObserved: "address_observed",
+        relay_leg_pb2.LegStatistics: "leg_statistics",
+        path_manager_pb2.PathSelected: "path_selected",
+        quic_session_pb2.SessionEstablished: "session_established",
+        quic_session_pb2.SessionClosed: "session_closed",
+        quic_session_pb2.SessionStatistics: "session_statistics",
+        service_port_pb2.FlowOpened: "flow_opened",
+        service_port_pb2.FlowClosed: "flow_closed",
+        service_port_pb2.FlowRefusedReported: "flow_refused",
+        service_port_pb2.ServiceStatistics: "service_statistics",
+    }
+
+    _service_actor: ClassVar[str] = "service_backend"
+
+    def __init__(
+        self,
+        settings: BookSettings,
+        children: Callable[[], Sequence[ChildStatus]],
+        now: float,
+        wall: float,
+    ) -> None:
+        """See `StatusBook`."""
+        super().__init__(settings, children, now, wall)
+        self._intermediates = {name: IntermediateState() for name in settings.intermediates}
+        self._services = {line.id: ServiceState(line, line.address) for line in settings.services}
+        self._sessions = SessionList()
+        self._datagrams_dropped = 0
+
+    # Intermediates
+
+    def attach(self, message: signaling_client_pb2.Attach) -> None:
+        """An attachment is wanted."""
+        intermediate = self._intermediate(message.intermediate_id)
+        if intermediate.state != "attached":
+            intermediate.state = "connecting"
+
+    def detach(self, message: signaling_client_pb2.Detach) -> None:
+        """No attachment is wanted any more."""
+        intermediate = self._intermediate(message.intermediate_id)
+        intermediate.state, intermediate.reason = "idle", message.reason.replace("_", " ")
+        intermediate.answers.clear()
+
+    def attached(self, message: signaling_client_pb2.Attached) -> None:
+        """An attachment stands; services are registered anew on each."""
+        intermediate = self._intermediate(message.intermediate_id)
+        intermediate.state, intermediate.reason = "attached", ""
+        intermediate.attachments += 1
+        intermediate.answers.clear()
+
+    def detached(self, message: signaling_client_pb2.Detached) -> None:
+        """An attachment is lost, or could not be made."""
+        intermediate = self._intermediate(message.intermediate_id)
+        intermediate.answers.clear()
+        if intermediate.state == "idle":
+            return
+        reason = sentence(message.reason, message.detail)
+        intermediate.state, intermediate.reason = "detached", reason
+        self.problems.note(
+            "signaling_client.detached", f"intermediate {message.intermediate_id}: {reason}", self.wall
+        )
+
+    def service_registered(self, message: signaling_client_pb2.ServiceRegistered) -> None:
+        """An intermediate accepted a service."""
+        self._intermediate(message.intermediate_id).answers[message.service] = ""
+
+    def service_rejected(self, message: signaling_client_pb2.ServiceRejected) -> None:
+        """An intermediate refused a service."""
+        reason = sentence(message.code, message.message)
+        self._intermediate(message.intermediate_id).answers[message.service] = reason
+        self.problems.note(
+            "signaling_client.service_rejected",
+            f"service {message.service}: rejected by intermediate {message.intermediate_id}: {reason}",
+            self.wall,
+        )
+
+    def leg_connected(self, message: relay_leg_pb2.LegConnected) -> None:
+        """The leg's connection stands; the attachment is not bound to it yet."""
+        intermediate = self._intermediate(message.intermediate_id)
+        intermediate.is_leg_connected, intermediate.leg_reason = True, ""
+
+    def leg_up(self, message: relay_leg_pb2.RelayLegUp) -> None:
+        """The leg relays."""
+        intermediate = self._intermediate(message.intermediate_id)
+        intermediate.is_leg_up, intermediate.leg_reason = True, ""
+
+    def leg_down(self, message: relay_leg_pb2.RelayLegDown) -> None:
+        """The leg is gone."""
+        intermediate = self._intermediate(message.intermediate_id)
+        reason = sentence(message.reason, message.detail)
+        intermediate.is_leg_connected = intermediate.is_leg_up = False
+        intermediate.leg_reason, intermediate.rtt_ms, intermediate.observed = reason, 0.0, None
+        # A leg that is closed along with its attachment is no news, unless it says who is to blame.
+        if intermediate.state != "idle" or message.is_authentication_failure:
+            self.problems.note(
+                "relay_leg.down", f"relay leg to {message.intermediate_id}: {reason}", self.wall
+            )
+
+    def address_observed(self, message: relay_leg_pb2.AddressObserved) -> None:
+        """Our address as the intermediate sees it."""
+        self._intermediate(message.intermediate_id).observed = message.address
+
+    def leg_statistics(self, message: relay_leg_pb2.LegStatistics) -> None:
+        """RTT and drops of a leg."""
+        self._intermediate(message.intermediate_id).rtt_ms = message.rtt_ms
+        self.note_drops("relay_leg", message.intermediate_id, message.dropped)
+
+    # Services
+
+    def service_statistics(self, message: service_port_pb2.ServiceStatistics) -> None:
+        """Totals of one service."""
+        service = self._services.get(message.service)
+        if service is not None:
+            service.statistics = message
+            self.note_drops(self._service_actor, message.service, message.dropped)
+
+    def flow_opened(self, message: service_port_pb2.FlowOpened) -> None:
+        """A session carries a service."""
+        self._sessions.carry(message.session_id, message.service)
+        if message.protocol == types_pb2.SERVICE_PROTOCOL_TCP:
+            self._sessions.count_streams(message.session_id, 1)
+
+    def flow_closed(self, message: service_port_pb2.FlowClosed) -> None:
+        """A connection or flow ended; only a failure of the service itself is news for people."""
+        if message.protocol == types_pb2.SERVICE_PROTOCOL_TCP:
+            self._sessions.count_streams(message.session_id, -1)
+        if message.reason.startswith("backend_"):
+            self.problems.note(
+                "service_port.flow_failed",
+                f"service {message.service}: {message.reason.replace('_', ' ')}",
+                self.wall,
+            )
+
+    def flow_refused(self, message: service_port_pb2.FlowRefusedReported) -> None:
+        """The connector refused a connection or flow."""
+        who = self._refused(message.peer_id)
+        reason = sentence(message.code, message.message)
+        self.problems.note(
+            "service_port.flow_refused", f"service {message.service}: {who}: {reason}", self.wall
+        )
+
+    # Sessions
+
+    def session_granted(self, message: signaling_client_pb2.SessionGranted) -> None:
+        """A session is being opened, or one that exists has a further grant."""
+        self._sessions.open(message.session_id, message.connector.id, self.now)
+        self._sessions.carry(message.session_id, message.service)
+
+    def session_offered(self, message: signaling_client_pb2.SessionOffered) -> None:
+        """An agent opens a session."""
+        self._sessions.open(message.session_id, message.agent.id, self.now)
+
+    def session_request_failed(self, message: signaling_client_pb2.SessionRequestFailed) -> None:
+        """An intermediate refused a session."""
+        reason = sentence(message.code, message.message)
+        self.problems.note(
+            "signaling_client.session_request_failed",
+            f"intermediate {message.intermediate_id} gave no session: {reason}",
+            self.wall,
+        )
+
+    def path_selected(self, message: path_manager_pb2.PathSelected) -> None:
+        """A session's packets go another way."""
+        self._sessions.select_path(message, self.now)
+
+    def session_established(self, message: quic_session_pb2.SessionEstablished) -> None:
+        """The peer is proven."""
+        self._sessions.establish(message.session_id, message.peer.id, self.now)
+
+    def session_closed(self, message: quic_session_pb2.SessionClosed) -> None:
+        """A session is over."""
+        peer = self._sessions.close(message.session_id)
+        if message.reason == CloseReason.CLOSED and not message.is_authentication_failure:
+            return
+        reason = sentence(message.reason, message.message)
+        who = peer or message.session_id.hex()[:8]
+        self.problems.note("quic_session.session_closed", f"session with {who}: {reason}", self.wall)
+
+    def session_statistics(self, message: quic_session_pb2.SessionStatistics) -> None:
+        """RTT and totals of a session."""
+        self._datagrams_dropped += self._sessions.measure(message)
+        self.note_drops("quic_session", "", {"congestion_window_full": self._datagrams_dropped})
+
+    # Reading
+
+    def tick(self, now: float, wall: float, lag_s: float) -> None:
+        """Also forget sessions that were granted and never became one."""
+        super().tick(now, wall, lag_s)
+        self._sessions.forget_stale(now)
+
+    def has_session(self, session_id: bytes) -> bool:
+        """Whether a session is listed."""
+        return session_id in self._sessions
+
+    def not_ready_reason(self) -> str:
+        """Sockets bound, listeners bound, attached over a leg that is up, services answered."""
+        return super().not_ready_reason() or self._service_problem() or self._not_attached_reason()
+
+    def _service_problem(self) -> str:
+        """What keeps a service from being served here; a connector's backends are looked at when used."""
+        return ""
+
+    def _not_attached_reason(self) -> str:
+        attached = {name: each for name, each in self._intermediates.items() if each.state == "attached"}
+        if not attached:
+            reasons = [f"{name}: {each.reason}" for name, each in self._intermediates.items() if each.reason]
+            return "; ".join(["not attached to any intermediate", *reasons])
+        answered = {name: each for name, each in attached.items() if self._is_answered(each)}
+        if not answered:
+            name, each = next(iter(attached.items()))
+            waiting = [service for service in self._services if service not in each.answers]
+            return f"intermediate {name} has not answered the registration of {', '.join(waiting)}"
+        if not any(each.is_leg_up for each in answered.values()):
+            name, each = next(iter(answered.items()))
+            return f"the relay leg to {name} is not up: {each.leg_reason or 'connecting'}"
+        return ""
+
+    def _is_answered(self, intermediate: IntermediateState) -> bool:
+        return all(service in intermediate.answers for service in self._services)
+
+    def fill(self, status: control_pb2.DaemonStatus) -> None:
+        """Add intermediates, services and sessions, the newest first."""
+        for name, each in self._intermediates.items():
+            status.intermediates.add(
+                id=name,
+                state=each.state,
+                reason=each.reason,
+                is_leg_up=each.is_leg_up,
+                leg_reason=each.leg_reason or self._leg_reason(each),
+                rtt_ms=each.rtt_ms,
+                observed_address=each.observed,
+            )
+        status.services.extend(self._service_status(each) for each in self._services.values())
+        status.sessions.extend(self._sessions.newest_first(self.now, MAX_LISTED))
+
+    @staticmethod
+    def _leg_reason(intermediate: IntermediateState) -> str:
+        if intermediate.is_leg_up or intermediate.state == "idle":
+            return ""
+        return "waits for the attachment" if intermediate.is_leg_connected else "connecting"
+
+    def own_samples(self) -> Iterator[Sample]:
+        """Add sums over all services."""
+        role = self.settings.daemon
+        each = [service.statistics for service in self._services.values()]
+        tcp = [
+            service.statistics
+            for service in self._services.values()
+            if service.line.protocol == types_pb2.SERVICE_PROTOCOL_TCP
+        ]
+        packets = sum(s.packets_to_service + s.packets_from_service for s in each)
+        size = sum(s.bytes_to_service + s.bytes_from_service for s in each)
+        again = sum(max(0, i.attachments - 1) for i in self._intermediates.values())
+        yield Sample("active_connections", sum(s.active for s in each))
+        yield Sample("sessions", len(self._sessions))
+        yield Sample(f"{role}_forwarded_packets_total", packets)
+        yield Sample(f"{role}_forwarded_bytes_total", size)
+        yield Sample(f"{role}_tcp_sessions_total", sum(s.total for s in tcp))
+        yield Sample(f"{role}_tcp_errors_total", sum(s.errors for s in tcp))
+        yield Sample(f"{role}_reconnections_total", again)
+
+    def _service_status(self, service: ServiceState) -> control_pb2.ServiceStatus:
+        state, reason = self._service_state(service)
+        statistics = service.statistics
+        return control_pb2.ServiceStatus(
+            id=service.line.id,
+            protocol=service.line.protocol,
+            address=service.address,
+            state=state,
+            reason=reason,
+            active=statistics.active,
+            total=statistics.total,
+            refused=statistics.refused,
+            errors=statistics.errors,
+            bytes_to_service=statistics.bytes_to_service,
+            bytes_from_service=statistics.bytes_from_service,
+        )
+
+    def _service_state(self, service: ServiceState) -> tuple[str, str]:
+        answers = [
+            each.answers[service.line.id]
+            for each in self._intermediates.values()
+            if service.line.id in each.answers
+        ]
+        if "" in answers:
+            return "registered", ""
+        return ("rejected", answers[0]) if answers else ("pending", "")
+
+    def _refused(self, peer_id: str) -> str:
+        return f"refused to agent {peer_id}"
+
+    def _intermediate(self, name: str) -> IntermediateState:
+        return self._intermediates.setdefault(name, IntermediateState())
+
+
+def sentence(word: str, detail: str) -> str:
+    """What people read: the detail if there is one, else the reason's own words."""
+    return detail or word.replace("_", " ")

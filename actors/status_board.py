@@ -1,0 +1,236 @@
+"""Owns what people and scripts see of a running daemon; takes every event they ask about, emits their wishes.
+
+The bookkeeping is in `status_book`, `node_status` and `intermediate_status`; the control socket and the HTTP
+listener are plain objects on the loop that read it and call back. One class per daemon, since each hears of
+other things. The board starts before all others, so that it misses nothing; therefore a bug in its
+bookkeeping must not end it: that would start everything anew for the sake of a display.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Final
+
+from google.protobuf.message import Message
+
+from actors import translate
+from actors.agent_status import AgentStatusBook
+from actors.base import Concern, Context, loop_callback
+from actors.control_server import CloseWish, ControlServer, OpenWish, Refusal
+from actors.http_server import HttpServer
+from actors.intermediate_status import IntermediateStatusBook
+from actors.metrics import Sample
+from actors.node_status import NodeStatusBook
+from actors.status_book import BookSettings, ServiceLine, StatusBook
+from actors.supervisor import ChildStatus
+from ztna.address import TransportAddress
+from ztna.settings import AgentSettings, ConnectorSettings, DaemonSettings, PeerDaemonSettings
+from ztna.v1 import control_pb2, session_table_pb2
+
+TICK_S: Final = 1.0
+"""How often the loop's lag is measured and actors are counted: often enough to catch a stall of some 100
+ms."""
+
+OPERATOR: Final = "operator"
+
+Children = Callable[[], Sequence[ChildStatus]]
+
+
+@dataclass(frozen=True, slots=True)
+class BoardSettings:
+    """A board's slice of the settings; without `control_socket` or `metrics_listen` that one is off."""
+
+    book: BookSettings
+    control_socket: Path | None = None
+    metrics_listen: TransportAddress | None = None
+
+    @classmethod
+    def of(cls, settings: DaemonSettings) -> BoardSettings:
+        """Take what a board needs from a daemon's settings."""
+        intermediates: tuple[str, ...] = ()
+        services: tuple[ServiceLine, ...] = ()
+        if isinstance(settings, PeerDaemonSettings):
+            intermediates = tuple(each.id for each in settings.intermediates)
+        if isinstance(settings, AgentSettings):
+            services = tuple(
+                ServiceLine(each.id, translate.protocol_to_proto(each.protocol), str(each.listen))
+                for each in settings.services
+            )
+        elif isinstance(settings, ConnectorSettings):
+            services = tuple(
+                ServiceLine(each.id, translate.protocol_to_proto(each.protocol), str(each.backend))
+                for each in settings.services
+            )
+        book = BookSettings(settings.kind.value, settings.node.id, intermediates, services)
+        return cls(book, settings.control.socket, settings.metrics.listen)
+
+
+class _StatusBoard(Concern):
+    """What the boards share: reading, the two listeners, the measured lag."""
+
+    name = "status_board"
+
+    def __init__(self, context: Context, settings: BoardSettings, book: StatusBook) -> None:
+        super().__init__(context)
+        self._settings = settings
+        self._book = book
+        self._tick_at = self.now + TICK_S
+        self._has_failed = False
+        self._control: ControlServer | None = None
+        self._http: HttpServer | None = None
+
+    def on_start(self) -> None:
+        """Listen. Raises `OSError`, or `ConfigError` for a control socket that cannot be."""
+        settings = self._settings
+        if settings.control_socket is not None:
+            self._control = ControlServer(settings.control_socket, self)
+            self.log.info("status_board.control_listening", socket=str(settings.control_socket))
+        if settings.metrics_listen is not None:
+            self._http = HttpServer(settings.metrics_listen, self)
+            self.log.info("status_board.metrics_listening", address=str(self._http.local_address))
+
+    def on_stop(self) -> None:
+        """Close both listeners; whoever watches sees the end of the stream."""
+        if self._control is not None:
+            self._control.close()
+        if self._http is not None:
+            self._http.close()
+
+    def take(self, message: Message) -> None:
+        """Note a message."""
+        try:
+            self._book.take(message, self.now, self.io.wall_time())
+        except Exception:
+            if not self._has_failed:  # one line: the same message may come a thousand times
+                self._has_failed = True
+                self.log.exception("status_board.bookkeeping_failed", message_type=type(message).__name__)
+        if self._control is not None:
+            self._control.changed()
+
+    def handle_timeout(self, now: float) -> None:
+        """Measure how late this is."""
+        if now >= self._tick_at:
+            self._book.tick(now, self.io.wall_time(), now - self._tick_at)
+            self._tick_at = now + TICK_S
+
+    def next_deadline(self) -> float | None:
+        """The next measurement."""
+        return self._tick_at
+
+    def status(self) -> control_pb2.DaemonStatus:
+        """Everything, as of now. To be called on the loop's thread, as all below."""
+        return self._book.status(self.io.time(), self.io.wall_time())
+
+    def samples(self) -> list[Sample]:
+        """Every metric, as of now."""
+        return list(self._book.samples(self.io.time(), self.io.wall_time()))
+
+    def not_ready_reason(self) -> str:
+        """Why the daemon is not ready, in words; empty when it is."""
+        return self._book.not_ready_reason()
+
+    @property
+    def http_address(self) -> TransportAddress | None:
+        """Where metrics are served, with the real port."""
+        return self._http.local_address if self._http else None
+
+    @loop_callback
+    def open_session(self, wish: OpenWish) -> None:
+        """Somebody at the control socket wants a session."""
+        self._open_session(wish)
+
+    @loop_callback
+    def close_session(self, wish: CloseWish) -> None:
+        """Somebody at the control socket wants a session closed."""
+        self._close_session(wish)
+
+    def _open_session(self, wish: OpenWish) -> None:
+        daemon = self._settings.book.daemon
+        wish.answer(Refusal("unsupported", f"only an agent opens sessions; this is the {daemon}"))
+
+    def _close_session(self, wish: CloseWish) -> None:
+        wish.answer(Refusal("unsupported", "only an agent or a connector closes sessions"))
+
+
+class NodeStatusBoard(_StatusBoard):
+    """What the boards of agent and connector share."""
+
+    book_class: ClassVar[type[NodeStatusBook]] = NodeStatusBook
+    emits: ClassVar[tuple[type[Message], ...]] = (session_table_pb2.CloseSessionRequested,)
+
+    def __init__(self, context: Context, settings: BoardSettings, children: Children) -> None:
+        """`children` is `Supervisor.children`."""
+        self._node = self.book_class(settings.book, children, context.io.time(), context.io.wall_time())
+        super().__init__(context, settings, self._node)
+
+    def _close_session(self, wish: CloseWish) -> None:
+        if not self._node.has_session(wish.session_id):
+            wish.answer(Refusal("not_found", f"there is no session {wish.session_id.hex()}"))
+            return
+        self.emit(session_table_pb2.CloseSessionRequested(session_id=wish.session_id, reason=OPERATOR))
+        wish.answer(control_pb2.CloseSessionResponse())
+
+
+class ConnectorStatusBoard(NodeStatusBoard):
+    """The board of a connector."""
+
+    handlers: ClassVar = dict.fromkeys(NodeStatusBook.takers, "take")
+
+
+class AgentStatusBoard(NodeStatusBoard):
+    """The board of an agent; brings sessions up on request."""
+
+    book_class = AgentStatusBook
+    handlers: ClassVar = {
+        **dict.fromkeys(AgentStatusBook.takers, "take"),
+        session_table_pb2.ServiceReady: "service_ready",
+        session_table_pb2.ServiceUnavailable: "service_unavailable",
+    }
+    emits = (*NodeStatusBoard.emits, session_table_pb2.RequestService)
+
+    def __init__(self, context: Context, settings: BoardSettings, children: Children) -> None:
+        """`children` is `Supervisor.children`."""
+        super().__init__(context, settings, children)
+        self._services = frozenset(line.id for line in settings.book.services)
+        self._wishes: list[OpenWish] = []
+
+    def service_ready(self, message: session_table_pb2.ServiceReady) -> None:
+        """Answer whoever waits for the service."""
+        self.take(message)
+        self._answer(
+            message.service,
+            control_pb2.OpenSessionResponse(session_id=message.session_id, connector_id=message.connector_id),
+        )
+
+    def service_unavailable(self, message: session_table_pb2.ServiceUnavailable) -> None:
+        """Answer whoever waits for the service."""
+        self.take(message)
+        self._answer(message.service, Refusal(message.code, message.message))
+
+    def _open_session(self, wish: OpenWish) -> None:
+        if wish.service not in self._services:
+            wish.answer(Refusal("not_found", f"this agent has no service {wish.service!r}"))
+            return
+        # Those that gave up waiting are let go of here; the server bounds how many wait at a time.
+        self._wishes = [each for each in self._wishes if not each.is_over]
+        self._wishes.append(wish)
+        self.emit(session_table_pb2.RequestService(service=wish.service))
+
+    def _answer(self, service: str, answer: control_pb2.OpenSessionResponse | Refusal) -> None:
+        waiting = [each for each in self._wishes if each.service == service]
+        self._wishes = [each for each in self._wishes if each.service != service]
+        for wish in waiting:
+            wish.answer(answer)
+
+
+class IntermediateStatusBoard(_StatusBoard):
+    """The board of an intermediate."""
+
+    handlers: ClassVar = dict.fromkeys(IntermediateStatusBook.takers, "take")
+
+    def __init__(self, context: Context, settings: BoardSettings, children: Children) -> None:
+        """`children` is `Supervisor.children`."""
+        now, wall = context.io.time(), context.io.wall_time()
+        super().__init__(context, settings, IntermediateStatusBook(settings.book, children, now, wall))
