@@ -86,18 +86,12 @@ class Demo:
 
     def run(self, view: View) -> None:
         """Do everything. Raises `DemoError`; every process has ended when this returns or raises."""
-        try:
-            with ExitStack() as stack:
-                self._run(stack, stack.enter_context(view))
-        except (
-            DeploymentError,
-            TrafficError,
-            WatchTimeoutError,
-            ConfigError,
-            OSError,
-            RuntimeError,
-        ) as error:
-            raise DemoError(str(error)) from error
+        with view, ExitStack() as stack:
+            try:
+                self._run(stack, view)
+            except EXPECTED as error:
+                self._tell(view, str(error).partition("\n")[0], is_failure=True)
+                raise DemoError(str(error)) from error
 
     def _run(self, stack: ExitStack, view: View) -> None:
         digest, files, echo = self._start_services(stack, view)
