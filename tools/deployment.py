@@ -289,7 +289,7 @@ class Deployment:
                 "cert": str(out / f"{name}.crt"),
                 "key": str(out / f"{name}.key"),
                 "ca": str(self._pki.path / CA_CERTIFICATE),
-                # The CA's own copy: what `ztna pki revoke` writes is there at the next reload.
+                # The CA's own copy: what `ztna pki revoke` writes is there when a daemon starts again.
                 "crl": str(self._pki.path / CRL),
             },
             "log": {"level": self._log_level, "format": "json"},
