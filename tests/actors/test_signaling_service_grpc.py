@@ -350,14 +350,8 @@ def test_address_in_use_is_an_os_error_that_names_it() -> None:
     own = credentials()
 
     async def body(service: Service) -> None:
-        open_again = partial(
-            GrpcSignalingServer,
-            TransportAddress("127.0.0.1", service.port),
-            lambda: own,
-            cast("Any", None),
-            1,
-        )
+        address = TransportAddress("127.0.0.1", service.port)
         with pytest.raises(OSError, match=r"grpc\.listen"):
-            open_again()
+            GrpcSignalingServer(address, lambda: own, cast("Any", None), 1)
 
     on_loop(body)
