@@ -28,7 +28,7 @@ class IntermediateSelector(Concern):
 
     def __init__(self, context: Context, intermediate_ids: Sequence[str], *, use_all: bool) -> None:
         super().__init__(context)
-        self._core = Core(intermediate_ids, use_all=use_all)
+        self._core = Core(intermediate_ids, context.io.random, use_all=use_all)
 
     def on_start(self) -> None:
         """Start, or start again after a failure: commands are harmless when repeated."""
@@ -37,7 +37,7 @@ class IntermediateSelector(Concern):
 
     def attached(self, message: signaling_client_pb2.Attached) -> None:
         """An attachment stands."""
-        self._core.handle_attached(message.intermediate_id)
+        self._core.handle_attached(message.intermediate_id, self.now)
 
     def detached(self, message: signaling_client_pb2.Detached) -> None:
         """An attachment is lost, or could not be made."""

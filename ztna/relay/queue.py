@@ -58,26 +58,34 @@ class DropCounts:
 class RelayQueue:
     """Packets of one session in one direction, oldest first. `now` is monotonic seconds."""
 
-    __slots__ = ("_drops", "_packets")
+    __slots__ = ("_drops", "_max_packets", "_max_sojourn_s", "_packets")
 
-    def __init__(self, drops: DropCounts) -> None:
+    def __init__(
+        self,
+        drops: DropCounts,
+        *,
+        max_packets: int = MAX_QUEUED_PACKETS_PER_SESSION,
+        max_sojourn_s: float = MAX_SOJOURN_S,
+    ) -> None:
         self._packets: deque[tuple[float, bytes]] = deque()
         self._drops = drops
+        self._max_packets = max_packets
+        self._max_sojourn_s = max_sojourn_s
 
     def __len__(self) -> int:
         return len(self._packets)
 
     def push(self, packet: bytes, now: float) -> None:
         """Append `packet`; a full queue drops its oldest one for it."""
-        if len(self._packets) >= MAX_QUEUED_PACKETS_PER_SESSION:
+        if len(self._packets) >= self._max_packets:
             self.drop_oldest(1, DropReason.SESSION_QUEUE_FULL)
         self._packets.append((now, packet))
 
     def pop(self, now: float) -> bytes | None:
-        """Hand over the oldest packet that has waited at most MAX_SOJOURN_S, and drop the older ones."""
+        """Hand over the oldest packet that has not waited too long, and drop those that have."""
         while self._packets:
             enqueued_at, packet = self._packets.popleft()
-            if now - enqueued_at <= MAX_SOJOURN_S:
+            if now - enqueued_at <= self._max_sojourn_s:
                 return packet
             self._drops.add(DropReason.SOJOURN_EXCEEDED)
         return None
@@ -96,8 +104,15 @@ class FairScheduler(Generic[KeyT]):
     packet is forgotten at once and joins again behind the others, so the order follows from the calls alone.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        *,
+        max_packets_per_session: int = MAX_QUEUED_PACKETS_PER_SESSION,
+        max_sojourn_s: float = MAX_SOJOURN_S,
+    ) -> None:
         self.drops = DropCounts()
+        self._max_packets_per_session = max_packets_per_session
+        self._max_sojourn_s = max_sojourn_s
         self._queues: dict[KeyT, RelayQueue] = {}
         self._turns: deque[KeyT] = deque()
         self._size = 0
@@ -116,7 +131,9 @@ class FairScheduler(Generic[KeyT]):
             self._shorten_longest_queue()
         queue = self._queues.get(session_key)
         if queue is None:
-            queue = self._queues[session_key] = RelayQueue(self.drops)
+            queue = self._queues[session_key] = RelayQueue(
+                self.drops, max_packets=self._max_packets_per_session, max_sojourn_s=self._max_sojourn_s
+            )
             self._turns.append(session_key)
         before = len(queue)
         queue.push(packet, now)
