@@ -1,0 +1,46 @@
+"""One log line per burst: a thousand refusals for one reason are one fact, and a number."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger
+
+BURST_S = 5.0
+"""Long enough that a client which retries each second does not fill the log, short enough to be news."""
+
+MAX_BURSTS = 256
+"""Bursts remembered at a time: services times reasons of any sane configuration. Beyond it, lines are
+written unthinned rather than lost."""
+
+
+class BurstLog:
+    """Writes the first event of a kind at once, and how many followed when its burst is over."""
+
+    def __init__(self, log: FilteringBoundLogger, event: str) -> None:
+        self._log = log
+        self._event = event
+        self._bursts: dict[tuple[str, ...], tuple[float, int, dict[str, object]]] = {}
+
+    def note(self, now: float, key: tuple[str, ...], **facts: object) -> None:
+        """Log the event, unless one of the same key was logged within `BURST_S`; `now` in seconds."""
+        burst = self._bursts.get(key)
+        if burst is not None and now < burst[0]:
+            self._bursts[key] = (burst[0], burst[1] + 1, facts)
+            return
+        if burst is not None:
+            self._close(key)
+        self._log.info(self._event, **facts)
+        if len(self._bursts) < MAX_BURSTS:
+            self._bursts[key] = (now + BURST_S, 0, facts)
+
+    def handle_timeout(self, now: float) -> None:
+        """Sum up the bursts that are over."""
+        for key in [key for key, burst in self._bursts.items() if now >= burst[0]]:
+            self._close(key)
+
+    def _close(self, key: tuple[str, ...]) -> None:
+        _, count, facts = self._bursts.pop(key)
+        if count:
+            self._log.info(f"{self._event}_repeated", count=count, **facts)

@@ -1,0 +1,91 @@
+"""One session as the service sockets see it: its streams, its flows, and how much is under way."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from actors.service_wire import ControlDecoder
+from ztna.quic.connection import MAX_SEND_BACKLOG_BYTES
+from ztna.service.agent_flows import AgentFlows
+from ztna.service.connector_flows import ConnectorFlows
+
+if TYPE_CHECKING:
+    from actors.tcp_pump import TcpPump
+
+# All streams of a session together may have this much unacknowledged; at it every socket pauses. What sockets
+# have already read (64 KiB each) waits in front of the session, so QUIC's own bound is never reached.
+MAX_SESSION_IN_FLIGHT_BYTES = MAX_SEND_BACKLOG_BYTES // 2
+RESUME_SESSION_BELOW_BYTES = MAX_SESSION_IN_FLIGHT_BYTES // 2
+
+
+class ServiceSession:
+    """A session that is established: who is at the other end, and what runs over it.
+
+    Attributes:
+        pumps: TCP connections by stream ID.
+        flows: UDP flows.
+        is_open: False once `SessionClosed` came; nothing is sent then.
+        is_draining: the peer wants nothing new.
+    """
+
+    def __init__(self, session_id: bytes, peer_id: str, flows: AgentFlows | ConnectorFlows) -> None:
+        self.session_id = session_id
+        self.peer_id = peer_id
+        self.flow_table = flows
+        self.control = ControlDecoder()
+        self.pumps: dict[int, TcpPump] = {}
+        self.is_open = True
+        self.is_draining = False
+        self._in_flight = 0
+        self._is_full = False
+        # Streams that are over for us and not yet for QUIC: it still holds these bytes.
+        self._leftovers: Counter[int] = Counter()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether sockets have to wait for the session."""
+        return self._is_full
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing runs over it."""
+        return not self.pumps and not len(self.flow_table)
+
+    def sent(self, size_bytes: int) -> None:
+        """Note bytes given to the session; all sockets pause when it has enough."""
+        self._in_flight += size_bytes
+        if not self._is_full and self._in_flight >= MAX_SESSION_IN_FLIGHT_BYTES:
+            self._is_full = True
+            self._update_reading()
+
+    def acknowledged(self, size_bytes: int) -> None:
+        """Note bytes that left the session's buffers; sockets go on when it has room."""
+        self._in_flight -= size_bytes
+        if self._is_full and self._in_flight <= RESUME_SESSION_BELOW_BYTES:
+            self._is_full = False
+            self._update_reading()
+
+    def forget_stream(self, stream_id: int, unacknowledged_bytes: int, *, is_reset: bool) -> None:
+        """Drop the pump of a stream; what a reset stream had under way is forgotten by QUIC as well."""
+        self.pumps.pop(stream_id, None)
+        if is_reset:
+            self.acknowledged(unacknowledged_bytes)
+        elif unacknowledged_bytes:
+            self._leftovers[stream_id] = unacknowledged_bytes
+
+    def leftover_acknowledged(self, stream_id: int, size_bytes: int) -> None:
+        """Note the same of a stream without a pump."""
+        size_bytes = min(size_bytes, self._leftovers[stream_id])
+        self._leftovers[stream_id] -= size_bytes
+        if not self._leftovers[stream_id]:
+            del self._leftovers[stream_id]
+        self.acknowledged(size_bytes)
+
+    def leftover_dropped(self, stream_id: int) -> None:
+        """The peer wants no more of a stream without a pump."""
+        self.acknowledged(self._leftovers.pop(stream_id, 0))
+
+    def _update_reading(self) -> None:
+        for pump in list(self.pumps.values()):
+            pump.update_reading()
