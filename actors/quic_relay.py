@@ -21,6 +21,7 @@ from ztna.address import TransportAddress
 from ztna.quic.options import ConnectionOptions
 from ztna.relay import hub_effects as effects
 from ztna.relay.hub import RelayHub
+from ztna.relay.queue import MAX_QUEUED_PACKETS_PER_SESSION, MAX_SOJOURN_S
 from ztna.signaling.framing import encode
 from ztna.v1 import (
     qad_pb2,
@@ -63,7 +64,15 @@ class QuicRelay(Concern):
         quic_relay_pb2.RelayStatistics,
     )
 
-    def __init__(self, context: Context, credentials: Credentials) -> None:
+    def __init__(
+        self,
+        context: Context,
+        credentials: Credentials,
+        *,
+        queue_packets: int = MAX_QUEUED_PACKETS_PER_SESSION,
+        queue_s: float = MAX_SOJOURN_S,
+    ) -> None:
+        """`queue_packets` and `queue_s` (seconds) bound what waits before a leg, per session."""
         super().__init__(context)
         self._credentials = credentials
         self._hub = RelayHub(
@@ -72,7 +81,9 @@ class QuicRelay(Concern):
                 certificate_chain=credentials.certificate_chain[1:],
                 private_key=credentials.private_key,
                 verify_peer=self._verify,
-            )
+            ),
+            queue_packets=queue_packets,
+            queue_s=queue_s,
         )
         self._reported: tuple[int, ...] = ()
         self._report_at: float | None = None

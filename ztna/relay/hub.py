@@ -39,7 +39,13 @@ from ztna.relay.hub_effects import (
     SignalingChanged,
     SignalingReceived,
 )
-from ztna.relay.queue import DropCounts, DropReason, FairScheduler
+from ztna.relay.queue import (
+    MAX_QUEUED_PACKETS_PER_SESSION,
+    MAX_SOJOURN_S,
+    DropCounts,
+    DropReason,
+    FairScheduler,
+)
 from ztna.signaling.framing import FrameDecoder
 
 CONTROL_STREAM = 0
@@ -73,10 +79,10 @@ class _Leg:
     connection: Connection
     remote: TransportAddress
     local_host: str
+    queue: FairScheduler[bytes]
     peer: VerifiedPeer | None = None
     attach_id: bytes = b""
     decoder: FrameDecoder = field(default_factory=FrameDecoder)
-    queue: FairScheduler[bytes] = field(default_factory=FairScheduler)
     has_control: bool = False  # only the node can open its stream
     has_signaling: bool = False
     judging: dict[int, bytes] = field(default_factory=dict)  # PING -> attachment asked about
@@ -97,9 +103,20 @@ class HubCounters:
 
 
 class RelayHub:
-    """All legs of an intermediate. `options` come from `ConnectionOptions.leg`, with the judge of nodes."""
+    """All legs of an intermediate. `options` come from `ConnectionOptions.leg`, with the judge of nodes.
 
-    def __init__(self, options: ConnectionOptions) -> None:
+    `queue_packets` and `queue_s` bound what waits before a leg, per session.
+    """
+
+    def __init__(
+        self,
+        options: ConnectionOptions,
+        *,
+        queue_packets: int = MAX_QUEUED_PACKETS_PER_SESSION,
+        queue_s: float = MAX_SOJOURN_S,
+    ) -> None:
+        self._queue_packets = queue_packets
+        self._queue_s = queue_s
         self._table: ConnectionIdTable[int] = ConnectionIdTable()
         self._endpoint = quic_endpoint.Endpoint(options, self._table)
         self._channels = ChannelTable()
@@ -336,8 +353,11 @@ class RelayHub:
 
     def _accept(self, connection: Connection, remote: TransportAddress, local_host: str, now: float) -> None:
         self._last_number += 1
-        leg = _Leg(self._last_number, connection, remote, local_host)
-        leg.queue.drops = self._queue_drops
+        queue: FairScheduler[bytes] = FairScheduler(
+            max_packets_per_session=self._queue_packets, max_sojourn_s=self._queue_s
+        )
+        queue.drops = self._queue_drops
+        leg = _Leg(self._last_number, connection, remote, local_host, queue)
         self._legs[leg.number] = leg
         self.counters.accepted += 1
         self._take_events(leg, now)

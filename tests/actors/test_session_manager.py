@@ -1,0 +1,256 @@
+from __future__ import annotations
+
+from typing import TypeVar
+
+import pytest
+from google.protobuf.message import Message
+
+from actors import translate
+from actors.credentials import Credentials, parse_credentials
+from actors.session_manager import MAX_REASON_CHARACTERS, SessionManager
+from tests.manual_io import START_WALL_TIME, ActorHarness, actor_harness
+from tests.pki_fixtures import NOW, issue, pem, verifier
+from ztna.access.identity import Role, fingerprint
+from ztna.access.policy import AccessRule
+from ztna.signaling.exchange import ANSWER_LIMIT_S
+from ztna.signaling.values import Party
+from ztna.v1 import (
+    grant_pb2,
+    quic_relay_pb2,
+    registry_pb2,
+    session_manager_pb2,
+    signaling_pb2,
+    signaling_service_pb2,
+    types_pb2,
+)
+
+MessageT = TypeVar("MessageT", bound=Message)
+Frame = signaling_pb2.SignalingFrame
+
+
+def node(role: Role, name: str) -> types_pb2.NodeIdentity:
+    return translate.party_to_proto(Party(role, name, fingerprint(issue(role, name).certificate)))
+
+
+A1, C1 = node(Role.AGENT, "a1"), node(Role.CONNECTOR, "c1")
+
+
+def credentials() -> Credentials:
+    own = issue(Role.INTERMEDIATE, "i1")
+    return parse_credentials(own.certificate_pem, own.key_pem, pem(own).ca, None, Role.INTERMEDIATE, NOW)
+
+
+class Manager:
+    """The actor, with a relay that answers at once."""
+
+    def __init__(self) -> None:
+        self.harness: ActorHarness[SessionManager] = actor_harness(
+            SessionManager, credentials(), [AccessRule(("*",), ("*",))], 600.0, 3600.0, 100
+        )
+        self.released: list[bytes] = []
+        self.reports: list[session_manager_pb2.SessionsStatistics] = []
+
+    def tell(self, message: Message) -> list[tuple[bytes, Frame]]:
+        """Frames that nodes are sent because of a message."""
+        self.harness.tell(message)
+        return self.take()
+
+    def take(self) -> list[tuple[bytes, Frame]]:
+        frames: list[tuple[bytes, Frame]] = []
+        while emitted := self.harness.take_emitted():
+            for message in emitted:
+                match message:
+                    case session_manager_pb2.BindChannels():
+                        self.harness.tell(
+                            quic_relay_pb2.ChannelsBound(
+                                session_id=message.session_id,
+                                agent_attach_id=message.agent_attach_id,
+                                agent_channel=11,
+                                connector_attach_id=message.connector_attach_id,
+                                connector_channel=22,
+                            )
+                        )
+                    case session_manager_pb2.ReleaseChannels():
+                        self.released.append(message.session_id)
+                    case session_manager_pb2.SessionsStatistics():
+                        self.reports.append(message)
+                    case signaling_service_pb2.SendFrame():
+                        frames.append((message.attach_id, message.frame))
+        return frames
+
+    def attach(
+        self, attach_id: bytes, who: types_pb2.NodeIdentity, *resume: signaling_pb2.ResumeSession
+    ) -> list[tuple[bytes, Frame]]:
+        return self.tell(signaling_service_pb2.NodeAttached(attach_id=attach_id, node=who, resume=resume))
+
+    def open(self) -> tuple[signaling_pb2.SessionOffer, signaling_pb2.SessionOpened]:
+        (to_connector, offer), (to_agent, opened) = self.tell(
+            registry_pb2.ConnectorChosen(
+                agent_attach_id=b"A",
+                agent=A1,
+                request_id=3,
+                service="web",
+                connector_attach_id=b"C",
+                connector=C1,
+            )
+        )
+        assert (to_connector, to_agent) == (b"C", b"A")
+        return offer.session_offer, opened.session_opened
+
+    def send(self, attach_id: bytes, frame: Frame) -> list[tuple[bytes, Frame]]:
+        body = getattr(frame, frame.WhichOneof("body") or "")
+        return self.tell(
+            signaling_service_pb2.SessionFrameReceived(
+                attach_id=attach_id, session_id=body.session_id, frame=frame
+            )
+        )
+
+
+@pytest.fixture
+def manager() -> Manager:
+    manager = Manager()
+    assert manager.attach(b"A", A1) == manager.attach(b"C", C1) == []
+    return manager
+
+
+def test_both_parties_learn_of_a_session_with_their_channels(manager: Manager) -> None:
+    offer, opened = manager.open()
+    assert (offer.agent, offer.channel) == (A1, 22)
+    assert (opened.request_id, opened.service, opened.connector, opened.channel) == (3, "web", C1, 11)
+    assert offer.session_id == opened.session_id
+
+
+def test_grant_states_the_session_and_carries_our_signature(manager: Manager) -> None:
+    _, opened = manager.open()
+    claims = translate.open_grant(opened.grant, verifier(), START_WALL_TIME)
+    assert (claims.version, claims.session_id, claims.service) == (1, opened.session_id, "web")
+    assert (claims.agent_id, claims.agent_fingerprint) == ("a1", A1.fingerprint)
+    assert (claims.connector_id, claims.connector_fingerprint) == ("c1", C1.fingerprint)
+    assert (claims.issued_at, claims.expires_at) == (START_WALL_TIME, START_WALL_TIME + 600)
+    assert claims.issuer == "i1"
+
+
+def test_resumed_session_is_rebound_for_both(manager: Manager) -> None:
+    _, opened = manager.open()
+    resume = signaling_pb2.ResumeSession(session_id=opened.session_id, grant=opened.grant)
+    frames = dict(manager.attach(b"A'", A1, resume))
+    assert frames[b"A'"].session_rebound == signaling_pb2.SessionRebound(
+        session_id=opened.session_id, peer=C1, channel=11
+    )
+    assert frames[b"C"].session_rebound == signaling_pb2.SessionRebound(
+        session_id=opened.session_id, peer=A1, channel=22
+    )
+
+
+def test_restarted_intermediate_brings_a_session_back_by_its_grant_alone(manager: Manager) -> None:
+    _, opened = manager.open()
+    resume = signaling_pb2.ResumeSession(session_id=opened.session_id, grant=opened.grant)
+    restarted = Manager()
+    assert restarted.attach(b"1", A1, resume) == []
+    assert [frame.WhichOneof("body") for _, frame in restarted.attach(b"2", C1, resume)] == [
+        "session_rebound"
+    ] * 2
+
+
+@pytest.mark.parametrize("fault", ["signature", "claims", "session id", "garbage"])
+def test_grant_that_does_not_verify_ends_its_session(manager: Manager, fault: str) -> None:
+    _, opened = manager.open()
+    grant = grant_pb2.SealedGrant.FromString(opened.grant.SerializeToString())
+    session_id = opened.session_id
+    match fault:
+        case "signature":
+            grant.signature = bytes(len(grant.signature))
+        case "claims":
+            grant.claims += b"\x3a\x03ssh"
+        case "session id":
+            session_id = b"?" * 16
+        case _:
+            grant = grant_pb2.SealedGrant(claims=b"\xff")
+    resume = signaling_pb2.ResumeSession(session_id=session_id, grant=grant)
+    frames = manager.attach(b"A'", A1, resume)
+    ended = [(to, frame.session_ended.code) for to, frame in frames]
+    assert ended == [
+        (b"A'", signaling_pb2.SIGNALING_CODE_ACCESS_DENIED),
+        (b"C", signaling_pb2.SIGNALING_CODE_PEER_LOST),
+    ]
+
+
+def test_lost_node_ends_its_sessions_for_the_other(manager: Manager) -> None:
+    _, opened = manager.open()
+    frames = manager.tell(signaling_service_pb2.NodeDetached(attach_id=b"C", node=C1, reason="no_answer"))
+    assert [(to, frame.session_ended.code) for to, frame in frames] == [
+        (b"A", signaling_pb2.SIGNALING_CODE_PEER_LOST)
+    ]
+    assert manager.released == [opened.session_id]
+
+
+def test_candidates_pass_unchanged_between_the_parties_only(manager: Manager) -> None:
+    _, opened = manager.open()
+    sid = opened.session_id
+    manager.attach(b"X", node(Role.AGENT, "a2"))
+    offer = Frame(
+        seq=9,
+        candidate_offer=signaling_pb2.CandidateOffer(
+            session_id=sid, generation=1, ufrag="u", pwd="p", candidates=[types_pb2.Candidate()]
+        ),
+    )
+    assert manager.send(b"A", offer) == [(b"C", offer)]
+    added = signaling_pb2.CandidateAdded(session_id=sid, generation=1, candidate=types_pb2.Candidate())
+    assert manager.send(b"A", Frame(candidate_added=added)) == [(b"C", Frame(candidate_added=added))]
+    answer = Frame(candidate_answer=signaling_pb2.CandidateAnswer(session_id=sid, generation=1))
+    ((to, refused),) = manager.send(b"X", answer)
+    assert (to, refused.error.code) == (b"X", signaling_pb2.SIGNALING_CODE_NOT_A_PARTY)
+    frames = manager.send(b"C", answer)
+    assert frames[0] == (b"A", answer)
+    assert [(to, f.start_punching.generation, f.start_punching.start_delay_ms) for to, f in frames[1:]] == [
+        (b"A", 1, 100),
+        (b"C", 1, 100),
+    ]
+    end = signaling_pb2.CandidateAdded(session_id=sid, generation=1, end_of_candidates=True)
+    assert manager.send(b"C", Frame(candidate_added=end)) == [(b"A", Frame(candidate_added=end))]
+    result = signaling_pb2.PunchingResult(session_id=sid, success=True)
+    assert manager.send(b"A", Frame(punching_result=result)) == [(b"C", Frame(punching_result=result))]
+    restart = signaling_pb2.RestartRequested(session_id=sid)
+    assert manager.send(b"C", Frame(restart_requested=restart)) == [(b"A", Frame(restart_requested=restart))]
+
+
+def test_what_only_an_intermediate_sends_is_refused(manager: Manager) -> None:
+    _, opened = manager.open()
+    frame = Frame(start_punching=signaling_pb2.StartPunching(session_id=opened.session_id))
+    ((to, refused),) = manager.send(b"A", frame)
+    assert (to, refused.error.code) == (b"A", signaling_pb2.SIGNALING_CODE_NOT_A_PARTY)
+
+
+def test_missing_answer_is_reported_to_both(manager: Manager) -> None:
+    _, opened = manager.open()
+    offer = signaling_pb2.CandidateOffer(session_id=opened.session_id, generation=1)
+    manager.send(b"A", Frame(candidate_offer=offer))
+    manager.harness.advance(ANSWER_LIMIT_S)
+    assert [(to, f.error.code, f.error.session_id) for to, f in manager.take()] == [
+        (b"A", signaling_pb2.SIGNALING_CODE_SESSION_TIMEOUT, opened.session_id),
+        (b"C", signaling_pb2.SIGNALING_CODE_SESSION_TIMEOUT, opened.session_id),
+    ]
+
+
+def test_reason_of_a_closed_session_reaches_the_other_cut_to_size(manager: Manager) -> None:
+    _, opened = manager.open()
+    close = signaling_pb2.CloseSession(session_id=opened.session_id, reason="x" * 5000)
+    ((to, frame),) = manager.send(b"A", Frame(close_session=close))
+    assert (to, frame.session_ended.code) == (b"C", signaling_pb2.SIGNALING_CODE_PEER_CLOSED)
+    assert frame.session_ended.message.count("x") == MAX_REASON_CHARACTERS
+
+
+def test_sessions_are_reported_at_most_once_a_second(manager: Manager) -> None:
+    manager.harness.advance(2)
+    _, opened = manager.open()
+    manager.harness.advance(1)
+    manager.take()
+    (session,) = manager.reports[-1].sessions
+    assert (session.agent_id, session.connector_id, list(session.services)) == ("a1", "c1", ["web"])
+    assert (session.state, session.session_id) == ("relayed", opened.session_id)
+    assert session.opened_at_s == pytest.approx(START_WALL_TIME + 2, abs=0.01)
+    assert manager.reports[-1].opened_total == 1
+    count = len(manager.reports)
+    manager.harness.advance(10)
+    manager.take()
+    assert len(manager.reports) == count

@@ -1,0 +1,389 @@
+"""The service over carrier quic, whose bytes come and go as messages."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
+from google.protobuf.message import Message
+
+from actors import signaling_service
+from actors.credentials import parse_credentials
+from actors.signaling_service import ATTACH_LIMIT_S, SignalingService
+from tests.manual_io import ActorHarness, actor_harness
+from tests.pki_fixtures import NOW, crl_pem, issue, pem
+from ztna.access.grant import verify_nonce
+from ztna.access.identity import Role, fingerprint
+from ztna.pki.authority import Issued
+from ztna.signaling.attachments import JUDGEMENT_LIMIT_S
+from ztna.signaling.framing import FrameDecoder, encode
+from ztna.v1 import quic_relay_pb2, signaling_pb2, signaling_service_pb2, types_pb2
+
+MessageT = TypeVar("MessageT", bound=Message)
+Frame = signaling_pb2.SignalingFrame
+NONCE = bytes(range(32))
+
+
+def attach_request(seq: int = 1) -> Frame:
+    return Frame(seq=seq, attach_request=signaling_pb2.AttachRequest(protocol_version=1, nonce=NONCE))
+
+
+class World:
+    """The service and the streams of some legs."""
+
+    def __init__(self, *revoked: Issued, max_attachments: int = 10, frames_per_second: float = 50.0) -> None:
+        own = issue(Role.INTERMEDIATE, "i1")
+        crl = crl_pem(*revoked) if revoked else None
+        credentials = parse_credentials(
+            own.certificate_pem, own.key_pem, pem(own).ca, crl, Role.INTERMEDIATE, NOW
+        )
+        self.harness: ActorHarness[SignalingService] = actor_harness(
+            SignalingService, credentials, None, max_attachments, frames_per_second
+        )
+        self.decoders: dict[int, FrameDecoder] = {}
+        self.closed: list[int] = []
+
+    def open(self, connection: int, node: Issued) -> None:
+        self.decoders[connection] = FrameDecoder()
+        self.harness.tell(
+            quic_relay_pb2.LegSignalingChanged(
+                connection=connection,
+                is_open=True,
+                certificate=node.certificate.public_bytes(Encoding.DER),
+            )
+        )
+
+    def close(self, connection: int) -> None:
+        self.harness.tell(quic_relay_pb2.LegSignalingChanged(connection=connection, is_open=False))
+
+    def send(self, connection: int, *frames: Frame) -> None:
+        data = b"".join(encode(frame.SerializeToString()) for frame in frames)
+        self.feed(connection, data)
+
+    def feed(self, connection: int, data: bytes) -> None:
+        self.harness.tell(quic_relay_pb2.LegSignalingBytesReceived(connection=connection, data=data))
+
+    def received(self, connection: int) -> list[Frame]:
+        """Frames that a node was sent since the last call."""
+        frames: list[Frame] = []
+        kept: list[Message] = []
+        for message in self.harness.take_emitted():
+            if isinstance(message, quic_relay_pb2.SendLegSignalingBytes) and message.connection == connection:
+                frames += map(Frame.FromString, self.decoders[connection].feed(message.data))
+                if message.close:
+                    self.closed.append(connection)
+            else:
+                kept.append(message)
+        self.harness.emitted.extend(kept)
+        return frames
+
+    def take(self, kind: type[MessageT]) -> list[MessageT]:
+        found = [message for message in self.harness.emitted if isinstance(message, kind)]
+        for message in found:
+            self.harness.emitted.remove(message)
+        return found
+
+    def attached(self, connection: int, node: Issued) -> bytes:
+        self.open(connection, node)
+        self.send(connection, attach_request())
+        (accepted,) = self.received(connection)
+        (event,) = self.take(signaling_service_pb2.NodeAttached)
+        assert event.attach_id == accepted.attach_accepted.attach_id
+        return event.attach_id
+
+
+@pytest.fixture
+def agent() -> Issued:
+    return issue(Role.AGENT, "a1")
+
+
+@pytest.fixture
+def connector() -> Issued:
+    return issue(Role.CONNECTOR, "c1")
+
+
+def codes(frames: list[Frame]) -> list[signaling_pb2.SignalingCode.ValueType]:
+    return [frame.error.code for frame in frames]
+
+
+def test_node_attaches_over_its_leg(agent: Issued) -> None:
+    world = World()
+    world.open(5, agent)
+    world.send(5, attach_request())
+    (frame,) = world.received(5)
+    assert frame.seq == 1
+    verify_nonce(
+        issue(Role.INTERMEDIATE, "i1").certificate,
+        NONCE,
+        fingerprint(agent.certificate),
+        frame.attach_accepted.signature,
+    )
+    (event,) = world.take(signaling_service_pb2.NodeAttached)
+    assert (event.carrier, event.connection, event.node.id) == ("quic", 5, "a1")
+    assert event.node.role == types_pb2.ROLE_AGENT
+
+
+def test_frames_arrive_in_whatever_pieces(connector: Issued) -> None:
+    world = World()
+    world.open(5, connector)
+    data = encode(attach_request().SerializeToString()) + encode(
+        Frame(seq=2, register_service=signaling_pb2.RegisterService(service="web")).SerializeToString()
+    )
+    for n in range(len(data)):
+        world.feed(5, data[n : n + 1])
+    (offered,) = world.take(signaling_service_pb2.ServiceOffered)
+    assert offered.service == "web"
+
+
+@pytest.mark.parametrize("fault", ["revoked", "wrong role", "malformed"])
+def test_certificate_is_judged_once_more(agent: Issued, fault: str) -> None:
+    world = World(agent)
+    if fault == "malformed":
+        world.decoders[5] = FrameDecoder()
+        world.harness.tell(
+            quic_relay_pb2.LegSignalingChanged(connection=5, is_open=True, certificate=b"nonsense")
+        )
+    else:
+        world.open(5, agent if fault == "revoked" else issue(Role.OPERATOR, "op"))
+    assert world.received(5) == []
+    assert world.closed == [5]
+    world.send(5, attach_request())
+    assert not world.take(signaling_service_pb2.NodeAttached)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        Frame(seq=1, ping=signaling_pb2.SignalingPing(id=1)),
+        Frame(seq=1),
+        Frame(seq=2, ping=signaling_pb2.SignalingPing(id=1)),
+        Frame(seq=1, attach_request=signaling_pb2.AttachRequest(protocol_version=2, nonce=NONCE)),
+        Frame(seq=1, attach_request=signaling_pb2.AttachRequest(protocol_version=1, nonce=b"short")),
+    ],
+    ids=["ping", "empty", "gap", "version", "nonce"],
+)
+def test_wrong_first_frame_ends_the_stream_with_the_reason(agent: Issued, frame: Frame) -> None:
+    world = World()
+    world.open(5, agent)
+    world.send(5, frame)
+    assert codes(world.received(5)) == [signaling_pb2.SIGNALING_CODE_INVALID_MESSAGE]
+    assert world.closed == [5]
+    assert not world.take(signaling_service_pb2.NodeAttached)
+
+
+@pytest.mark.parametrize("data", [b"\0\0\0\0", b"\xff\xff\xff\xff", encode(b"\xff\xff")])
+def test_bytes_that_make_no_sense_end_the_stream_and_the_node_lingers(agent: Issued, data: bytes) -> None:
+    world = World()
+    attach_id = world.attached(5, agent)
+    world.feed(5, data)
+    assert codes(world.received(5)) == [signaling_pb2.SIGNALING_CODE_INVALID_MESSAGE]
+    assert [each.attach_id for each in world.take(signaling_service_pb2.JudgeLeg)] == [attach_id]
+
+
+def test_repeated_or_skipped_frame_ends_the_stream(agent: Issued) -> None:
+    for seq in (1, 3):
+        world = World()
+        world.attached(5, agent)
+        world.send(5, Frame(seq=seq, ping=signaling_pb2.SignalingPing(id=1)))
+        assert codes(world.received(5)) == [signaling_pb2.SIGNALING_CODE_INVALID_MESSAGE]
+
+
+def test_stream_without_a_request_is_closed_in_time(agent: Issued) -> None:
+    world = World()
+    world.open(5, agent)
+    world.harness.advance(ATTACH_LIMIT_S)
+    assert codes(world.received(5)) == [signaling_pb2.SIGNALING_CODE_INVALID_MESSAGE]
+    assert world.closed == [5]
+
+
+def test_wishes_and_offers_carry_who_asks(agent: Issued, connector: Issued) -> None:
+    world = World()
+    a, c = world.attached(5, agent), world.attached(6, connector)
+    world.send(
+        5,
+        Frame(
+            seq=2,
+            open_session=signaling_pb2.OpenSession(
+                request_id=9, service="web", connectors=["c1"], excluded_connectors=["c2"]
+            ),
+        ),
+    )
+    (wanted,) = world.take(signaling_service_pb2.SessionWanted)
+    assert (wanted.attach_id, wanted.agent.id, wanted.request_id, wanted.service) == (a, "a1", 9, "web")
+    assert (list(wanted.connectors), list(wanted.excluded_connectors)) == (["c1"], ["c2"])
+    assert wanted.agent.fingerprint == fingerprint(agent.certificate)
+    world.send(
+        6,
+        Frame(
+            seq=2,
+            register_service=signaling_pb2.RegisterService(
+                service="web", protocol=types_pb2.SERVICE_PROTOCOL_TCP
+            ),
+        ),
+        Frame(seq=3, withdraw_service=signaling_pb2.WithdrawService(service="web")),
+    )
+    (offered,) = world.take(signaling_service_pb2.ServiceOffered)
+    assert (offered.attach_id, offered.service, offered.protocol) == (
+        c,
+        "web",
+        types_pb2.SERVICE_PROTOCOL_TCP,
+    )
+    (withdrawn,) = world.take(signaling_service_pb2.ServiceWithdrawn)
+    assert (withdrawn.attach_id, withdrawn.service) == (c, "web")
+
+
+@pytest.mark.parametrize("body", sorted(signaling_service._SESSION_FRAMES))
+def test_frame_about_a_session_goes_to_its_manager_unread(agent: Issued, body: str) -> None:
+    world = World()
+    attach_id = world.attached(5, agent)
+    frame = Frame(seq=2)
+    getattr(frame, body).session_id = b"s" * 16
+    world.send(5, frame)
+    (event,) = world.take(signaling_service_pb2.SessionFrameReceived)
+    assert (event.attach_id, event.session_id, event.frame) == (attach_id, b"s" * 16, frame)
+
+
+def test_frame_that_no_node_sends_is_answered_and_an_unknown_one_ignored(agent: Issued) -> None:
+    world = World()
+    world.attached(5, agent)
+    world.send(
+        5,
+        Frame(seq=2, registration_accepted=signaling_pb2.RegistrationAccepted()),
+        Frame(seq=3),
+        Frame(seq=4, pong=signaling_pb2.SignalingPong(id=1)),
+        Frame(seq=5, ping=signaling_pb2.SignalingPing(id=77)),
+    )
+    error, pong = world.received(5)
+    assert error.error.code == signaling_pb2.SIGNALING_CODE_INVALID_MESSAGE
+    assert (pong.seq, pong.pong.id) == (3, 77)
+
+
+def test_other_actors_frames_are_numbered_and_sent(agent: Issued) -> None:
+    world = World()
+    attach_id = world.attached(5, agent)
+    ended = Frame(session_ended=signaling_pb2.SessionEnded(session_id=b"s" * 16))
+    world.harness.tell(
+        signaling_service_pb2.SendFrame(attach_id=attach_id, frame=ended),
+        signaling_service_pb2.SendFrame(attach_id=b"gone", frame=ended),
+    )
+    (frame,) = world.received(5)
+    assert (frame.seq, frame.session_ended.session_id) == (2, b"s" * 16)
+
+
+def test_flood_is_cut_and_a_wish_in_it_is_answered(agent: Issued) -> None:
+    world = World(frames_per_second=5.0)
+    world.attached(5, agent)
+    world.send(5, *(Frame(seq=n, ping=signaling_pb2.SignalingPing(id=n)) for n in range(2, 40)))
+    assert len(world.received(5)) == 10
+    world.send(5, Frame(seq=40, open_session=signaling_pb2.OpenSession(request_id=4)))
+    (refused,) = world.received(5)
+    assert (refused.error.code, refused.error.request_id) == (signaling_pb2.SIGNALING_CODE_RATE_LIMITED, 4)
+    world.harness.advance(1)
+    assert world.take(signaling_service_pb2.SignalingStatistics)[-1].refused["rate_limited"] == 29
+
+
+def test_goodbye_detaches_cleanly(agent: Issued) -> None:
+    world = World()
+    attach_id = world.attached(5, agent)
+    world.send(5, Frame(seq=2, goodbye=signaling_pb2.Goodbye(reason="done")))
+    (event,) = world.take(signaling_service_pb2.NodeDetached)
+    assert (event.attach_id, event.is_clean, event.reason) == (attach_id, True, "done")
+    world.close(5)
+    assert not world.take(signaling_service_pb2.JudgeLeg)
+
+
+def test_vanished_node_is_lost_when_its_leg_is_dead(connector: Issued) -> None:
+    world = World()
+    attach_id = world.attached(5, connector)
+    world.send(5, Frame(seq=2, register_service=signaling_pb2.RegisterService(service="web")))
+    world.close(5)
+    assert [each.attach_id for each in world.take(signaling_service_pb2.JudgeLeg)] == [attach_id]
+    assert [each.service for each in world.take(signaling_service_pb2.ServiceWithdrawn)] == ["web"]
+    world.harness.tell(quic_relay_pb2.LegJudged(attach_id=attach_id, is_alive=False, reason="no_answer"))
+    (event,) = world.take(signaling_service_pb2.NodeDetached)
+    assert (event.attach_id, event.is_clean, event.reason) == (attach_id, False, "no_answer")
+
+
+def test_vanished_node_is_lost_when_nobody_judges_its_leg(agent: Issued) -> None:
+    world = World()
+    world.attached(5, agent)
+    world.close(5)
+    world.harness.advance(JUDGEMENT_LIMIT_S)
+    assert len(world.take(signaling_service_pb2.NodeDetached)) == 1
+
+
+def test_node_that_attaches_elsewhere_supersedes_itself(agent: Issued) -> None:
+    world = World()
+    former = world.attached(5, agent)
+    world.open(6, agent)
+    world.send(6, attach_request())
+    assert codes(world.received(5)) == [signaling_pb2.SIGNALING_CODE_SUPERSEDED]
+    assert world.closed == [5]
+    (event,) = world.take(signaling_service_pb2.NodeAttached)
+    assert event.superseded_attach_id == former
+    world.close(5)
+    assert not world.take(signaling_service_pb2.JudgeLeg)
+
+
+def test_node_may_begin_anew_on_the_same_stream(agent: Issued) -> None:
+    world = World()
+    former = world.attached(5, agent)
+    world.send(5, attach_request())
+    (frame,) = world.received(5)
+    assert frame.WhichOneof("body") == "attach_accepted"
+    (event,) = world.take(signaling_service_pb2.NodeAttached)
+    assert event.superseded_attach_id == former
+    world.send(5, Frame(seq=2, ping=signaling_pb2.SignalingPing(id=1)))
+    assert [each.pong.id for each in world.received(5)] == [1]
+
+
+def test_full_intermediate_says_so(agent: Issued, connector: Issued) -> None:
+    world = World(max_attachments=1)
+    world.attached(5, agent)
+    world.open(6, connector)
+    world.send(6, attach_request())
+    assert codes(world.received(6)) == [signaling_pb2.SIGNALING_CODE_RATE_LIMITED]
+    assert world.closed == [6]
+
+
+def test_streams_that_only_open_are_bounded(
+    monkeypatch: pytest.MonkeyPatch, agent: Issued, connector: Issued
+) -> None:
+    monkeypatch.setattr(signaling_service, "MAX_PENDING_STREAMS", 1)
+    world = World()
+    world.open(5, agent)
+    world.open(6, connector)
+    assert codes(world.received(6)) == [signaling_pb2.SIGNALING_CODE_RATE_LIMITED]
+    world.open(7, agent)
+    assert codes(world.received(5)) == [signaling_pb2.SIGNALING_CODE_SUPERSEDED]
+    world.send(7, attach_request())
+    assert len(world.take(signaling_service_pb2.NodeAttached)) == 1
+
+
+def test_stopping_service_sends_its_nodes_elsewhere_and_ends_no_session(agent: Issued) -> None:
+    world = World()
+    world.attached(5, agent)
+    world.harness.stop()
+    (frame,) = world.received(5)
+    assert frame.goodbye.reason == "shutting_down"
+    assert world.closed == [5]
+    assert not world.take(signaling_service_pb2.NodeDetached)
+
+
+def test_figures_are_reported_at_most_once_a_second(agent: Issued) -> None:
+    world = World()
+    world.attached(5, agent)
+    world.harness.advance(1)
+    report = world.take(signaling_service_pb2.SignalingStatistics)[-1]
+    assert (report.attachments, report.attached_total) == (1, 1)
+    assert (report.frames_received, report.frames_sent) == (1, 1)
+    world.harness.advance(10)
+    assert not world.take(signaling_service_pb2.SignalingStatistics)
+
+
+def test_bytes_of_an_unknown_stream_are_dropped() -> None:
+    world = World()
+    world.feed(99, b"\0\0\0\1x")
+    world.close(99)
+    assert world.harness.is_alive
