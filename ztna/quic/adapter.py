@@ -424,6 +424,14 @@ class Engine(QuicConnection):
         return self._loss.congestion_window, self._loss.bytes_in_flight, self._loss.packets_lost
 
     @property
+    def awaits_acknowledgement(self) -> bool:
+        """Whether packets are out that the peer has to acknowledge.
+
+        Bytes in flight do not tell: after a Retry, aioquic never takes back those of the first Initial.
+        """
+        return any(space.ack_eliciting_in_flight for space in self._loss.spaces)
+
+    @property
     def key_updates(self) -> int:
         """Key updates so far, whoever asked for them."""
         return self._key_updates_seen

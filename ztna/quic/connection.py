@@ -173,6 +173,11 @@ class Connection:
         figures = self._engine.rtt
         return None if figures is None else RoundTripTime(*figures)
 
+    @property
+    def awaits_acknowledgement(self) -> bool:
+        """Whether packets are out that the peer has to acknowledge: then its silence means something."""
+        return self._engine.awaits_acknowledgement
+
     def statistics(self) -> ConnectionStatistics:
         """Counters of this moment."""
         window, in_flight, lost = self._engine.congestion

@@ -427,7 +427,7 @@ class Leg:
             datagrams += connection.transmit(now)
         if datagrams:
             self._effects.append(LegTransmit(remote, datagrams))
-        if connection.statistics().bytes_in_flight == 0:
+        if not connection.awaits_acknowledgement:
             self._silent_since = None
         elif self._silent_since is None:
             self._silent_since = now

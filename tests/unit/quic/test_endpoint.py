@@ -69,6 +69,23 @@ def test_client_gets_in_after_one_retry() -> None:
     assert endpoint.handshaking == 0
 
 
+def test_nothing_is_awaited_after_a_handshake_with_retry() -> None:
+    endpoint, client = new_endpoint(), new_client()
+    second = initial_after_retry(endpoint, client=client)
+    assert client.awaits_acknowledgement
+    decision = endpoint.handle_datagram(second, SOURCE, NOW)
+    assert isinstance(decision, Accept)
+    now = NOW
+    for _ in range(6):
+        now += 0.05
+        for end in (client, decision.connection):
+            end.handle_timeout(now)
+        client.receive(decision.connection.transmit(now), now)
+        decision.connection.receive(client.transmit(now), now)
+    assert not client.awaits_acknowledgement
+    assert not decision.connection.awaits_acknowledgement
+
+
 def test_client_that_moves_is_followed_once_its_new_address_answers() -> None:
     endpoint, client = new_endpoint(), new_client()
     decision = endpoint.handle_datagram(initial_after_retry(endpoint, client=client), SOURCE, NOW)
