@@ -54,7 +54,7 @@ class Registry(Concern):
         self._registrations = 0
         self._rejections: Counter[str] = Counter()
         self._is_changed = False
-        self._report_at = 0.0
+        self._report_at = self.now
 
     def node_attached(self, message: signaling_service_pb2.NodeAttached) -> None:
         """Take a node in; an agent that brings sessions keeps their connectors."""

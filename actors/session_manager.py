@@ -72,7 +72,7 @@ class SessionManager(Concern):
             context.io.random, AccessPolicy(policy), max_offline_s=max_offline_s, max_sessions=max_sessions
         )
         self._is_changed = False
-        self._report_at = 0.0
+        self._report_at = self.now
 
     def node_attached(self, message: signaling_service_pb2.NodeAttached) -> None:
         """Take a node in, with the sessions whose grants verify."""

@@ -147,7 +147,7 @@ class SignalingService(Concern):
         self._counters: Counter[str] = Counter()
         self._refused: Counter[str] = Counter()
         self._is_changed = False
-        self._report_at = 0.0
+        self._report_at = self.now
 
     def on_start(self) -> None:
         """Listen."""
