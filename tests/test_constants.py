@@ -1,0 +1,143 @@
+"""Every agreed constant that the code has, pinned: a change of one is a change of the contract.
+
+The id of a case names where the value comes from.
+"""
+
+from __future__ import annotations
+
+import importlib
+from functools import cache
+from typing import Any
+
+import pytest
+
+from ztna.quic import adapter, options
+from ztna.relay import frame
+from ztna.service import flows
+from ztna.settings import MODELS, DaemonKind
+from ztna.settings.keys import describe_keys
+
+# Source, module, name, value; lengths in bytes, times in seconds unless the name says otherwise.
+CONSTANTS: list[tuple[str, str, str, Any]] = [
+    # Connectivity checks and their exchange
+    ("ours, 100 ms doubling to 1600 ms", "ztna.stun.transaction", "CONNECTIVITY_CHECK.sends_s",
+     (0, 0.1, 0.3, 0.7, 1.5, 3.1)),
+    ("ours, the last send and 1600 ms", "ztna.stun.transaction", "CONNECTIVITY_CHECK.failure_s", 4.7),
+    ("RFC 8489 §5", "ztna.stun.message", "TRANSACTION_ID_BYTES", 12),
+    ("RFC 8489 §5", "ztna.stun.attributes", "MAGIC_COOKIE", 0x2112A442),
+    ("ours, signaling exchange limit", "ztna.signaling.exchange", "ANSWER_LIMIT_S", 5.0),
+    ("ours, three direct path limits", "ztna.signaling.exchange", "PUNCHING_LIMIT_S", 15.0),
+    ("ours, while an RTT is unknown", "ztna.signaling.exchange", "START_DELAY_MS", 100),
+    ("ours, candidates per side", "ztna.signaling.exchange", "MAX_CANDIDATES", 32),
+    # Datagram sizes
+    ("IPv6 minimum MTU, measured", "ztna.quic.options", "LEG_MAX_DATAGRAM_BYTES", 1232),
+    ("RFC 9000 §14", "ztna.quic.options", "INNER_MAX_DATAGRAM_BYTES", 1200),
+    ("ours, 16-bit channel", "ztna.relay.frame", "CHANNEL_BYTES", 2),
+    ("RFC 9000 §14", "ztna.relay.frame", "DEFAULT_MAX_PACKET_BYTES", 1200),
+    ("measured", "ztna.service.flows", "DEFAULT_FRAME_BYTES", 1170),
+    ("RFC 9000 §14.1", "ztna.quic.endpoint", "MIN_INITIAL_BYTES", 1200),
+    # Connections
+    ("ours, docs/wire.md §1", "ztna.quic.options", "LEG_ALPN", "ztna-relay/1"),
+    ("ours, docs/wire.md §1", "ztna.quic.options", "INNER_ALPN", "ztna/1"),
+    ("ours, docs/wire.md §1", "ztna.quic.options", "LEG_IDLE_TIMEOUT_S", 30.0),
+    ("ours, docs/wire.md §1", "ztna.quic.options", "INNER_IDLE_TIMEOUT_S", 300.0),
+    ("ours, docs/wire.md §1", "ztna.quic.demux", "LOCAL_CID_BYTES", 8),
+    ("ours, docs/wire.md §1", "ztna.quic.adapter", "CONNECTION_ID_BYTES", 8),
+    ("ours, NATs with 30 s mappings", "ztna.relay.leg", "PING_INTERVAL_S", 10.0),
+    ("ours, docs/wire.md §1", "ztna.relay.leg", "DEAD_AFTER_S", 3.0),
+    ("RFC 9001 §6.6", "ztna.quic.options", "KEY_UPDATE_AFTER_PACKETS", 1 << 22),
+    ("ours, docs/wire.md §1", "ztna.quic.adapter", "KEY_UPDATE_QUIET_S", 3.0),
+    ("exact pin, docs/adr/0006", "ztna.quic.adapter", "SUPPORTED_VERSION", "1.7.2"),
+    # Relay queues
+    ("ours, docs/wire.md §5", "ztna.relay.queue", "MAX_QUEUED_PACKETS_PER_SESSION", 64),
+    ("ours, docs/wire.md §5", "ztna.relay.queue", "MAX_SOJOURN_S", 0.1),
+    ("ours, docs/wire.md §5", "ztna.relay.leg", "MAX_DATAGRAMS_PENDING", 16),
+    ("ours, docs/wire.md §5", "ztna.relay.hub", "MAX_DATAGRAMS_PENDING", 16),
+    ("ours, docs/wire.md §5", "ztna.relay.frame", "RESERVED_CHANNEL", 0),
+    # Identifiers and grants
+    ("ours, docs/wire.md §2", "ztna.access.grant", "SESSION_ID_BYTES", 16),
+    ("ours, docs/wire.md §2", "ztna.signaling.values", "ATTACH_ID_BYTES", 16),
+    ("ours, docs/wire.md §3", "ztna.access.grant", "GRANT_VERSION", 1),
+    ("ours, docs/wire.md §3", "ztna.access.grant", "GRANT_LIFETIME_S", 600),
+    ("ours, docs/wire.md §3", "ztna.access.grant", "GRANT_TOLERANCE_S", 60.0),
+    ("ours, docs/wire.md §4", "ztna.access.grant", "NONCE_BYTES", 32),
+    # Signaling
+    ("ours, signaling message", "ztna.signaling.framing", "MAX_FRAME_BYTES", 65_536),
+    ("ours, signaling message", "actors.grpc_carrier", "MAX_FRAME_BYTES", 65_536),
+    ("ours, docs/wire.md §4", "ztna.signaling.client", "REGISTRATION_INTERVAL_S", 2.0),
+    ("ours, docs/wire.md §4", "ztna.signaling.client", "REGISTRATION_TRIES", 3),
+    ("ours, docs/wire.md §2", "ztna.signaling.client", "SUPERSEDED_HOLD_S", 30.0),
+    ("ours, docs/wire.md §4", "ztna.signaling.backoff", "UNCLEAN_CEILING_S", 2.0),
+    ("ours, docs/wire.md §4", "ztna.signaling.backoff", "UNCLEAN_WINDOW_S", 30.0),
+    # Streams and flows
+    ("ours, docs/wire.md §6", "ztna.service.tcp_connection", "MAX_EARLY_BYTES", 64 * 1024),
+    ("RFC 768 over IPv4", "ztna.service.fragments", "MAX_PAYLOAD_BYTES", 65_507),
+    ("ours, docs/wire.md §6", "ztna.service.fragments", "MAX_REASSEMBLY_S", 1.0),
+    ("ours, docs/wire.md §6", "ztna.service.fragments", "MAX_PARTIAL_DATAGRAMS", 64),
+    ("ours, docs/wire.md §6", "ztna.service.fragments", "MAX_PARTIAL_BYTES", 1 << 20),
+    ("ours, docs/wire.md §6", "ztna.service.connector_flows", "MAX_WAITING_DATAGRAMS", 16),
+    ("ours, docs/wire.md §6", "ztna.service.connector_flows", "MAX_WAITING_S", 1.0),
+    ("RFC 4787 REQ-5", "ztna.service.flows", "FLOW_IDLE_S", 120.0),
+    ("ours, docs/wire.md §6", "ztna.service.flows", "MAX_FLOWS", 256),
+    ("ours, docs/wire.md §6", "ztna.quic.windows", "MAX_STREAMS", 1024),
+]  # fmt: skip
+
+# Source, daemon, key and its default.
+DEFAULTS: list[tuple[str, DaemonKind, str, Any]] = [
+    ("ours", DaemonKind.INTERMEDIATE, "quic.listen", ["0.0.0.0:4433", "[::]:4433"]),
+    ("ours", DaemonKind.INTERMEDIATE, "grpc.listen", "[::]:4434"),
+    ("ours", DaemonKind.INTERMEDIATE, "metrics.listen", "127.0.0.1:9090"),
+    ("ours", DaemonKind.CONNECTOR, "metrics.listen", "127.0.0.1:9091"),
+    ("ours", DaemonKind.AGENT, "metrics.listen", "127.0.0.1:9092"),
+    ("RFC 9000 §8.1.2", DaemonKind.INTERMEDIATE, "quic.retry", True),
+    ("docs/wire.md §3", DaemonKind.INTERMEDIATE, "access.grant_lifetime_s", 600),
+    ("docs/wire.md §5", DaemonKind.INTERMEDIATE, "relay.queue_packets", 64),
+    ("docs/wire.md §5", DaemonKind.INTERMEDIATE, "relay.queue_ms", 100),
+    ("docs/wire.md §7", DaemonKind.AGENT, "access.max_offline_s", 3600),
+    ("docs/wire.md §1", DaemonKind.AGENT, "session.idle_timeout_s", 300),
+    ("docs/wire.md §4", DaemonKind.AGENT, "signaling.transport", "grpc"),
+    ("docs/wire.md §6", DaemonKind.CONNECTOR, "limits.streams_per_agent", 1024),
+    ("docs/wire.md §6", DaemonKind.CONNECTOR, "limits.flows_per_agent", 256),
+    ("docs/wire.md §6", DaemonKind.CONNECTOR, "limits.connect_timeout_s", 5),
+    ("RFC 4787 REQ-5", DaemonKind.CONNECTOR, "limits.flow_idle_s", 120),
+    ("RFC 4787 REQ-5", DaemonKind.AGENT, "limits.flow_idle_s", 120),
+    ("ours", DaemonKind.AGENT, "connect", "lazy"),
+]
+
+
+@cache
+def defaults(kind: DaemonKind) -> dict[str, Any]:
+    return {key.path: key.default for key in describe_keys(MODELS[kind])}
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "value"),
+    [row[1:] for row in CONSTANTS],
+    ids=[f"{module}.{name} ({source})" for source, module, name, _ in CONSTANTS],
+)
+def test_constant_has_the_agreed_value(module: str, name: str, value: Any) -> None:
+    found: Any = importlib.import_module(module)
+    for part in name.split("."):
+        found = getattr(found, part)
+    assert found == value
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "value"),
+    [row[1:] for row in DEFAULTS],
+    ids=[f"{kind.value} {key} ({source})" for source, kind, key, _ in DEFAULTS],
+)
+def test_default_has_the_agreed_value(kind: DaemonKind, key: str, value: Any) -> None:
+    assert defaults(kind)[key] == value
+
+
+def test_sealed_packets_fit_a_leg_exactly() -> None:
+    overhead = adapter.DATAGRAM_OVERHEAD_BYTES + adapter.CONNECTION_ID_BYTES
+    room = options.LEG_MAX_DATAGRAM_BYTES - overhead
+    assert room == frame.CHANNEL_BYTES + options.INNER_MAX_DATAGRAM_BYTES == 1202
+    assert options.INNER_MAX_DATAGRAM_BYTES - overhead == flows.DEFAULT_FRAME_BYTES
+
+
+def test_every_case_names_a_constant_once() -> None:
+    names = [(module, name) for _, module, name, _ in CONSTANTS]
+    assert len(names) == len(set(names))

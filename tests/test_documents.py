@@ -1,0 +1,109 @@
+"""Documents that stay true: links lead somewhere, commands exist, samples load."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from ztna.cli.main import ztna
+from ztna.settings.loader import load_any
+
+ROOT = Path(__file__).resolve().parent.parent
+
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+SAMPLES = sorted((ROOT / "config").glob("*.yaml"))
+
+LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
+FENCE = re.compile(r"^```[^\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+
+
+def identifier(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def prose(text: str) -> str:
+    return FENCE.sub("", text)
+
+
+def anchors(text: str) -> set[str]:
+    """Fragments that headings have on the usual forges."""
+    return {
+        re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
+        for heading in HEADING.findall(prose(text))
+    }
+
+
+def broken_links(document: Path) -> Iterator[str]:
+    for link in LINK.findall(prose(document.read_text(encoding="utf-8"))):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, fragment = link.partition("#")
+        target = (document.parent / path).resolve() if path else document
+        is_there = target.exists() and (
+            not fragment or fragment in anchors(target.read_text(encoding="utf-8"))
+        )
+        if not is_there:
+            yield link
+
+
+def commands(document: Path) -> list[list[str]]:
+    """The `ztna` lines of all code blocks, as words; continuation lines are joined."""
+    lines = "\n".join(FENCE.findall(document.read_text(encoding="utf-8"))).replace("\\\n", " ").splitlines()
+    found = []
+    for line in lines:
+        if re.match(r"\s*(\$ )?ztna ", line):
+            words = shlex.split(line.strip().removeprefix("$ "), comments=True)
+            found.append([word for word in words[1:] if word != "&"])
+    return found
+
+
+def check_command(words: list[str]) -> None:
+    """Raise `click.UsageError` for a subcommand or an option that does not exist."""
+    command: click.Command = ztna
+    context = click.Context(command, info_name="ztna")
+    while isinstance(command, click.Group):
+        name = words.pop(0)
+        found = command.get_command(context, name)
+        if found is None:
+            raise click.UsageError(f"no command {name!r} in {context.command_path!r}")
+        command, context = found, click.Context(found, info_name=name, parent=context)
+    command.make_parser(context).parse_args(words)
+
+
+ALL_COMMANDS = [(identifier(document), words) for document in DOCUMENTS for words in commands(document)]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=identifier)
+def test_relative_links_lead_somewhere(document: Path) -> None:
+    assert list(broken_links(document)) == []
+
+
+@pytest.mark.parametrize(
+    ("document", "words"),
+    ALL_COMMANDS,
+    ids=[f"{document}: {' '.join(words)}" for document, words in ALL_COMMANDS],
+)
+def test_command_in_a_document_exists(document: str, words: list[str]) -> None:
+    check_command(list(words))
+
+
+def test_readme_shows_commands() -> None:
+    assert len(commands(ROOT / "README.md")) > 5
+
+
+@pytest.mark.parametrize("words", [["statsu"], ["status", "--jsno"], ["pki", "isue"]], ids=" ".join)
+def test_command_that_does_not_exist_is_noticed(words: list[str]) -> None:
+    with pytest.raises(click.UsageError):
+        check_command(words)
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=identifier)
+def test_sample_configuration_loads(sample: Path) -> None:
+    loaded = load_any(sample, {}, {})
+    assert loaded.settings.kind == sample.stem
