@@ -18,6 +18,7 @@ from google.protobuf.message import Message
 from actors import translate
 from actors.agent_status import AgentStatusBook
 from actors.base import Concern, Context, loop_callback
+from actors.connector_status import ConnectorStatusBook
 from actors.control_server import CloseWish, ControlServer, OpenWish, Refusal
 from actors.http_server import HttpServer
 from actors.intermediate_status import IntermediateStatusBook
@@ -106,14 +107,15 @@ class _StatusBoard(Concern):
             if not self._has_failed:  # one line: the same message may come a thousand times
                 self._has_failed = True
                 self.log.exception("status_board.bookkeeping_failed", message_type=type(message).__name__)
-        if self._control is not None:
-            self._control.changed()
+        self._changed()
 
     def handle_timeout(self, now: float) -> None:
         """Measure how late this is."""
         if now >= self._tick_at:
             self._book.tick(now, self.io.wall_time(), now - self._tick_at)
             self._tick_at = now + TICK_S
+            # Ages and rates go on although nothing happens: who watches sees them move.
+            self._changed()
 
     def next_deadline(self) -> float | None:
         """The next measurement."""
@@ -136,6 +138,10 @@ class _StatusBoard(Concern):
         """Where metrics are served, with the real port."""
         return self._http.local_address if self._http else None
 
+    def _changed(self) -> None:
+        if self._control is not None:
+            self._control.changed()
+
     @loop_callback
     def open_session(self, wish: OpenWish) -> None:
         """Somebody at the control socket wants a session."""
@@ -157,7 +163,7 @@ class _StatusBoard(Concern):
 class NodeStatusBoard(_StatusBoard):
     """What the boards of agent and connector share."""
 
-    book_class: ClassVar[type[NodeStatusBook]] = NodeStatusBook
+    book_class: ClassVar[type[NodeStatusBook]]
     emits: ClassVar[tuple[type[Message], ...]] = (session_table_pb2.CloseSessionRequested,)
 
     def __init__(self, context: Context, settings: BoardSettings, children: Children) -> None:
@@ -176,7 +182,8 @@ class NodeStatusBoard(_StatusBoard):
 class ConnectorStatusBoard(NodeStatusBoard):
     """The board of a connector."""
 
-    handlers: ClassVar = dict.fromkeys(NodeStatusBook.takers, "take")
+    book_class = ConnectorStatusBook
+    handlers: ClassVar = dict.fromkeys(ConnectorStatusBook.takers, "take")
 
 
 class AgentStatusBoard(NodeStatusBoard):

@@ -1,0 +1,135 @@
+"""Statuses as daemons report them, and a control socket that serves one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from ztna.v1 import control_pb2, control_pb2_grpc, types_pb2
+
+WALL = 1_800_000_000.0
+SESSION = bytes(range(16))
+
+
+def agent_status() -> control_pb2.DaemonStatus:
+    """The one of docs/status.md."""
+    status = control_pb2.DaemonStatus(
+        daemon="agent",
+        id="agent-1",
+        version="0.1.0",
+        uptime_s=3723.5,
+        is_ready=True,
+        counters={
+            "active_connections": 3,
+            "sessions": 1,
+            'dropped_total{place="relay_leg",reason="queue_full"}': 7,
+        },
+    )
+    status.udp_addresses.add(host="0.0.0.0", port=40000)
+    status.intermediates.add(
+        id="intermediate-1",
+        state="attached",
+        is_leg_up=True,
+        rtt_ms=21.25,
+        observed_address=types_pb2.TransportAddress(host="203.0.113.7", port=51234),
+    )
+    status.services.add(
+        id="web",
+        protocol=types_pb2.SERVICE_PROTOCOL_TCP,
+        address="127.0.0.1:8080",
+        state="listening",
+        active=3,
+        total=120,
+        bytes_to_service=81_234,
+        bytes_from_service=2**33,
+    )
+    status.sessions.add(
+        session_id=SESSION,
+        peer_id="connector-1",
+        state="established",
+        path="relay",
+        via="intermediate-1",
+        path_reason="direct paths are not part of this version",
+        rtt_ms=43.5,
+        bytes_sent=81_234,
+        bytes_received=2**33,
+        open_streams=3,
+        age_s=3700.0,
+        services=["web"],
+    )
+    status.actors.add(name="udp_socket", state="running", messages=1200, handling_s=0.25, slowest_ms=1.5)
+    status.problems.add(
+        at_s=WALL,
+        event="signaling_client.detached",
+        message="intermediate intermediate-1: connection refused",
+        count=2,
+    )
+    return status
+
+
+def intermediate_status() -> control_pb2.DaemonStatus:
+    """An intermediate with one agent, one service, one session."""
+    status = control_pb2.DaemonStatus(
+        daemon="intermediate",
+        id="intermediate-1",
+        version="0.1.0",
+        uptime_s=12.0,
+        not_ready_reason="signaling_service is starting",
+        counters={"attached_nodes": 30, "sessions": 1},
+    )
+    status.udp_addresses.add(host="::", port=4433)
+    status.nodes.add(role=types_pb2.ROLE_AGENT, id="agent-1", carrier="grpc", is_leg_up=True, attached_s=12.0)
+    status.registered_services.add(
+        id="web", protocol=types_pb2.SERVICE_PROTOCOL_TCP, connectors=["connector-1", "connector-2"]
+    )
+    status.sessions.add(
+        session_id=SESSION,
+        agent_id="agent-1",
+        connector_id="connector-1",
+        services=["web"],
+        state="active",
+        bytes_sent=12_345_678,
+        age_s=4.0,
+    )
+    return status
+
+
+class Servicer(control_pb2_grpc.ControlServiceServicer):
+    """Serves statuses in turn; the stream ends behind the last one."""
+
+    def __init__(self, statuses: Sequence[control_pb2.DaemonStatus]) -> None:
+        self.statuses = statuses
+
+    def GetStatus(self, request: Any, context: Any) -> control_pb2.GetStatusResponse:  # noqa: N802
+        if not self.statuses:
+            context.abort(grpc.StatusCode.INTERNAL, "out of order")
+        return control_pb2.GetStatusResponse(status=self.statuses[0])
+
+    def WatchStatus(self, request: Any, context: Any) -> Iterator[Any]:  # noqa: N802
+        for status in self.statuses:
+            yield control_pb2.WatchStatusResponse(status=status)
+
+    def OpenSession(self, request: Any, context: Any) -> Any:  # noqa: N802
+        raise NotImplementedError
+
+    def CloseSession(self, request: Any, context: Any) -> Any:  # noqa: N802
+        raise NotImplementedError
+
+
+@contextmanager
+def served(path: Path, *statuses: control_pb2.DaemonStatus) -> Iterator[None]:
+    """A daemon at `path` that has these statuses."""
+    with ThreadPoolExecutor(4) as executor:
+        server = grpc.server(executor)
+        control_pb2_grpc.add_ControlServiceServicer_to_server(Servicer(statuses), server)
+        server.add_insecure_port(f"unix:{path}")
+        server.start()
+        try:
+            yield
+        finally:
+            server.stop(None).wait()

@@ -1,0 +1,96 @@
+"""The `ztna` command.
+
+Subcommands are imported when they are called: a poll of `ztna status` should not pay for the QUIC stack. Exit
+codes: 0 fine, 2 configuration or usage, 3 cannot authenticate, 4 cannot bind or connect, 1 everything else.
+"""
+
+from __future__ import annotations
+
+import errno
+from importlib import import_module
+from typing import Any, Final
+
+import click
+
+from ztna import __version__
+from ztna.errors import AuthenticationError, ConfigError
+
+EXIT_FAILURE: Final = 1
+EXIT_CONFIG: Final = 2
+EXIT_AUTHENTICATION: Final = 3
+EXIT_UNREACHABLE: Final = 4
+
+# Name: module, attribute, what `ztna --help` says.
+COMMANDS: Final = {
+    "agent": ("ztna.cli.run", "agent", "Run an agent: make private services reachable on this machine."),
+    "connector": ("ztna.cli.run", "connector", "Run a connector: let agents reach services near it."),
+    "intermediate": ("ztna.cli.run", "intermediate", "Run an intermediate: signaling and relay for both."),
+    "status": ("ztna.cli.status", "status", "Show what a running daemon is doing."),
+    "sessions": ("ztna.cli.status", "sessions", "Show the sessions of a running daemon."),
+    "config": ("ztna.cli.config", "config", "Check a configuration file, or show what it comes to."),
+    "pki": ("ztna.cli.pki", "pki", "Create and revoke the identities of a deployment's nodes."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that imports a subcommand when it is called, and turns expected errors into exit codes."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Every subcommand, daemons first."""
+        del ctx
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one subcommand."""
+        del ctx
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[cmd_name]
+        command = getattr(import_module(module), attribute)
+        assert isinstance(command, click.Command)  # noqa: S101 - the table above says so
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the subcommands without importing them."""
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a subcommand; what goes wrong as expected becomes words on stderr and an exit code."""
+        try:
+            return super().invoke(ctx)
+        except ConfigError as error:
+            _fail(error, EXIT_CONFIG)
+        except AuthenticationError as error:
+            _fail(error, EXIT_AUTHENTICATION)
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # click ends quietly when the reader of a pipe is gone
+                raise
+            is_address = error.errno in {errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.ECONNREFUSED}
+            _fail(error, EXIT_UNREACHABLE if is_address else EXIT_FAILURE)
+
+
+def _fail(error: Exception, code: int) -> None:
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        text = f"{error.filename}: {text}"
+    click.echo(f"ztna: {text}", err=True)
+    raise click.exceptions.Exit(code) from error
+
+
+@click.group(
+    cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.version_option(__version__, prog_name="ztna", message="%(prog)s %(version)s")
+def ztna() -> None:
+    """Zero-Trust Network Access: agents reach private services through sealed sessions."""
+
+
+def main() -> None:
+    """Entry point of the `ztna` command."""
+    ztna.main(prog_name="ztna")
+
+
+if __name__ == "__main__":
+    main()
