@@ -9,7 +9,7 @@ from google.protobuf.message import Message
 
 from actors.node_status import IntermediateState, NodeStatusBook, ServiceState, sentence
 from actors.status_book import address_text
-from ztna.v1 import service_port_pb2, session_table_pb2
+from ztna.v1 import service_port_pb2, session_table_pb2, signaling_client_pb2
 
 
 class AgentStatusBook(NodeStatusBook):
@@ -17,11 +17,27 @@ class AgentStatusBook(NodeStatusBook):
 
     takers: ClassVar[Mapping[type[Message], str]] = {
         **NodeStatusBook.takers,
+        signaling_client_pb2.SessionGranted: "session_granted",
+        signaling_client_pb2.SessionRequestFailed: "session_request_failed",
         service_port_pb2.ListenerChanged: "listener_changed",
         session_table_pb2.ServiceReady: "service_ready",
         session_table_pb2.ServiceUnavailable: "service_unavailable",
     }
     _service_actor = "service_port"
+
+    def session_granted(self, message: signaling_client_pb2.SessionGranted) -> None:
+        """A session is being opened, or one that exists has a further grant."""
+        self._sessions.open(message.session_id, message.connector.id, self.now)
+        self._sessions.carry(message.session_id, message.service)
+
+    def session_request_failed(self, message: signaling_client_pb2.SessionRequestFailed) -> None:
+        """An intermediate refused a session."""
+        reason = sentence(message.code, message.message)
+        self.problems.note(
+            "signaling_client.session_request_failed",
+            f"intermediate {message.intermediate_id} gave no session: {reason}",
+            self.wall,
+        )
 
     def listener_changed(self, message: service_port_pb2.ListenerChanged) -> None:
         """A listener of an agent is bound, or could not be."""

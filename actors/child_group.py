@@ -55,6 +55,7 @@ class ChildSpec:
         ends_scope: its end is the end of the whole scope (for children of a session).
         after: the child of the node whose restart makes this one stale (for children of a session).
         runtime: where it runs, if not where the others do.
+        is_alone: nothing depends on it, wherever it stands in the list: only it is restarted.
     """
 
     name: str
@@ -64,6 +65,7 @@ class ChildSpec:
     ends_scope: bool = False
     after: str = ""
     runtime: Runtime | None = None
+    is_alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +251,10 @@ class ChildGroup:
                 self.end(f"{spec.name} cannot start: {failure}")
             elif self._may_restart():
                 child.restarts += 1
+                if spec.is_alone and self._phase is not _Phase.STARTING:
+                    self.surroundings.log.warning("supervisor.restarting_alone", child=spec.name)
+                    self._start(child)
+                    return
                 self._restart_from(self.children.index(child), f"{spec.name}_failed")
             else:
                 self.surroundings.log.error("supervisor.gave_up", child=spec.name, key=self.key)

@@ -60,11 +60,6 @@ class NodeStatusBook(StatusBook):
         signaling_client_pb2.Detach: "detach",
         signaling_client_pb2.Attached: "attached",
         signaling_client_pb2.Detached: "detached",
-        signaling_client_pb2.ServiceRegistered: "service_registered",
-        signaling_client_pb2.ServiceRejected: "service_rejected",
-        signaling_client_pb2.SessionGranted: "session_granted",
-        signaling_client_pb2.SessionOffered: "session_offered",
-        signaling_client_pb2.SessionRequestFailed: "session_request_failed",
         relay_leg_pb2.LegConnected: "leg_connected",
         relay_leg_pb2.RelayLegUp: "leg_up",
         relay_leg_pb2.RelayLegDown: "leg_down",
@@ -80,7 +75,7 @@ class NodeStatusBook(StatusBook):
         service_port_pb2.ServiceStatistics: "service_statistics",
     }
 
-    _service_actor: ClassVar[str] = "service_backend"
+    _service_actor: ClassVar[str]
 
     def __init__(
         self,
@@ -127,20 +122,6 @@ class NodeStatusBook(StatusBook):
         intermediate.state, intermediate.reason = "detached", reason
         self.problems.note(
             "signaling_client.detached", f"intermediate {message.intermediate_id}: {reason}", self.wall
-        )
-
-    def service_registered(self, message: signaling_client_pb2.ServiceRegistered) -> None:
-        """An intermediate accepted a service."""
-        self._intermediate(message.intermediate_id).answers[message.service] = ""
-
-    def service_rejected(self, message: signaling_client_pb2.ServiceRejected) -> None:
-        """An intermediate refused a service."""
-        reason = sentence(message.code, message.message)
-        self._intermediate(message.intermediate_id).answers[message.service] = reason
-        self.problems.note(
-            "signaling_client.service_rejected",
-            f"service {message.service}: rejected by intermediate {message.intermediate_id}: {reason}",
-            self.wall,
         )
 
     def leg_connected(self, message: relay_leg_pb2.LegConnected) -> None:
@@ -209,24 +190,6 @@ class NodeStatusBook(StatusBook):
         )
 
     # Sessions
-
-    def session_granted(self, message: signaling_client_pb2.SessionGranted) -> None:
-        """A session is being opened, or one that exists has a further grant."""
-        self._sessions.open(message.session_id, message.connector.id, self.now)
-        self._sessions.carry(message.session_id, message.service)
-
-    def session_offered(self, message: signaling_client_pb2.SessionOffered) -> None:
-        """An agent opens a session."""
-        self._sessions.open(message.session_id, message.agent.id, self.now)
-
-    def session_request_failed(self, message: signaling_client_pb2.SessionRequestFailed) -> None:
-        """An intermediate refused a session."""
-        reason = sentence(message.code, message.message)
-        self.problems.note(
-            "signaling_client.session_request_failed",
-            f"intermediate {message.intermediate_id} gave no session: {reason}",
-            self.wall,
-        )
 
     def path_selected(self, message: path_manager_pb2.PathSelected) -> None:
         """A session's packets go another way."""

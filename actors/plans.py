@@ -134,6 +134,8 @@ class NodePlan:
         settings = self._settings
         scopes = _Scopes(node, partial(self._session_specs, node))
         return [
+            # First, so that it hears everything from the start; nothing depends on it.
+            ChildSpec("status_board", partial(self._board, node), is_alone=True),
             ChildSpec("udp_socket", lambda context: UdpSocket(context, settings.bind_addresses)),
             *(
                 ChildSpec(f"relay_leg/{each.id}", partial(self._relay_leg, node, each))
@@ -151,7 +153,6 @@ class NodePlan:
                     context, [each.id for each in settings.intermediates], use_all=not self.is_client
                 ),
             ),
-            ChildSpec("status_board", partial(self._board, node)),
         ]
 
     def _service_spec(self) -> ChildSpec:
@@ -326,6 +327,14 @@ class IntermediatePlan:
         access = [AccessRule(rule.agents, rule.services) for rule in settings.policy]
         offers = [OfferRule(rule.connectors, rule.services) for rule in settings.offers]
         return [
+            # First, so that it hears everything from the start; nothing depends on it.
+            ChildSpec(
+                "status_board",
+                lambda context: IntermediateStatusBoard(
+                    context, BoardSettings.of(settings), node.supervisor.children
+                ),
+                is_alone=True,
+            ),
             ChildSpec("udp_socket", self._udp_socket),
             ChildSpec("quic_relay", lambda context: QuicRelay(context, self._credentials)),
             ChildSpec(
@@ -344,12 +353,6 @@ class IntermediatePlan:
                 ),
             ),
             ChildSpec("signaling_service", self._signaling_service),
-            ChildSpec(
-                "status_board",
-                lambda context: IntermediateStatusBoard(
-                    context, BoardSettings.of(settings), node.supervisor.children
-                ),
-            ),
         ]
 
     def _udp_socket(self, context: Context) -> IntermediateUdpSocket:

@@ -245,6 +245,16 @@ def test_a_restart_that_keeps_failing_is_tried_until_the_limit(world: World) -> 
     assert world.gave_up == ["too_many_restarts"]
 
 
+def test_a_child_that_is_alone_is_restarted_without_those_behind_it(world: World) -> None:
+    world.start(world.spec("a", is_alone=True), "b")
+    world.take()
+    world.fail("a")
+    assert world.take() == ["-a", "+a"]
+    assert world.states() == {"a": ChildState.RUNNING, "b": ChildState.RUNNING}
+    world.supervisor.stop()
+    assert world.take() == ["-b", "-a"]
+
+
 def test_a_temporary_child_that_cannot_start_does_not_hold_up_the_others(world: World) -> None:
     world.broken_starts.add("a")
     world.start(world.spec("a", restart=Restart.TEMPORARY), "b")
