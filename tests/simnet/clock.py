@@ -83,6 +83,10 @@ class VirtualClock:
             pass
         self._advance(end)
 
+    def pending(self) -> list[VirtualTimer]:
+        """Every event that is still to come, in no order."""
+        return [timer for timer in self._heap if timer.callback is not None]
+
     def count_cancelled(self) -> None:
         """Bookkeeping of `VirtualTimer.cancel`."""
         self._cancelled += 1
@@ -103,9 +107,13 @@ class VirtualClock:
             self._events_at_now += 1
             if self._events_at_now > MAX_EVENTS_PER_INSTANT:
                 raise LivelockError(f"{MAX_EVENTS_PER_INSTANT} events at time {self._now}")
-            callback()
+            self._run(callback)
             return True
         return False
+
+    def _run(self, callback: Callable[[], None]) -> None:
+        """Run one event; for a clock that watches what it runs."""
+        callback()
 
     def _advance(self, when: float) -> None:
         if when > self._now:

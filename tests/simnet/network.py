@@ -57,10 +57,12 @@ class VirtualNetwork:
 
     name = "network"
 
-    def __init__(self, seed: int, default_link: LinkConfig | None = None) -> None:
+    def __init__(
+        self, seed: int, default_link: LinkConfig | None = None, clock: VirtualClock | None = None
+    ) -> None:
         """Links are `default_link` until `set_link` says otherwise."""
         self.seed = seed
-        self.clock = VirtualClock()
+        self.clock = clock or VirtualClock()
         self.trace: deque[TraceEntry] = deque(maxlen=MAX_TRACE_ENTRIES)
         self.names: dict[str, list[str]] = {}
         self._default_link = default_link or LinkConfig()

@@ -147,6 +147,20 @@ class Host:
         return table.get(local) or table.get(TransportAddress(WILDCARD[local.family], local.port))
 
 
+class ProcessCall:
+    """A call that dies with its process; says whose it is to whoever looks into the clock."""
+
+    __slots__ = ("callback", "io")
+
+    def __init__(self, io: SimIo, callback: Callable[[], None]) -> None:
+        self.io = io
+        self.callback = callback
+
+    def __call__(self) -> None:
+        if self.io.is_alive:
+            self.callback()
+
+
 class SimIo:
     """`Io` of one process on a simulated host. After `end` none of its callbacks runs."""
 
@@ -155,7 +169,8 @@ class SimIo:
         self.streams: list[SimTcpStream] = []
         self._random = chance
         self._clock = host.network.clock
-        self._is_alive = True
+        self.started_at = self._clock.time()
+        self.is_alive = True
         self._thread = threading.get_ident()
 
     @property
@@ -181,12 +196,7 @@ class SimIo:
 
     def call_at(self, when: float, callback: Callable[[], None]) -> VirtualTimer:
         """Run `callback` at `when` (virtual monotonic seconds)."""
-
-        def run() -> None:
-            if self._is_alive:
-                callback()
-
-        return self._clock.call_at(when, run)
+        return self._clock.call_at(when, ProcessCall(self, callback))
 
     def is_loop_thread(self) -> bool:
         """Whether the caller is on the simulation's one thread."""
@@ -235,7 +245,7 @@ class SimIo:
 
     def end(self, *, resets: bool = False) -> None:
         """The process is gone: close everything it held, with resets on its TCP connections or silently."""
-        self._is_alive = False
+        self.is_alive = False
         for stream in list(self.streams):
             stream.abandon(reset=resets)
         for udp in [item for item in self.host.sockets.values() if item.io is self]:
