@@ -16,7 +16,7 @@ from ztna.access.identity import Role
 from ztna.access.policy import AccessPolicy, AccessRule
 from ztna.errors import AccessDenied, AuthenticationError, RemoteProtocolError
 from ztna.signaling import session_effects as effects
-from ztna.signaling.sessions import FrameKind, SessionFrame
+from ztna.signaling.session import FrameKind, SessionFrame
 from ztna.signaling.sessions import SessionManager as Core
 from ztna.v1 import quic_relay_pb2, registry_pb2, session_manager_pb2, signaling_pb2, signaling_service_pb2
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ClassVar, Final, Protocol
+from typing import ClassVar, Final
 
 import grpc
 from cryptography import x509
@@ -21,12 +20,12 @@ from actors import translate
 from actors.base import Concern, Context, loop_callback
 from actors.credentials import Credentials
 from actors.grpc_signaling import GrpcSignalingServer, GrpcStream, StreamOwner
+from actors.signaling_streams import LegCarrier, Stream, StreamCarrier
 from ztna.access.grant import NONCE_BYTES, sign_nonce
 from ztna.access.identity import Role, VerifiedPeer
 from ztna.errors import AccessDenied, AuthenticationError, LocalProtocolError, RemoteProtocolError
 from ztna.signaling import attachments
-from ztna.signaling.framing import FrameDecoder, encode
-from ztna.signaling.values import Code, Party
+from ztna.signaling.values import Code
 from ztna.v1 import quic_relay_pb2, signaling_pb2, signaling_service_pb2
 
 PROTOCOL_VERSION = 1
@@ -56,50 +55,6 @@ _STATUS: Final = {
 }
 
 OpenServer = Callable[[StreamOwner], GrpcSignalingServer]
-
-
-class _Carrier(Protocol):
-    """How frames leave."""
-
-    def send(self, frame: signaling_pb2.SignalingFrame) -> None: ...
-
-    def close(self, status: grpc.StatusCode = grpc.StatusCode.OK, detail: str = "") -> None: ...
-
-
-class _LegCarrier:
-    """Stream 4 of a relay leg."""
-
-    def __init__(self, connection: int, emit: Callable[[quic_relay_pb2.SendLegSignalingBytes], None]) -> None:
-        self.decoder = FrameDecoder()
-        self._connection = connection
-        self._emit = emit
-
-    def send(self, frame: signaling_pb2.SignalingFrame) -> None:
-        data = encode(frame.SerializeToString())
-        self._emit(quic_relay_pb2.SendLegSignalingBytes(connection=self._connection, data=data))
-
-    def close(self, status: grpc.StatusCode = grpc.StatusCode.OK, detail: str = "") -> None:
-        del status, detail  # an error frame has said it
-        self._emit(quic_relay_pb2.SendLegSignalingBytes(connection=self._connection, close=True))
-
-
-@dataclass(slots=True, eq=False)
-class _Stream:
-    """One stream of a verified node. `attach_id` is empty before its AttachRequest, due by `deadline`."""
-
-    carrier: _Carrier
-    kind: attachments.Carrier
-    peer: VerifiedPeer
-    connection: int
-    deadline: float
-    attach_id: bytes = b""
-    sent: int = 0
-    received: int = 0
-
-    @property
-    def party(self) -> Party:
-        identity = self.peer.identity
-        return Party(identity.role, identity.id, self.peer.fingerprint)
 
 
 class SignalingService(Concern):
@@ -140,10 +95,10 @@ class SignalingService(Concern):
         self._table = attachments.AttachmentTable(
             context.io.random, max_attachments=max_attachments, frames_per_second=frames_per_second
         )
-        self._grpc_streams: dict[GrpcStream, _Stream] = {}
-        self._leg_streams: dict[int, _Stream] = {}
-        self._pending: dict[tuple[Role, str], _Stream] = {}
-        self._attached: dict[bytes, _Stream] = {}
+        self._grpc_streams: dict[GrpcStream, Stream] = {}
+        self._leg_streams: dict[int, Stream] = {}
+        self._pending: dict[tuple[Role, str], Stream] = {}
+        self._attached: dict[bytes, Stream] = {}
         self._counters: Counter[str] = Counter()
         self._refused: Counter[str] = Counter()
         self._is_changed = False
@@ -206,7 +161,7 @@ class SignalingService(Concern):
             self._stream_ended(former)
         if not message.is_open:
             return
-        carrier = _LegCarrier(message.connection, self.emit)
+        carrier = LegCarrier(message.connection, self.emit)
         try:
             peer = self._judge(translate.chain_from_der([message.certificate]))
         except (AuthenticationError, RemoteProtocolError) as error:
@@ -219,7 +174,7 @@ class SignalingService(Concern):
     def leg_signaling_bytes_received(self, message: quic_relay_pb2.LegSignalingBytesReceived) -> None:
         """Bytes of a leg's signaling stream."""
         stream = self._leg_streams.get(message.connection)
-        if stream is None or not isinstance(stream.carrier, _LegCarrier):
+        if stream is None or not isinstance(stream.carrier, LegCarrier):
             return
         try:
             for body in stream.carrier.decoder.feed(message.data):
@@ -277,9 +232,9 @@ class SignalingService(Concern):
         )
 
     def _admit(
-        self, carrier: _Carrier, kind: attachments.Carrier, peer: VerifiedPeer, connection: int
-    ) -> _Stream:
-        stream = _Stream(carrier, kind, peer, connection, self.now + ATTACH_LIMIT_S)
+        self, carrier: StreamCarrier, kind: attachments.Carrier, peer: VerifiedPeer, connection: int
+    ) -> Stream:
+        stream = Stream(carrier, kind, peer, connection, self.now + ATTACH_LIMIT_S)
         former = self._pending.get(stream.party.name)
         if former is not None:
             self._abandon(former, Code.SUPERSEDED, "another stream of this node was opened")
@@ -288,18 +243,18 @@ class SignalingService(Concern):
             self._abandon(stream, Code.RATE_LIMITED, "too many nodes attach at once")
         return stream
 
-    def _stream_ended(self, stream: _Stream) -> None:
+    def _stream_ended(self, stream: Stream) -> None:
         self._forget_pending(stream)
         if self._attached.get(stream.attach_id) is stream:
             del self._attached[stream.attach_id]
             self._table.handle_stream_broken(stream.attach_id, self.now)
             self._act()
 
-    def _forget_pending(self, stream: _Stream) -> None:
+    def _forget_pending(self, stream: Stream) -> None:
         if self._pending.get(stream.party.name) is stream:
             del self._pending[stream.party.name]
 
-    def _abandon(self, stream: _Stream, code: Code, message: str) -> None:
+    def _abandon(self, stream: Stream, code: Code, message: str) -> None:
         """Tell a node why its stream ends, and end it; an attachment on it lingers."""
         self._count_refusal(code.value)
         self.log.warning(
@@ -312,13 +267,13 @@ class SignalingService(Concern):
         self._hang_up(stream, _STATUS.get(code, grpc.StatusCode.INVALID_ARGUMENT), message)
         self._stream_ended(stream)
 
-    def _hang_up(self, stream: _Stream, status: grpc.StatusCode, message: str) -> None:
+    def _hang_up(self, stream: Stream, status: grpc.StatusCode, message: str) -> None:
         stream.carrier.close(status, message)
         self._leg_streams.pop(stream.connection, None)
         if isinstance(stream.carrier, GrpcStream):
             self._grpc_streams.pop(stream.carrier, None)
 
-    def _send(self, stream: _Stream, frame: signaling_pb2.SignalingFrame) -> None:
+    def _send(self, stream: Stream, frame: signaling_pb2.SignalingFrame) -> None:
         stream.sent += 1
         frame.seq = stream.sent
         self._counters["frames_sent"] += 1
@@ -326,7 +281,7 @@ class SignalingService(Concern):
         stream.carrier.send(frame)
 
     def _send_error(
-        self, stream: _Stream, code: Code, message: str, request_id: int = 0, session_id: bytes = b""
+        self, stream: Stream, code: Code, message: str, request_id: int = 0, session_id: bytes = b""
     ) -> None:
         error = signaling_pb2.SignalingError(
             code=translate.code_to_proto(code), message=message, request_id=request_id, session_id=session_id
@@ -335,7 +290,7 @@ class SignalingService(Concern):
 
     # Frames
 
-    def _frame_received(self, stream: _Stream, frame: signaling_pb2.SignalingFrame) -> None:
+    def _frame_received(self, stream: Stream, frame: signaling_pb2.SignalingFrame) -> None:
         self._counters["frames_received"] += 1
         self._is_changed = True
         body = frame.WhichOneof("body")
@@ -354,12 +309,12 @@ class SignalingService(Concern):
         else:
             self._dispatch(stream, frame, body)
 
-    def _answer_flood(self, stream: _Stream, frame: signaling_pb2.SignalingFrame) -> None:
+    def _answer_flood(self, stream: Stream, frame: signaling_pb2.SignalingFrame) -> None:
         # Only what somebody waits for is answered: errors by the thousand would help nobody.
         if frame.HasField("open_session"):
             self._send_error(stream, Code.RATE_LIMITED, "too many frames", frame.open_session.request_id)
 
-    def _attach(self, stream: _Stream, request: signaling_pb2.AttachRequest) -> None:
+    def _attach(self, stream: Stream, request: signaling_pb2.AttachRequest) -> None:
         if request.protocol_version != PROTOCOL_VERSION or len(request.nonce) != NONCE_BYTES:
             message = f"protocol version {PROTOCOL_VERSION} and a nonce of {NONCE_BYTES} bytes are expected"
             self._abandon(stream, Code.INVALID_MESSAGE, message)
@@ -383,7 +338,7 @@ class SignalingService(Concern):
         )
         self._send(stream, signaling_pb2.SignalingFrame(attach_accepted=accepted))
 
-    def _dispatch(self, stream: _Stream, frame: signaling_pb2.SignalingFrame, body: str | None) -> None:
+    def _dispatch(self, stream: Stream, frame: signaling_pb2.SignalingFrame, body: str | None) -> None:
         attach_id = stream.attach_id
         match body:
             case "ping":
@@ -422,7 +377,7 @@ class SignalingService(Concern):
                 self._count_refusal(Code.INVALID_MESSAGE.value)
                 self._send_error(stream, Code.INVALID_MESSAGE, f"{body} is not a node's to send")
 
-    def _want_session(self, stream: _Stream, wanted: signaling_pb2.OpenSession) -> None:
+    def _want_session(self, stream: Stream, wanted: signaling_pb2.OpenSession) -> None:
         self.emit(
             signaling_service_pb2.SessionWanted(
                 attach_id=stream.attach_id,

@@ -24,7 +24,8 @@ from ztna.quic.connection import Connection
 from ztna.quic.demux import ConnectionIdTable
 from ztna.quic.options import ConnectionOptions
 from ztna.relay import frame
-from ztna.relay.channels import ChannelTable, SessionTraffic
+from ztna.relay.bindings import SessionBindings
+from ztna.relay.channels import SessionTraffic
 from ztna.relay.hub_effects import (
     AddressChanged,
     ControlReceived,
@@ -119,12 +120,12 @@ class RelayHub:
         self._queue_s = queue_s
         self._table: ConnectionIdTable[int] = ConnectionIdTable()
         self._endpoint = quic_endpoint.Endpoint(options, self._table)
-        self._channels = ChannelTable()
+        self._bindings = SessionBindings()
+        self._channels = self._bindings.channels
         self._legs: dict[int, _Leg] = {}
         self._nodes: dict[tuple[Role, str], dict[int, _Leg]] = {}
         self._attachments: dict[bytes, tuple[Role, str, bytes]] = {}  # role, id, fingerprint
         self._bound: dict[bytes, _Leg] = {}  # attachment -> its leg
-        self._sessions: dict[bytes, tuple[bytes, bytes]] = {}  # agent's and connector's attachment
         self._last_number = 0
         self._touched: dict[int, _Leg] = {}
         self._timers: Deadlines[int] = Deadlines()
@@ -158,7 +159,7 @@ class RelayHub:
 
     def traffic(self) -> dict[bytes, SessionTraffic]:
         """Counters of every bound session."""
-        return {session_id: self._channels.traffic(session_id) for session_id in self._sessions}
+        return self._bindings.traffic()
 
     def update_options(self, options: ConnectionOptions) -> None:
         """Judge and greet further connections by other credentials."""
@@ -209,7 +210,7 @@ class RelayHub:
         """A node is gone, and its channels with it."""
         self._attachments.pop(attach_id, None)
         self._judgements.set(attach_id, None)
-        self._release_attachment(attach_id, now)
+        self._bindings.release_attachment(attach_id, now)
         leg = self._bound.pop(attach_id, None)
         if leg is not None:
             leg.attach_id = b""
@@ -236,31 +237,15 @@ class RelayHub:
     ) -> tuple[int, int] | None:
         """Make channels for a session, in place of former ones; None when an attachment has none left.
 
-        An end whose attachment stays keeps its channel. Attachments need no leg yet: whatever leg presents
-        them takes their channels over.
+        Attachments need no leg yet: whatever leg presents them takes their channels over.
         """
-        ends = (agent_attach_id, connector_attach_id)
         if agent_attach_id not in self._attachments or connector_attach_id not in self._attachments:
             return None
-        former = self._sessions.get(session_id)
-        if former is not None:
-            replaced = [(old, new) for old, new in zip(former, ends, strict=True) if old != new]
-            if len(replaced) == 1:
-                channels = self._channels.rebind(session_id, *replaced[0], now)
-                if channels is not None:
-                    self._sessions[session_id] = ends
-                return channels
-            self.release(session_id, now)
-        channels = self._channels.bind(session_id, *ends, now)
-        if channels is not None:
-            self._sessions[session_id] = ends
-        return channels
+        return self._bindings.bind(session_id, agent_attach_id, connector_attach_id, now)
 
     def release(self, session_id: bytes, now: float) -> None:
         """Forget the channels of a session and what waits for them; harmless when there are none."""
-        ends = self._sessions.pop(session_id, ())
-        self._channels.release(session_id, now)
-        for attach_id in ends:
+        for attach_id in self._bindings.release(session_id, now):
             leg = self._bound.get(attach_id)
             if leg is not None:
                 leg.queue.discard(session_id)
@@ -324,7 +309,7 @@ class RelayHub:
         for attach_id in self._judgements.take_due(now):
             self._effects.append(LegJudged(attach_id, is_alive=False, reason="no_answer"))
         for attach_id in self._superseded.take_due(now):
-            self._release_attachment(attach_id, now)
+            self._bindings.release_attachment(attach_id, now)
 
     def next_deadline(self) -> float | None:
         """The earliest of what `handle_timeout` looks after."""
@@ -497,10 +482,6 @@ class RelayHub:
     def _unbind_leg(self, leg: _Leg) -> None:
         self._bound.pop(leg.attach_id, None)
         leg.attach_id = b""
-
-    def _release_attachment(self, attach_id: bytes, now: float) -> None:
-        for session_id in self._channels.release_attachment(attach_id, now):
-            self._sessions.pop(session_id, None)
 
     def _transmit(self, leg: _Leg, now: float) -> None:
         connection = leg.connection

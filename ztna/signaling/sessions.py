@@ -15,17 +15,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
-from enum import Enum
+from dataclasses import dataclass
 from random import Random
 from typing import Final
 
-from ztna.access.grant import GRANT_LIFETIME_S, GRANT_TOLERANCE_S, SESSION_ID_BYTES, GrantClaims
+from ztna.access.grant import SESSION_ID_BYTES, GrantClaims
 from ztna.access.identity import Role
 from ztna.access.policy import AccessPolicy
 from ztna.deadlines import Deadlines
 from ztna.errors import RemoteProtocolError
-from ztna.signaling.exchange import START_DELAY_MS, Exchange
+from ztna.signaling.exchange import START_DELAY_MS
+from ztna.signaling.resume import judge_grant, parties_of
+from ztna.signaling.session import DIRECTIONS, FrameKind, Session, SessionFrame, SessionState
 from ztna.signaling.session_effects import (
     BindWanted,
     Ended,
@@ -71,88 +72,6 @@ OPEN_BURST = 1024.0
 
 BIND_LIMIT_S = 5.0
 """For the relay to make channels, which takes it no network round trip: longer means that it restarted."""
-
-
-class SessionState(Enum):
-    """Life of a session at the intermediate."""
-
-    WAITING = "waiting"
-    BINDING = "binding"
-    RELAYED = "relayed"
-
-
-class FrameKind(Enum):
-    """What a frame about a session says."""
-
-    CANDIDATE_OFFER = "candidate_offer"
-    CANDIDATE_ANSWER = "candidate_answer"
-    CANDIDATE_ADDED = "candidate_added"
-    END_OF_CANDIDATES = "end_of_candidates"
-    RESTART_REQUESTED = "restart_requested"
-    PUNCHING_RESULT = "punching_result"
-    CLOSE_SESSION = "close_session"
-    UNEXPECTED = "unexpected"
-
-
-_BOTH: Final = frozenset({Role.AGENT, Role.CONNECTOR})
-
-DIRECTIONS: Final[dict[FrameKind, frozenset[Role]]] = {
-    FrameKind.CANDIDATE_OFFER: frozenset({Role.AGENT}),
-    FrameKind.CANDIDATE_ANSWER: frozenset({Role.CONNECTOR}),
-    FrameKind.CANDIDATE_ADDED: _BOTH,
-    FrameKind.END_OF_CANDIDATES: _BOTH,
-    FrameKind.RESTART_REQUESTED: _BOTH,
-    FrameKind.PUNCHING_RESULT: _BOTH,
-    FrameKind.CLOSE_SESSION: _BOTH,
-    FrameKind.UNEXPECTED: frozenset(),  # what only an intermediate sends, such as StartPunching
-}
-"""Which party may send what."""
-
-
-@dataclass(frozen=True, slots=True)
-class SessionFrame:
-    """A frame about a session. `payload` is what is forwarded; it is never looked into here.
-
-    `candidates` is the number of candidates inside; `reason` is read from CLOSE_SESSION alone.
-    """
-
-    kind: FrameKind
-    session_id: bytes
-    payload: object
-    generation: int = 0
-    candidates: int = 0
-    reason: str = ""
-
-
-@dataclass(slots=True)
-class Session:
-    """One session. `channels` are those of its parties' legs while RELAYED."""
-
-    session_id: bytes
-    parties: dict[Role, Party]
-    opened_at: float
-    state: SessionState = SessionState.WAITING
-    attachments: dict[Role, bytes] = field(default_factory=dict)
-    channels: dict[Role, int] = field(default_factory=dict)
-    is_announced: bool = False
-    deadline: float | None = None
-    pending: dict[tuple[int, str], None] = field(default_factory=dict)
-    services: dict[str, None] = field(default_factory=dict)
-    exchange: Exchange = field(default_factory=Exchange)
-
-    @property
-    def agent(self) -> Party:
-        """Who opened it."""
-        return self.parties[Role.AGENT]
-
-    @property
-    def connector(self) -> Party:
-        """Whom it reaches."""
-        return self.parties[Role.CONNECTOR]
-
-    def side_of(self, attach_id: bytes) -> Role | None:
-        """Which party this attachment is, if any."""
-        return next((role for role, held in self.attachments.items() if held == attach_id), None)
 
 
 @dataclass(slots=True)
@@ -384,13 +303,15 @@ class SessionManager:
         now: float,
         now_wall: float,
     ) -> Session | None:
-        verdict = self._judge_grant(party, claims, now_wall) or self._judge_session(claims, resumed)
+        verdict = judge_grant(
+            party, claims, self._access, self._max_offline_s, now_wall
+        ) or self._judge_session(claims, resumed)
         if verdict is not None:
             self._refuse_resume(attach_id, claims.session_id, *verdict)
             return None
         session = self._sessions.get(claims.session_id)
         if session is None:
-            agent, connector = _parties_of(claims)
+            agent, connector = parties_of(claims)
             session = self._create(claims.session_id, agent, connector, now)
             session.is_announced = True
             session.services[claims.service] = None
@@ -404,23 +325,8 @@ class SessionManager:
                 session.attachments[other_role] = other
         return session
 
-    def _judge_grant(self, party: Party, claims: GrantClaims, now_wall: float) -> tuple[Code, str] | None:
-        agent, connector = _parties_of(claims)
-        if len(claims.session_id) != SESSION_ID_BYTES:
-            return Code.INVALID_MESSAGE, "a session id has 16 bytes"
-        if party not in {agent, connector}:
-            return Code.NOT_A_PARTY, f"the grant does not name {party} with this key"
-        if not self._access.may_open(agent.id, claims.service):
-            return Code.ACCESS_DENIED, f"no rule of 'policy' lets {agent} open {claims.service[:64]!r}"
-        expired_s = now_wall - min(claims.expires_at, claims.issued_at + GRANT_LIFETIME_S)
-        if expired_s > self._max_offline_s + GRANT_TOLERANCE_S:
-            return Code.ACCESS_DENIED, f"the grant expired {expired_s:.0f} s ago"
-        if claims.issued_at - now_wall > GRANT_TOLERANCE_S:
-            return Code.ACCESS_DENIED, "the grant starts in the future: check the clocks"
-        return None
-
     def _judge_session(self, claims: GrantClaims, resumed: int) -> tuple[Code, str] | None:
-        agent, connector = parties = _parties_of(claims)
+        agent, connector = parties = parties_of(claims)
         if claims.session_id in self._ended:
             return Code.PEER_CLOSED, "a party closed this session"
         known = self._sessions.get(claims.session_id)
@@ -463,7 +369,7 @@ class SessionManager:
     def _rebind(self, session: Session, now: float) -> None:
         """Ask for channels if both parties are here, else wait for the other one."""
         session.channels = {}
-        if len(session.attachments) == len(_BOTH):
+        if len(session.attachments) == len(_OTHER):
             session.state = SessionState.BINDING
             session.deadline = now + BIND_LIMIT_S
             agent, connector = (session.attachments[role] for role in (Role.AGENT, Role.CONNECTOR))
@@ -543,10 +449,3 @@ class SessionManager:
     ) -> None:
         self.refused[code.value] += 1
         self._effects.append(Failed(attach_id, code, session_id, request_id, message))
-
-
-def _parties_of(claims: GrantClaims) -> tuple[Party, Party]:
-    return (
-        Party(Role.AGENT, claims.agent_id, claims.agent_fingerprint),
-        Party(Role.CONNECTOR, claims.connector_id, claims.connector_fingerprint),
-    )

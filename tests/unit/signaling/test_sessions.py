@@ -13,6 +13,7 @@ from ztna.access.identity import Role
 from ztna.access.policy import AccessPolicy, AccessRule
 from ztna.signaling import sessions
 from ztna.signaling.exchange import ANSWER_LIMIT_S, START_DELAY_MS
+from ztna.signaling.session import DIRECTIONS, FrameKind, SessionFrame, SessionState
 from ztna.signaling.session_effects import (
     BindWanted,
     Ended,
@@ -25,14 +26,7 @@ from ztna.signaling.session_effects import (
     ReleaseWanted,
     SessionEffect,
 )
-from ztna.signaling.sessions import (
-    BIND_LIMIT_S,
-    DIRECTIONS,
-    FrameKind,
-    SessionFrame,
-    SessionManager,
-    SessionState,
-)
+from ztna.signaling.sessions import BIND_LIMIT_S, SessionManager
 from ztna.signaling.values import Code, Party
 
 WALL = 1_800_000_000.0
