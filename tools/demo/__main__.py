@@ -65,7 +65,7 @@ def _run(directory: Path, size: int, *, as_json: bool) -> int:
     except DemoError as error:
         status = 1
         demo.result.error = str(error).partition("\n")[0]
-        _report_failure(directory, error)
+        _report_failure(directory, demo.result.error)
     except KeyboardInterrupt:
         status = EXIT_INTERRUPTED
         demo.result.error = "interrupted"
@@ -98,8 +98,8 @@ def summary(result: Result) -> Table:
     return table
 
 
-def _report_failure(directory: Path, error: DemoError) -> None:
-    print(f"\nThe demo failed: {error}", file=sys.stderr)
+def _report_failure(directory: Path, reason: str) -> None:
+    print(f"\nThe demo failed: {reason}\nWhat the processes said last:", file=sys.stderr)
     for path in sorted(directory.glob("*.log")):
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_TAIL_LINES:]
         print("\n".join([f"--- {path.name}", *lines]), file=sys.stderr)
