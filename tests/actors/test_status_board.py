@@ -356,13 +356,16 @@ def test_other_troubles_become_sentences(connector: World) -> None:
             remote=types_pb2.TransportAddress(host="2001:db8::1", port=4433), error="network is unreachable"
         ),
         service_port_pb2.FlowClosed(service="web", reason="backend_reset", protocol=TCP),
-        signaling_client_pb2.SessionRequestFailed(intermediate_id="int-1", code="rate_limited"),
     )
     assert connector.problems == [
-        "intermediate int-1 gave no session: rate limited",
         "service web: backend reset",
         "cannot send to [2001:db8::1]:4433: network is unreachable",
     ]
+
+
+def test_a_session_that_an_intermediate_refuses_is_a_problem(agent: World) -> None:
+    agent.tell(signaling_client_pb2.SessionRequestFailed(intermediate_id="int-1", code="rate_limited"))
+    assert agent.problems == ["intermediate int-1 gave no session: rate limited"]
 
 
 def test_counters_of_services_are_summed(connector: World) -> None:
