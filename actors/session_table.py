@@ -17,6 +17,7 @@ from ztna.session import effects
 from ztna.session.agent_table import AgentSessions
 from ztna.session.book import SessionBook
 from ztna.session.connector_table import ConnectorSessions
+from ztna.signaling.client import LEFT
 from ztna.v1 import (
     grant_pb2,
     quic_session_pb2,
@@ -78,18 +79,20 @@ class SessionTable(Concern):
 
     def attached(self, message: signaling_client_pb2.Attached) -> None:
         """An attachment stands."""
-        self._core.handle_attached(message.intermediate_id, list(message.refused_sessions), self.now)
+        self._core.handle_attached(
+            message.intermediate_id, message.attach_id, list(message.refused_sessions), self.now
+        )
         self._act()
 
     def detached(self, message: signaling_client_pb2.Detached) -> None:
         """An attachment is lost."""
-        self._core.handle_detached(message.intermediate_id, self.now)
+        self._core.handle_detached(message.intermediate_id, self.now, is_left=message.reason == LEFT)
         self._act()
 
     def session_rebound(self, message: signaling_client_pb2.SessionReboundReceived) -> None:
         """A session has a fresh channel."""
         self._core.handle_rebound(
-            message.intermediate_id, message.session_id, _peer(message.peer), message.channel
+            message.intermediate_id, message.session_id, _peer(message.peer), message.channel, self.now
         )
         self._act()
 
@@ -116,7 +119,7 @@ class SessionTable(Concern):
 
     def close_session_requested(self, message: session_table_pb2.CloseSessionRequested) -> None:
         """Somebody wants a session closed."""
-        self._core.handle_close_requested(message.session_id, message.reason)
+        self._core.handle_close_requested(message.session_id, message.reason, self.now)
         self._act()
 
     def handle_timeout(self, now: float) -> None:
@@ -247,7 +250,10 @@ class AgentSessionTable(SessionTable):
     ) -> None:
         self._services = services
         self._sessions = AgentSessions(
-            intermediate_ids, services, max_offline_s=max_offline_s, is_eager=is_eager
+            intermediate_ids,
+            {name: wanted.connectors for name, wanted in services.items()},
+            max_offline_s=max_offline_s,
+            is_eager=is_eager,
         )
         super().__init__(context, self._sessions, scopes)
 

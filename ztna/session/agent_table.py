@@ -8,11 +8,11 @@ in use, so that a new connection never waits for one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from ztna.session.book import SessionBook, SessionState
-from ztna.session.effects import AskForSession, Peer, ServiceReady, ServiceUnavailable
+from ztna.session.book import SessionBook, SessionRecord, SessionState
+from ztna.session.effects import AskForSession, Peer, ReportClosed, ServiceReady, ServiceUnavailable
 
 # How long a client connection may wait for a session before it is reset. Above the time in which a restarted
 # intermediate or connector is back (2 s) and below what people take for a hang.
@@ -23,6 +23,10 @@ UNAVAILABLE_PATIENCE_S = 3.0
 
 RETRY_INTERVAL_S = 0.5
 
+# An unanswered question is asked again. Above the limit within which whoever asks the intermediate reports
+# that it did not answer, so this only covers a report that was lost with its actor.
+ANSWER_LIMIT_S = 6.0
+
 # A connector whose handshake failed is avoided for as long as another one might do better.
 EXCLUSION_S = 10.0
 
@@ -32,13 +36,20 @@ EAGER_RETRY_INTERVAL_S = 2.0
 # A grant is not used for new connections in its last seconds: the connector's clock may run ahead.
 GRANT_MARGIN_S = 5.0
 
+# One per connector in use: what an intermediate allows one agent, so only a faulty one gets here.
+MAX_SESSIONS = 256
+
+# An answer may cross the end of its session; ids of this many ended sessions are not started anew.
+MAX_ENDED_REMEMBERED = 256
+
 
 @dataclass(slots=True)
 class _Wish:
     service: str
     deadline: float | None  # None: eager, no client waits
     request_id: int | None = None
-    retry_at: float | None = None
+    asked_at: str = ""  # the intermediate that owes an answer
+    ask_at: float | None = None
     is_refused: bool = False
     failure: tuple[str, str] = ("timeout", "no answer in time")
 
@@ -51,11 +62,14 @@ class _HeldGrant:
     expires_at: float
     is_used: bool = False
 
+    def is_fresh(self, now: float) -> bool:
+        return now < self.expires_at - GRANT_MARGIN_S
+
 
 @dataclass(slots=True)
 class _Requests:
     last_id: int = 0
-    renewals: dict[int, str] = field(default_factory=dict)
+    renewals: dict[int, tuple[str, str]] = field(default_factory=dict)  # intermediate id, service
 
     def next_id(self) -> int:
         self.last_id += 1
@@ -68,29 +82,35 @@ class AgentSessions(SessionBook):
     def __init__(
         self,
         intermediate_ids: Iterable[str],
-        services: Iterable[str],
+        services: Mapping[str, Collection[str]],
         *,
         max_offline_s: float,
         is_eager: bool = False,
     ) -> None:
+        """`services` maps each service to the only connectors to accept for it; empty: any."""
         super().__init__(intermediate_ids, max_offline_s=max_offline_s)
-        self._services = tuple(services)
+        self._services = dict(services)
         self._is_eager = is_eager
         self._wishes: dict[str, _Wish] = {}
         self._grants: dict[str, _HeldGrant] = {}  # by service
         self._excluded: dict[str, float] = {}  # connector id -> until
+        self._ended: dict[bytes, None] = {}
         self._requests = _Requests()
 
     def handle_service_requested(self, service: str, now: float) -> None:
         """Answer with `ServiceReady` now or later, or with `ServiceUnavailable` within `WISH_LIMIT_S`."""
+        if service not in self._services:
+            message = "this agent has no such service"
+            self._effects.append(ServiceUnavailable(service, "unknown_service", message))
+            return
         if self._answer(service, now):
+            self._wishes.pop(service, None)
             return
         wish = self._wishes.setdefault(service, _Wish(service, None))
         if wish.deadline is None:
             wish.deadline = now + WISH_LIMIT_S
             wish.is_refused = False
-            wish.retry_at = None
-        if wish.request_id is None and wish.retry_at is None:
+        if wish.request_id is None:
             self._ask(wish, now)
 
     def handle_granted(
@@ -109,26 +129,25 @@ class AgentSessions(SessionBook):
         self._requests.renewals.pop(request_id, None)
         wish = self._wishes.get(service)
         if wish is not None and wish.request_id == request_id:
-            wish.request_id = None
-        record = self._sessions.get(session_id)
+            wish.request_id = wish.ask_at = None
+        record = self._admit(intermediate_id, session_id, service, connector, now)
         if record is None:
-            record = self._start(session_id, connector, now)
-        elif record.peer != connector or record.state is SessionState.CLOSING:
-            if wish is not None:
-                wish.retry_at = now + RETRY_INTERVAL_S
+            self._retry_unasked(wish, now)
             return
         if record.channels.get(intermediate_id) != channel:
             self._bind(record, intermediate_id, channel)
         self._grants[service] = _HeldGrant(session_id, grant, now + lifetime_s / 2, now + lifetime_s)
         self.handle_grant(session_id, grant)
         self._answer_wishes(now)
+        if record.state is SessionState.ESTABLISHED and service in self._wishes:
+            self._retry_unasked(wish, now)
 
     def handle_request_failed(
         self, request_id: int, code: str, message: str, now: float, *, is_final: bool
     ) -> None:
         """Give up on a final answer; otherwise ask again until the wish runs out of time."""
-        service = self._requests.renewals.pop(request_id, None)
-        if service is not None and is_final:
+        _, service = self._requests.renewals.pop(request_id, ("", ""))
+        if service and is_final:
             self._grants.pop(service, None)
         wish = next((w for w in self._wishes.values() if w.request_id == request_id), None)
         if wish is None:
@@ -138,23 +157,33 @@ class AgentSessions(SessionBook):
         if is_final and wish.deadline is not None:
             self._fail(wish, now)
         else:
-            self._retry(wish, now)
+            self._retry(wish, code, now)
 
-    def handle_attached(self, intermediate_id: str, refused_sessions: list[bytes], now: float) -> None:
+    def handle_attached(
+        self, intermediate_id: str, attach_id: bytes, refused_sessions: list[bytes], now: float
+    ) -> None:
         """Ask for whatever is wanted."""
-        super().handle_attached(intermediate_id, refused_sessions, now)
+        super().handle_attached(intermediate_id, attach_id, refused_sessions, now)
         self._wish_eagerly()
         for wish in self._wishes.values():
             if wish.request_id is None:
                 self._ask(wish, now)
 
-    def handle_detached(self, intermediate_id: str, now: float) -> None:
-        """Answers to what was asked there will not come."""
-        super().handle_detached(intermediate_id, now)
-        self._requests.renewals.clear()
+    def handle_detached(self, intermediate_id: str, now: float, *, is_left: bool = False) -> None:
+        """Answers to what was asked there will not come; ask elsewhere, if there is an elsewhere."""
+        super().handle_detached(intermediate_id, now, is_left=is_left)
+        renewals = self._requests.renewals
+        self._requests.renewals = {k: v for k, v in renewals.items() if v[0] != intermediate_id}
         for wish in self._wishes.values():
-            wish.request_id = None
-            wish.retry_at = None
+            if wish.request_id is not None and wish.asked_at == intermediate_id:
+                self._ask(wish, now)
+
+    def handle_rebound(
+        self, intermediate_id: str, session_id: bytes, peer: Peer, channel: int, now: float
+    ) -> None:
+        """Use the fresh channel, and tell those who wait."""
+        super().handle_rebound(intermediate_id, session_id, peer, channel, now)
+        self._answer_wishes(now)
 
     def handle_established(self, session_id: bytes, now: float) -> None:
         """Tell those who wait."""
@@ -166,13 +195,21 @@ class AgentSessions(SessionBook):
         record = self._forget(session_id, reason)
         if record is None:
             return
+        self._ended[session_id] = None
+        if len(self._ended) > MAX_ENDED_REMEMBERED:
+            del self._ended[next(iter(self._ended))]
         self._grants = {s: g for s, g in self._grants.items() if g.session_id != session_id}
         if record.state is SessionState.OPENING:
-            self._excluded[record.peer.id] = now + EXCLUSION_S
+            self._exclude(record.peer.id, now)
         self._wish_eagerly()
         for wish in self._wishes.values():
-            if wish.request_id is None:
-                wish.failure = ("session_failed", f"the session with {record.peer.id} ended: {reason}")
+            if wish.request_id is not None:
+                continue
+            wish.failure = ("session_failed", f"the session with {record.peer.id} ended: {reason}")
+            if wish.deadline is None:
+                # Nobody waits, and a peer that ends each session at once must not be asked without end.
+                wish.ask_at = now + RETRY_INTERVAL_S
+            else:
                 self._ask(wish, now)
 
     def handle_timeout(self, now: float) -> None:
@@ -181,38 +218,48 @@ class AgentSessions(SessionBook):
         for wish in list(self._wishes.values()):
             if wish.deadline is not None and now >= wish.deadline:
                 self._fail(wish, now)
-            elif wish.retry_at is not None and now >= wish.retry_at:
-                wish.retry_at = None
+            elif wish.ask_at is not None and now >= wish.ask_at:
                 self._ask(wish, now)
         for service, held in list(self._grants.items()):
             if now >= held.expires_at:
                 del self._grants[service]
             elif now >= held.renew_at and held.is_used and self._attached:
-                held.is_used = False
-                request_id = self._requests.next_id()
-                self._requests.renewals[request_id] = service
-                self._effects.append(AskForSession(self._latest_attachment(), request_id, service, ()))
+                self._renew(service, held)
 
     def next_deadline(self) -> float | None:
         """The earliest retry, renewal or limit."""
-        deadlines = [
-            deadline
-            for wish in self._wishes.values()
-            for deadline in (wish.deadline, wish.retry_at)
-            if deadline is not None
-        ]
+        deadlines = [super().next_deadline()]
+        for wish in self._wishes.values():
+            deadlines += [wish.deadline, wish.ask_at]
         for held in self._grants.values():
             wants_renewal = held.is_used and bool(self._attached)
-            deadlines.append(held.renew_at if wants_renewal else held.expires_at)
-        offline = super().next_deadline()
-        return min(deadlines + ([offline] if offline is not None else []), default=None)
+            deadlines.append(min(held.renew_at, held.expires_at) if wants_renewal else held.expires_at)
+        return min((deadline for deadline in deadlines if deadline is not None), default=None)
+
+    def _admit(
+        self, intermediate_id: str, session_id: bytes, service: str, connector: Peer, now: float
+    ) -> SessionRecord | None:
+        """The session that an answer is about, started if it is new; None when it is not acceptable."""
+        pins = self._services.get(service)
+        if pins is None or (pins and connector.id not in pins):
+            if session_id not in self._sessions:
+                self._effects.append(ReportClosed(intermediate_id, session_id, "connector_not_accepted"))
+            return None
+        record = self._sessions.get(session_id)
+        if record is None:
+            if session_id in self._ended or len(self._sessions) >= MAX_SESSIONS:
+                return None
+            return self._start(session_id, connector, now)
+        if record.peer != connector or record.state is SessionState.CLOSING:
+            return None
+        return record
 
     def _answer(self, service: str, now: float) -> bool:
         held = self._grants.get(service)
-        if held is None or now >= held.expires_at - GRANT_MARGIN_S:
+        if held is None or not held.is_fresh(now):
             return False
         record = self._sessions.get(held.session_id)
-        if record is None or record.state is not SessionState.ESTABLISHED:
+        if record is None or record.state is not SessionState.ESTABLISHED or not record.channels:
             return False
         held.is_used = True
         self._effects.append(ServiceReady(service, held.session_id, record.peer.id, held.grant))
@@ -223,35 +270,55 @@ class AgentSessions(SessionBook):
             del self._wishes[service]
 
     def _ask(self, wish: _Wish, now: float) -> None:
+        wish.request_id = wish.ask_at = None
         held = self._grants.get(wish.service)
-        if held is not None and now < held.expires_at - GRANT_MARGIN_S:
-            return  # the session is being opened
+        if held is not None and held.is_fresh(now):
+            record = self._sessions.get(held.session_id)
+            if record is not None and record.state is not SessionState.ESTABLISHED:
+                return  # it is being opened or closed, and either ends within its own limit
         if not self._attached:
             wish.failure = ("not_attached", "not attached to any intermediate")
             return
         self._excluded = {name: until for name, until in self._excluded.items() if until > now}
         wish.request_id = self._requests.next_id()
+        wish.asked_at = self._latest_attachment()
+        wish.ask_at = now + ANSWER_LIMIT_S
         self._effects.append(
-            AskForSession(self._latest_attachment(), wish.request_id, wish.service, tuple(self._excluded))
+            AskForSession(wish.asked_at, wish.request_id, wish.service, tuple(self._excluded))
         )
 
-    def _retry(self, wish: _Wish, now: float) -> None:
+    def _renew(self, service: str, held: _HeldGrant) -> None:
+        held.is_used = False
+        request_id = self._requests.next_id()
+        intermediate_id = self._latest_attachment()
+        self._requests.renewals[request_id] = (intermediate_id, service)
+        self._effects.append(AskForSession(intermediate_id, request_id, service, ()))
+
+    def _retry(self, wish: _Wish, code: str, now: float) -> None:
         if wish.deadline is None:
-            wish.retry_at = now + EAGER_RETRY_INTERVAL_S
-        else:
-            if not wish.is_refused:
-                wish.is_refused = True
-                wish.deadline = min(wish.deadline, now + UNAVAILABLE_PATIENCE_S)
-            wish.retry_at = now + RETRY_INTERVAL_S
+            wish.ask_at = now + EAGER_RETRY_INTERVAL_S
+            return
+        if code == "no_connector_available" and not wish.is_refused:
+            wish.is_refused = True
+            wish.deadline = min(wish.deadline, now + UNAVAILABLE_PATIENCE_S)
+        wish.ask_at = now + RETRY_INTERVAL_S
+
+    def _retry_unasked(self, wish: _Wish | None, now: float) -> None:
+        if wish is not None and wish.request_id is None:
+            wish.failure = ("unusable_answer", "the intermediate's answer could not be used")
+            self._retry(wish, "unusable_answer", now)
 
     def _fail(self, wish: _Wish, now: float) -> None:
         self._effects.append(ServiceUnavailable(wish.service, *wish.failure))
         if self._is_eager:
-            wish.deadline = None
-            wish.request_id = None
-            wish.retry_at = now + EAGER_RETRY_INTERVAL_S
+            wish.deadline = wish.request_id = None
+            wish.ask_at = now + EAGER_RETRY_INTERVAL_S
         else:
             del self._wishes[wish.service]
+
+    def _exclude(self, connector_id: str, now: float) -> None:
+        self._excluded = {name: until for name, until in self._excluded.items() if until > now}
+        self._excluded[connector_id] = now + EXCLUSION_S
 
     def _wish_eagerly(self) -> None:
         if self._is_eager:

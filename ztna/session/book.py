@@ -1,9 +1,10 @@
 """The sessions of one node: what agent and connector have in common.
 
-A session is carried by the intermediates on whose legs it has a channel. It ends when its end-to-end
-connection ends; when an intermediate says that the peer is gone and no other intermediate carries it; when a
-re-attachment finds that it cannot be resumed; or when the node has been without any intermediate for
-`max_offline_s`, since nobody could have revoked it in that time.
+A session is carried by the intermediates on whose legs it has a channel. A channel belongs to one attachment:
+it is void once the node attaches there anew, or leaves. A session ends when its end-to-end connection ends;
+when an intermediate says that it is over and no other intermediate carries it; when it does not come up in
+time; or when the node has been without any intermediate for `max_offline_s`, since nobody could have revoked
+it in that time. A session that merely has no channel waits for one.
 """
 
 from __future__ import annotations
@@ -27,6 +28,14 @@ from ztna.session.effects import (
 # Codes by which an intermediate says that the session itself is over, not merely its view of the peer.
 FINAL_CODES = frozenset({"access_denied", "peer_closed", "peer_rejected"})
 
+# An agent starts its handshake as soon as it is told of the session; one that has not finished by then
+# (several retransmissions at 300 ms round trip) has no peer, or no path.
+HANDSHAKE_LIMIT_S = 15.0
+
+# An end-to-end connection reports its end at once when told to close. If it says nothing it has crashed, and
+# whatever was started for it is freed all the same.
+CLOSE_LIMIT_S = 5.0
+
 
 class SessionState(Enum):
     """Life of a session as its own node sees it."""
@@ -38,11 +47,12 @@ class SessionState(Enum):
 
 @dataclass(slots=True)
 class SessionRecord:
-    """One session."""
+    """One session; at `deadline` (monotonic seconds) its state has lasted too long."""
 
     session_id: bytes
     peer: Peer
     opened_at: float
+    deadline: float | None
     state: SessionState = SessionState.OPENING
     channels: dict[str, int] = field(default_factory=dict)
     grant: object | None = None
@@ -55,7 +65,7 @@ class SessionBook:
         self._intermediate_ids = tuple(intermediate_ids)
         self._max_offline_s = max_offline_s
         self._sessions: dict[bytes, SessionRecord] = {}
-        self._attached: dict[str, None] = {}
+        self._attached: dict[str, bytes] = {}  # the latest last
         self._offline_since: float | None = None
         self._effects: list[SessionEffect] = []
 
@@ -64,27 +74,40 @@ class SessionBook:
         """All sessions, oldest first; for status."""
         return list(self._sessions.values())
 
-    def handle_attached(self, intermediate_id: str, refused_sessions: list[bytes], now: float) -> None:
-        """Take note of an attachment and of the sessions that it could not resume."""
-        self._attached[intermediate_id] = None
+    def handle_attached(
+        self, intermediate_id: str, attach_id: bytes, refused_sessions: list[bytes], now: float
+    ) -> None:
+        """Take note of an attachment and of the sessions that it could not resume; harmless when repeated."""
+        if self._attached.get(intermediate_id) == attach_id:
+            return
+        self._attached.pop(intermediate_id, None)
+        self._attached[intermediate_id] = attach_id
         self._offline_since = None
+        # The leg has forgotten them too.
+        for record in self._sessions.values():
+            record.channels.pop(intermediate_id, None)
         for session_id in refused_sessions:
             self.handle_revoked(intermediate_id, session_id, "not_resumable", now)
 
-    def handle_detached(self, intermediate_id: str, now: float) -> None:
-        """Take note that an attachment is lost; sessions live on.
+    def handle_detached(self, intermediate_id: str, now: float, *, is_left: bool = False) -> None:
+        """Take note that an attachment is lost; sessions live on. `is_left`: on purpose, with its leg.
 
         What proves them is handed out again, since whoever kept it may have lost it too.
         """
         for record in self._sessions.values():
+            if is_left:
+                record.channels.pop(intermediate_id, None)
             if record.grant is not None:
                 self._effects.append(KeepResumable(intermediate_id, record.session_id, record.grant))
         self._attached.pop(intermediate_id, None)
         if not self._attached and self._offline_since is None:
             self._offline_since = now
 
-    def handle_rebound(self, intermediate_id: str, session_id: bytes, peer: Peer, channel: int) -> None:
+    def handle_rebound(
+        self, intermediate_id: str, session_id: bytes, peer: Peer, channel: int, now: float
+    ) -> None:
         """Use the fresh channel of a resumed session; a session that is not ours is reported as closed."""
+        del now
         record = self._sessions.get(session_id)
         if record is None or record.peer != peer or record.state is SessionState.CLOSING:
             self._effects.append(ReportClosed(intermediate_id, session_id, "unknown_session"))
@@ -93,14 +116,16 @@ class SessionBook:
 
     def handle_revoked(self, intermediate_id: str, session_id: bytes, code: str, now: float) -> None:
         """End the session, unless another intermediate still carries it and the code allows that."""
-        del now
         record = self._sessions.get(session_id)
-        if record is None or intermediate_id not in record.channels:
+        if record is None:
             return
-        del record.channels[intermediate_id]
-        self._effects.append(ReleaseChannel(intermediate_id, session_id))
-        if code in FINAL_CODES or not record.channels:
-            self._close(record, code)
+        was_carried = record.channels.pop(intermediate_id, None) is not None
+        if was_carried:
+            self._effects.append(ReleaseChannel(intermediate_id, session_id))
+            if code in FINAL_CODES:
+                self._close(record, code, now)
+        if not record.channels:
+            self._handle_uncarried(record, code, now)
 
     def handle_established(self, session_id: bytes, now: float) -> None:
         """Take note that the peer is proven and the session carries data."""
@@ -108,6 +133,7 @@ class SessionBook:
         record = self._sessions.get(session_id)
         if record is not None and record.state is SessionState.OPENING:
             record.state = SessionState.ESTABLISHED
+            record.deadline = None
 
     def handle_grant(self, session_id: bytes, grant: object) -> None:
         """Take note of a valid grant of the session: it proves both parties to any intermediate."""
@@ -116,11 +142,11 @@ class SessionBook:
             record.grant = grant
             self._keep_resumable(record)
 
-    def handle_close_requested(self, session_id: bytes, reason: str) -> None:
+    def handle_close_requested(self, session_id: bytes, reason: str, now: float) -> None:
         """Close a session because somebody asked for it."""
         record = self._sessions.get(session_id)
         if record is not None:
-            self._close(record, reason)
+            self._close(record, reason, now)
 
     def handle_closed(self, session_id: bytes, reason: str, now: float) -> None:
         """Forget a session whose end-to-end connection ended."""
@@ -128,26 +154,38 @@ class SessionBook:
         self._forget(session_id, reason)
 
     def handle_timeout(self, now: float) -> None:
-        """Close everything once the node has been offline for too long."""
+        """Close everything once offline for too long, and whatever lasted too long in a state."""
         if self._offline_since is not None and now >= self._offline_since + self._max_offline_s:
             for record in self._sessions.values():
-                self._close(record, "max_offline")
+                self._close(record, "max_offline", now)
+        for record in list(self._sessions.values()):
+            if record.deadline is not None and now >= record.deadline:
+                self._expire(record, now)
 
     def next_deadline(self) -> float | None:
-        """When offline sessions end; None while attached or without live sessions."""
-        if self._offline_since is None or all(
-            record.state is SessionState.CLOSING for record in self._sessions.values()
+        """The earliest limit of a session, or of being offline while sessions live."""
+        deadlines = [record.deadline for record in self._sessions.values() if record.deadline is not None]
+        if self._offline_since is not None and any(
+            record.state is not SessionState.CLOSING for record in self._sessions.values()
         ):
-            return None
-        return self._offline_since + self._max_offline_s
+            deadlines.append(self._offline_since + self._max_offline_s)
+        return min(deadlines, default=None)
 
     def drain(self) -> list[SessionEffect]:
         """Hand over what to do, in order."""
         effects, self._effects = self._effects, []
         return effects
 
+    def _handle_uncarried(self, record: SessionRecord, code: str, now: float) -> None:
+        """React to the end of the last intermediate's faith in a session."""
+        self._close(record, code, now)
+
     def _start(self, session_id: bytes, peer: Peer, now: float) -> SessionRecord:
-        record = SessionRecord(session_id, peer, now)
+        # Two parties hold one session: with this one, a former one that nobody carries has lost its peer.
+        for former in self._sessions.values():
+            if former.peer.id == peer.id and not former.channels:
+                self._close(former, "superseded", now)
+        record = SessionRecord(session_id, peer, now, now + HANDSHAKE_LIMIT_S)
         self._sessions[session_id] = record
         self._effects.append(StartSession(session_id, peer))
         return record
@@ -156,14 +194,24 @@ class SessionBook:
         record.channels[intermediate_id] = channel
         self._effects.append(BindChannel(intermediate_id, record.session_id, channel))
 
-    def _close(self, record: SessionRecord, reason: str) -> None:
+    def _close(self, record: SessionRecord, reason: str, now: float) -> None:
         if record.state is not SessionState.CLOSING:
             record.state = SessionState.CLOSING
+            record.deadline = now + CLOSE_LIMIT_S
             self._effects.append(CloseSession(record.session_id, reason))
+
+    def _expire(self, record: SessionRecord, now: float) -> None:
+        if record.state is SessionState.CLOSING:
+            self.handle_closed(record.session_id, "close_timeout", now)
+        else:
+            is_opening = record.state is SessionState.OPENING
+            self._close(record, "handshake_timeout" if is_opening else "peer_lost", now)
 
     def _forget(self, session_id: bytes, reason: str) -> SessionRecord | None:
         record = self._sessions.pop(session_id, None)
         if record is None:
+            # One that outlived a crash of this table: its actors have nobody else to free them.
+            self._effects.append(ForgetSession(session_id))
             return None
         for intermediate_id in record.channels:
             self._effects.append(ReleaseChannel(intermediate_id, session_id))

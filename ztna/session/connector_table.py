@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from ztna.session.book import SessionBook, SessionState
+from ztna.session.book import SessionBook, SessionRecord, SessionState
 from ztna.session.effects import Peer, ReportClosed
 
 # One session per agent; far above what one connector process can carry, far below what memory allows.
 MAX_SESSIONS = 4096
 
-# An agent starts its handshake as soon as it is told of the session; one that has not finished by then
-# (several retransmissions at 300 ms round trip) has gone away.
-HANDSHAKE_LIMIT_S = 15.0
+# An intermediate that lost an agent cannot know whether it is on its way to another intermediate, or back
+# after a break of its network: an agent notices silence within 3 s and attaches elsewhere within as many. An
+# agent that is really gone costs its service connections this long.
+PEER_LOST_PATIENCE_S = 10.0
 
 
 class ConnectorSessions(SessionBook):
@@ -31,19 +32,14 @@ class ConnectorSessions(SessionBook):
             return
         self._bind(record, intermediate_id, channel)
 
-    def handle_timeout(self, now: float) -> None:
-        """Drop sessions whose agent never came."""
-        super().handle_timeout(now)
-        for record in self._sessions.values():
-            if record.state is SessionState.OPENING and now >= record.opened_at + HANDSHAKE_LIMIT_S:
-                self._close(record, "handshake_timeout")
+    def _bind(self, record: SessionRecord, intermediate_id: str, channel: int) -> None:
+        if record.state is SessionState.ESTABLISHED:
+            record.deadline = None
+        super()._bind(record, intermediate_id, channel)
 
-    def next_deadline(self) -> float | None:
-        """The earliest of the offline limit and the handshake limits."""
-        deadlines = [
-            record.opened_at + HANDSHAKE_LIMIT_S
-            for record in self._sessions.values()
-            if record.state is SessionState.OPENING
-        ]
-        offline = super().next_deadline()
-        return min(deadlines + ([offline] if offline is not None else []), default=None)
+    def _handle_uncarried(self, record: SessionRecord, code: str, now: float) -> None:
+        if code == "peer_lost" and record.state is SessionState.ESTABLISHED:
+            if record.deadline is None:
+                record.deadline = now + PEER_LOST_PATIENCE_S
+        else:
+            super()._handle_uncarried(record, code, now)
