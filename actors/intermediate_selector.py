@@ -61,6 +61,6 @@ class IntermediateSelector(Concern):
                 self.emit(relay_leg_pb2.ConnectLeg(intermediate_id=name))
                 self.emit(signaling_client_pb2.Attach(intermediate_id=name))
             else:
-                self.log.info("intermediate_selector.intermediate_left", intermediate=name)
+                self.log.debug("intermediate_selector.intermediate_left", intermediate=name)
                 self.emit(signaling_client_pb2.Detach(intermediate_id=name, reason="fail_over"))
                 self.emit(relay_leg_pb2.DisconnectLeg(intermediate_id=name))

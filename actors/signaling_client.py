@@ -5,7 +5,7 @@ Signaling frames exist only here and on the wire: everything else in the daemon 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 from cryptography import x509
@@ -18,15 +18,26 @@ from ztna import __version__
 from ztna.access.grant import verify_nonce
 from ztna.access.identity import Role
 from ztna.errors import AuthenticationError, RemoteProtocolError
+from ztna.relay.frame import MAX_CHANNEL, RESERVED_CHANNEL
 from ztna.signaling import client
-from ztna.signaling.framing import FrameDecoder, encode
+from ztna.signaling.framing import MAX_FRAME_BYTES, FrameDecoder, encode
 from ztna.v1 import relay_leg_pb2, signaling_client_pb2, signaling_pb2, types_pb2
 from ztna.v1.grant_pb2 import SealedGrant
 
 PROTOCOL_VERSION = 1
 
-# Sessions that a re-attachment can resume, within one frame of 65536 bytes at about 1 KiB each.
-MAX_RESUMED_SESSIONS = 48
+# What an AttachRequest spends on sessions to resume: one frame, less room for its other fields. A grant with
+# its issuer's chain takes 1 to 2 KiB.
+MAX_RESUME_BYTES = MAX_FRAME_BYTES - 1024
+
+# Tag and length of each entry.
+RESUME_OVERHEAD_BYTES = 4
+
+SESSION_ID_BYTES = 16
+FINGERPRINT_BYTES = 32
+
+# All that an intermediate may say before it has proved what it is.
+_FIRST_FRAMES = frozenset({"attach_accepted", "goodbye", "error"})
 
 # No answer to these will change by asking again.
 _FINAL_CODES = frozenset(
@@ -79,6 +90,7 @@ class SignalingClient(Concern):
         self._decoder = FrameDecoder()
         self._is_leg_connected = False
         self._sequence = 0
+        self._attach_id = b""
         self._resumable: dict[bytes, SealedGrant] = {}
 
     def on_start(self) -> None:
@@ -86,14 +98,16 @@ class SignalingClient(Concern):
         self.emit(signaling_client_pb2.Detached(intermediate_id=self.key, reason="starting"))
 
     def on_stop(self) -> None:
-        """Say goodbye: our sessions end with us, and the peers are told at once."""
-        if self._core.state is client.ClientState.ATTACHED:
+        """Say goodbye, unless a session lives: then this is a crash or a restart, and it will be resumed."""
+        if self._core.state is client.ClientState.ATTACHED and not self._resumable:
             self._send(signaling_pb2.SignalingFrame(goodbye=signaling_pb2.Goodbye(reason="shutting down")))
         if self._grpc is not None:
             self._grpc.close()
 
     def attach(self, _message: signaling_client_pb2.Attach) -> None:
-        """Attach and stay attached."""
+        """Attach and stay attached; an attachment that stands is told again to whoever asks after a crash."""
+        if self._core.state is client.ClientState.ATTACHED:
+            self._report_attached([])
         self._core.attach(self.now)
         self._act()
 
@@ -121,14 +135,15 @@ class SignalingClient(Concern):
             self._resumable[message.session_id] = message.grant
 
     def leg_connected(self, _message: relay_leg_pb2.LegConnected) -> None:
-        """The leg can carry signaling."""
+        """The leg can carry signaling; at least the intermediate is there."""
         self._is_leg_connected = True
         if self._open_grpc is None:
-            self._open_leg_carrier()
-            self._act()
+            self._core.handle_carrier_open(self.now)
+        self._core.handle_reachable(self.now)
+        self._act()
 
     def leg_down(self, message: relay_leg_pb2.RelayLegDown) -> None:
-        """The leg took its signaling with it."""
+        """The leg took its signaling with it; gRPC may have the same trouble."""
         self._is_leg_connected = False
         if self._open_grpc is None:
             self._core.handle_carrier_closed(
@@ -137,7 +152,9 @@ class SignalingClient(Concern):
                 self.now,
                 is_authentication_failure=message.is_authentication_failure,
             )
-            self._act()
+        else:
+            self._core.handle_doubt(self.now)
+        self._act()
 
     def leg_signaling_received(self, message: relay_leg_pb2.LegSignalingReceived) -> None:
         """Bytes of the signaling stream."""
@@ -173,39 +190,38 @@ class SignalingClient(Concern):
         """The core's deadline."""
         return self._core.next_deadline()
 
-    def _open_leg_carrier(self) -> None:
-        self._decoder = FrameDecoder()
-        self._core.handle_carrier_open(self.now)
-
     def _act(self) -> None:
-        for effect in self._core.drain():
-            match effect:
-                case client.OpenCarrier():
-                    self._open_carrier()
-                case client.CloseCarrier():
-                    if self._grpc is not None:
-                        self._grpc.close()
-                        self._grpc = None
-                case client.SendAttachRequest():
-                    self._send_attach_request(effect.nonce)
-                case client.SendRegistration():
-                    self._send(
-                        signaling_pb2.SignalingFrame(
-                            register_service=signaling_pb2.RegisterService(
-                                service=effect.service, protocol=self._services[effect.service]
-                            )
+        while effects := self._core.drain():
+            for effect in effects:
+                self._perform(effect)
+
+    def _perform(self, effect: client.ClientEffect) -> None:
+        match effect:
+            case client.OpenCarrier():
+                self._open_carrier()
+            case client.CloseCarrier():
+                if self._grpc is not None:
+                    self._grpc.close()
+                    self._grpc = None
+            case client.SendAttachRequest():
+                self._decoder = FrameDecoder()
+                self._send_attach_request(effect.nonce)
+            case client.SendRegistration():
+                self._send(
+                    signaling_pb2.SignalingFrame(
+                        register_service=signaling_pb2.RegisterService(
+                            service=effect.service, protocol=self._services[effect.service]
                         )
                     )
-                case client.SendPing():
-                    self._send(
-                        signaling_pb2.SignalingFrame(ping=signaling_pb2.SignalingPing(id=effect.ping_id))
-                    )
-                case client.RequestTimedOut():
-                    self._request_failed(
-                        effect.request_id, effect.reason, f"intermediate {self.key} did not answer"
-                    )
-                case client.Lost():
-                    self._report_lost(effect)
+                )
+            case client.SendPing():
+                self._send(signaling_pb2.SignalingFrame(ping=signaling_pb2.SignalingPing(id=effect.ping_id)))
+            case client.RequestTimedOut():
+                self._request_failed(
+                    effect.request_id, effect.reason, f"intermediate {self.key} did not answer"
+                )
+            case client.Lost():
+                self._report_lost(effect)
 
     def _open_carrier(self) -> None:
         self._sequence = 0
@@ -213,9 +229,7 @@ class SignalingClient(Concern):
             self._grpc = self._open_grpc(self)
             self._core.handle_carrier_open(self.now)
         elif self._is_leg_connected:
-            self._open_leg_carrier()
-        if self._core.state is client.ClientState.CONNECTING:
-            self._act()
+            self._core.handle_carrier_open(self.now)
 
     def _report_lost(self, lost: client.Lost) -> None:
         log = self.log.error if lost.is_authentication_failure else self.log.warning
@@ -238,18 +252,25 @@ class SignalingClient(Concern):
         )
 
     def _send_attach_request(self, nonce: bytes) -> None:
+        resume: list[signaling_pb2.ResumeSession] = []
+        room = MAX_RESUME_BYTES
         # The newest are the likeliest to be in use.
-        sessions = list(self._resumable.items())[-MAX_RESUMED_SESSIONS:]
+        for session_id, grant in reversed(self._resumable.items()):
+            each = signaling_pb2.ResumeSession(session_id=session_id, grant=grant)
+            room -= each.ByteSize() + RESUME_OVERHEAD_BYTES
+            if room < 0:
+                self.log.warning(
+                    "signaling_client.sessions_not_resumed", count=len(self._resumable) - len(resume)
+                )
+                break
+            resume.append(each)
         self._send(
             signaling_pb2.SignalingFrame(
                 attach_request=signaling_pb2.AttachRequest(
                     protocol_version=PROTOCOL_VERSION,
                     nonce=nonce,
                     software=f"ztna {__version__}",
-                    resume=[
-                        signaling_pb2.ResumeSession(session_id=session_id, grant=grant)
-                        for session_id, grant in sessions
-                    ],
+                    resume=resume,
                 )
             )
         )
@@ -267,12 +288,19 @@ class SignalingClient(Concern):
             )
 
     def _frame_received(self, frame: signaling_pb2.SignalingFrame) -> None:
-        body = frame.WhichOneof("body")
-        handler = self.frame_handlers.get(body or "")
-        if handler is None:
+        body = frame.WhichOneof("body") or ""
+        state = self._core.state
+        is_expected = state is client.ClientState.ATTACHED or (
+            state is client.ClientState.CONNECTING and body in _FIRST_FRAMES
+        )
+        handler = self.frame_handlers.get(body)
+        if handler is None or not is_expected:
             self.log.debug("signaling_client.frame_ignored", body=body)
-        else:
+            return
+        try:
             getattr(self, handler)(frame)
+        except RemoteProtocolError as error:
+            self._core.handle_protocol_error(str(error), self.now)
         self._act()
 
     def _attach_accepted(self, frame: signaling_pb2.SignalingFrame) -> None:
@@ -297,12 +325,14 @@ class SignalingClient(Concern):
             carrier="quic" if self._open_grpc is None else "grpc",
             refused_sessions=len(accepted.refused_sessions),
         )
+        self._attach_id = accepted.attach_id
         self.emit(relay_leg_pb2.PresentAttachment(intermediate_id=self.key, attach_id=accepted.attach_id))
+        self._report_attached(accepted.refused_sessions)
+
+    def _report_attached(self, refused_sessions: Sequence[bytes]) -> None:
         self.emit(
             signaling_client_pb2.Attached(
-                intermediate_id=self.key,
-                attach_id=accepted.attach_id,
-                refused_sessions=accepted.refused_sessions,
+                intermediate_id=self.key, attach_id=self._attach_id, refused_sessions=refused_sessions
             )
         )
 
@@ -313,10 +343,11 @@ class SignalingClient(Concern):
         self._send(signaling_pb2.SignalingFrame(pong=signaling_pb2.SignalingPong(id=frame.ping.id)))
 
     def _pong(self, frame: signaling_pb2.SignalingFrame) -> None:
-        self._core.handle_pong(frame.pong.id, self.now)
+        self._core.handle_pong(frame.pong.id)
 
     def _session_rebound(self, frame: signaling_pb2.SignalingFrame) -> None:
         rebound = frame.session_rebound
+        _check_session(rebound.session_id, rebound.peer, rebound.channel)
         self.emit(
             signaling_client_pb2.SessionReboundReceived(
                 intermediate_id=self.key,
@@ -397,6 +428,7 @@ class AgentSignalingClient(SignalingClient):
 
     def _session_opened(self, frame: signaling_pb2.SignalingFrame) -> None:
         opened = frame.session_opened
+        _check_session(opened.session_id, opened.connector, opened.channel)
         self._core.handle_answered(opened.request_id)
         self.emit(
             signaling_client_pb2.SessionGranted(
@@ -440,12 +472,16 @@ class ConnectorSignalingClient(SignalingClient):
 
     def _registration_accepted(self, frame: signaling_pb2.SignalingFrame) -> None:
         service = frame.registration_accepted.service
+        if service not in self._services:
+            return
         self._core.handle_registration_answered(service)
         self.log.info("signaling_client.service_registered", service=service)
         self.emit(signaling_client_pb2.ServiceRegistered(intermediate_id=self.key, service=service))
 
     def _registration_rejected(self, frame: signaling_pb2.SignalingFrame) -> None:
         rejected = frame.registration_rejected
+        if rejected.service not in self._services:
+            return
         self._core.handle_registration_answered(rejected.service)
         code = _code_name(rejected.code)
         self.log.error(
@@ -462,6 +498,7 @@ class ConnectorSignalingClient(SignalingClient):
 
     def _session_offer(self, frame: signaling_pb2.SignalingFrame) -> None:
         offer = frame.session_offer
+        _check_session(offer.session_id, offer.agent, offer.channel)
         self.emit(
             signaling_client_pb2.SessionOffered(
                 intermediate_id=self.key,
@@ -470,6 +507,16 @@ class ConnectorSignalingClient(SignalingClient):
                 channel=offer.channel,
             )
         )
+
+
+def _check_session(session_id: bytes, peer: types_pb2.NodeIdentity, channel: int) -> None:
+    """Raise `RemoteProtocolError` unless these can be what they should be."""
+    if (
+        len(session_id) != SESSION_ID_BYTES
+        or len(peer.fingerprint) != FINGERPRINT_BYTES
+        or not RESERVED_CHANNEL < channel <= MAX_CHANNEL
+    ):
+        raise RemoteProtocolError("malformed_session")
 
 
 def _code_name(code: signaling_pb2.SignalingCode.ValueType) -> str:

@@ -30,6 +30,9 @@ PONG_LIMIT_S = 5.0
 # Two processes with one identity must not chase each other in circles.
 SUPERSEDED_HOLD_S = 30.0
 
+# What `Lost` says after `detach`: nobody comes back from there by itself.
+LEFT = "detached"
+
 # Requests of one node that wait for an answer: one per configured service, and renewals.
 MAX_REQUESTS = 1024
 
@@ -108,8 +111,6 @@ class _Liveness:
     last_ping_id: int = 0
     ping_at: float | None = None
     pong_by: float | None = None
-    rtt_s: float | None = None
-    sent_at: float = 0.0
 
 
 class AttachmentClient:
@@ -122,6 +123,7 @@ class AttachmentClient:
         self._state = ClientState.IDLE
         self._is_carrier_open = False
         self._retry_at: float | None = None
+        self._is_held = False
         self._attach_by: float | None = None
         self._registrations: dict[str, _Registration] = {}
         self._requests: dict[int, float] = {}
@@ -147,7 +149,17 @@ class AttachmentClient:
     def detach(self, now: float) -> None:
         """Leave and stay away."""
         if self._state is not ClientState.IDLE:
-            self._lose("detached", "", now, is_clean=True, again=False)
+            self._lose(LEFT, "", now, is_clean=True, again=False)
+
+    def handle_reachable(self, now: float) -> None:
+        """The intermediate has just answered on another connection: do not sit out the backoff."""
+        if self._state is ClientState.WAITING and not self._is_held:
+            self._dial(now)
+
+    def handle_doubt(self, now: float) -> None:
+        """Another connection to the intermediate broke: ask at once whether this one still works."""
+        if self._state is ClientState.ATTACHED and self._liveness.pong_by is None:
+            self._ping(now)
 
     def handle_carrier_open(self, now: float) -> None:
         """The carrier takes frames."""
@@ -162,10 +174,7 @@ class AttachmentClient:
         self, reason: str, detail: str, now: float, *, is_authentication_failure: bool = False
     ) -> None:
         """The carrier broke, or could not be opened."""
-        if self._state in {ClientState.CONNECTING, ClientState.ATTACHED}:
-            self._lose(
-                reason, detail, now, is_clean=False, is_authentication_failure=is_authentication_failure
-            )
+        self._lose(reason, detail, now, is_clean=False, is_authentication_failure=is_authentication_failure)
 
     def handle_accepted(self, now: float) -> bool:
         """AttachAccepted came and its proof holds; False when nobody waits for it."""
@@ -184,7 +193,7 @@ class AttachmentClient:
         self._lose("untrusted_intermediate", detail, now, is_clean=False, is_authentication_failure=True)
 
     def handle_protocol_error(self, detail: str, now: float) -> None:
-        """The intermediate sent what makes no sense."""
+        """The intermediate sent what makes no sense, or a frame could not be sent."""
         self._lose("protocol_error", detail, now, is_clean=False)
 
     def handle_superseded(self, now: float) -> None:
@@ -202,7 +211,8 @@ class AttachmentClient:
     def request(self, request_id: int, now: float) -> bool:
         """Take note of a request that is being sent; False when it cannot be."""
         if self._state is not ClientState.ATTACHED or len(self._requests) >= MAX_REQUESTS:
-            self._effects.append(RequestTimedOut(request_id, "not_attached"))
+            is_full = self._state is ClientState.ATTACHED
+            self._effects.append(RequestTimedOut(request_id, "rate_limited" if is_full else "not_attached"))
             return False
         self._requests[request_id] = now + REQUEST_LIMIT_S
         return True
@@ -211,11 +221,10 @@ class AttachmentClient:
         """A request was answered; False when nobody waits for it any more."""
         return self._requests.pop(request_id, None) is not None
 
-    def handle_pong(self, ping_id: int, now: float) -> None:
+    def handle_pong(self, ping_id: int) -> None:
         """A sign of life that was asked for."""
-        if ping_id == self._liveness.last_ping_id and self._liveness.pong_by is not None:
+        if ping_id == self._liveness.last_ping_id:
             self._liveness.pong_by = None
-            self._liveness.rtt_s = now - self._liveness.sent_at
 
     def handle_timeout(self, now: float) -> None:
         """Act on whatever is due."""
@@ -244,8 +253,16 @@ class AttachmentClient:
         self._state = ClientState.CONNECTING
         self._is_carrier_open = False
         self._retry_at = None
+        self._is_held = False
         self._attach_by = now + ATTACH_LIMIT_S
         self._effects.append(OpenCarrier())
+
+    def _ping(self, now: float) -> None:
+        liveness = self._liveness
+        liveness.ping_at = now + PING_INTERVAL_S
+        liveness.pong_by = now + PONG_LIMIT_S
+        liveness.last_ping_id += 1
+        self._effects.append(SendPing(liveness.last_ping_id))
 
     def _register(self, service: str, tries: int, now: float) -> None:
         self._registrations[service] = _Registration(tries, now + REGISTRATION_INTERVAL_S)
@@ -262,14 +279,9 @@ class AttachmentClient:
         for request_id in [request_id for request_id, by in self._requests.items() if now >= by]:
             del self._requests[request_id]
             self._effects.append(RequestTimedOut(request_id, "session_timeout"))
-        liveness = self._liveness
-        if liveness.ping_at is not None and now >= liveness.ping_at:
-            liveness.ping_at = now + PING_INTERVAL_S
-            liveness.last_ping_id += 1
-            liveness.sent_at = now
-            if liveness.pong_by is None:
-                liveness.pong_by = now + PONG_LIMIT_S
-            self._effects.append(SendPing(liveness.last_ping_id))
+        # The limit of an answer is shorter than the interval, so none is outstanding here.
+        if self._liveness.ping_at is not None and now >= self._liveness.ping_at:
+            self._ping(now)
 
     def _lose(
         self,
@@ -281,6 +293,8 @@ class AttachmentClient:
         is_authentication_failure: bool = False,
         again: bool = True,
     ) -> None:
+        if again and self._state not in {ClientState.CONNECTING, ClientState.ATTACHED}:
+            return  # late news of a carrier that is gone
         self._effects.append(CloseCarrier())
         self._is_carrier_open = False
         self._attach_by = None
@@ -291,10 +305,12 @@ class AttachmentClient:
         self._backoff.handle_lost(now, is_clean=is_clean)
         retry_in_s: float | None = None
         if again:
-            retry_in_s = SUPERSEDED_HOLD_S if reason == "superseded" else self._backoff.next_delay_s(now)
+            self._is_held = reason == "superseded"
+            retry_in_s = SUPERSEDED_HOLD_S if self._is_held else self._backoff.next_delay_s(now)
             self._retry_at = now + retry_in_s
             self._state = ClientState.WAITING
         else:
             self._retry_at = None
+            self._is_held = False
             self._state = ClientState.IDLE
         self._effects.append(Lost(reason, detail, is_authentication_failure, retry_in_s))
