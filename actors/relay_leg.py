@@ -15,6 +15,7 @@ from actors.base import Concern, Context, loop_callback
 from ztna.address import TransportAddress
 from ztna.quic.connection import Connection
 from ztna.relay import leg
+from ztna.relay.queue import MAX_QUEUED_PACKETS_PER_SESSION, MAX_SOJOURN_S
 from ztna.v1 import relay_leg_pb2, relay_pb2, udp_socket_pb2
 
 STATISTICS_INTERVAL_S = 1.0
@@ -48,12 +49,25 @@ class RelayLeg(Concern):
     )
 
     def __init__(
-        self, context: Context, host: str, port: int, open_connection: Callable[[], Connection]
+        self,
+        context: Context,
+        host: str,
+        port: int,
+        open_connection: Callable[[], Connection],
+        *,
+        max_queued_packets: int = MAX_QUEUED_PACKETS_PER_SESSION,
+        max_sojourn_s: float = MAX_SOJOURN_S,
     ) -> None:
+        """`max_queued_packets` and `max_sojourn_s` bound what waits per session (`relay` settings)."""
         super().__init__(context)
         self._host = host
         self._port = port
-        self._core = leg.Leg(open_connection, context.io.random)
+        self._core = leg.Leg(
+            open_connection,
+            context.io.random,
+            max_queued_packets=max_queued_packets,
+            max_sojourn_s=max_sojourn_s,
+        )
         self._report_at: float | None = None
 
     def on_stop(self) -> None:
@@ -125,38 +139,47 @@ class RelayLeg(Concern):
         self._act()
 
     def _act(self) -> None:
+        # In rounds: a control frame may end the leg, and nothing of the round it came in may follow that.
+        while effects := self._core.drain():
+            control: list[bytes] = []
+            for effect in effects:
+                if isinstance(effect, leg.LegControlReceived):
+                    control.append(effect.body)
+                else:
+                    self._perform(effect)
+            for body in control:
+                self._control_received(body)
+
+    def _perform(self, effect: leg.LegEffect) -> None:
         name = self.key
-        for effect in self._core.drain():
-            match effect:
-                case leg.LegTransmit():
-                    self.emit(
-                        udp_socket_pb2.SendDatagrams(
-                            remote=translate.address_to_proto(effect.remote), datagrams=effect.datagrams
-                        )
+        match effect:
+            case leg.LegTransmit():
+                self.emit(
+                    udp_socket_pb2.SendDatagrams(
+                        remote=translate.address_to_proto(effect.remote), datagrams=effect.datagrams
                     )
-                case leg.LegSealedReceived():
-                    self.emit(
-                        relay_leg_pb2.SealedReceived(
-                            intermediate_id=name, session_id=effect.session_id, packets=effect.packets
-                        )
+                )
+            case leg.LegSealedReceived():
+                self.emit(
+                    relay_leg_pb2.SealedReceived(
+                        intermediate_id=name, session_id=effect.session_id, packets=effect.packets
                     )
-                case leg.LegConnectionIds():
-                    self.emit(
-                        udp_socket_pb2.UpdateConnectionIds(
-                            intermediate_id=name,
-                            added=effect.added,
-                            retired=effect.retired,
-                            forget_owner=effect.forget_all,
-                        )
+                )
+            case leg.LegConnectionIds():
+                self.emit(
+                    udp_socket_pb2.UpdateConnectionIds(
+                        intermediate_id=name,
+                        added=effect.added,
+                        retired=effect.retired,
+                        forget_owner=effect.forget_all,
                     )
-                case leg.LegDialWanted():
-                    self.io.resolve(self._host, self._port, self._resolved)
-                case leg.LegSignalingReceived():
-                    self.emit(relay_leg_pb2.LegSignalingReceived(intermediate_id=name, data=effect.data))
-                case leg.LegControlReceived():
-                    self._control_received(effect.body)
-                case _:
-                    self._report_change(effect)
+                )
+            case leg.LegDialWanted():
+                self.io.resolve(self._host, self._port, self._resolved)
+            case leg.LegSignalingReceived():
+                self.emit(relay_leg_pb2.LegSignalingReceived(intermediate_id=name, data=effect.data))
+            case _:
+                self._report_change(effect)
 
     def _report_change(self, effect: leg.LegEffect) -> None:
         name = self.key
@@ -201,26 +224,25 @@ class RelayLeg(Concern):
             frame = relay_pb2.LegFrame.FromString(body)
         except DecodeError:
             self._core.handle_protocol_error("malformed_leg_frame", self.now)
-            self._act()
             return
         match frame.WhichOneof("body"):
             case "accepted":
-                self.log.info("relay_leg.up")
-                self._core.handle_accepted(frame.accepted.max_packet_bytes)
-                self.emit(
-                    relay_leg_pb2.RelayLegUp(
-                        intermediate_id=self.key, max_packet_bytes=frame.accepted.max_packet_bytes
+                if self._core.handle_accepted(frame.accepted.max_packet_bytes, self.now):
+                    self.log.info("relay_leg.up")
+                    self.emit(
+                        relay_leg_pb2.RelayLegUp(
+                            intermediate_id=self.key, max_packet_bytes=frame.accepted.max_packet_bytes
+                        )
                     )
-                )
             case "rejected":
-                self._core.handle_rejected(frame.rejected.reason, self.now)
+                self.log.warning("relay_leg.rejected", reason=frame.rejected.reason)
+                self._core.handle_rejected()
             case "observed_address":
                 observed = frame.observed_address.address
                 self.log.info("relay_leg.address_observed", address=f"{observed.host} {observed.port}")
                 self.emit(relay_leg_pb2.AddressObserved(intermediate_id=self.key, address=observed))
             case _:
                 self.log.debug("relay_leg.unknown_frame_ignored")
-        self._act()
 
     def _report(self) -> None:
         counters = self._core.counters

@@ -11,6 +11,7 @@ somebody else's concern.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -21,7 +22,7 @@ from ztna.errors import LocalProtocolError, RemoteProtocolError
 from ztna.quic import events
 from ztna.quic.connection import Connection
 from ztna.relay import frame
-from ztna.relay.queue import DropReason, FairScheduler
+from ztna.relay.queue import MAX_QUEUED_PACKETS_PER_SESSION, MAX_SOJOURN_S, DropReason, FairScheduler
 from ztna.signaling.backoff import Backoff
 from ztna.signaling.framing import FrameDecoder, encode
 
@@ -54,7 +55,7 @@ class LegState(Enum):
 
 @dataclass(frozen=True, slots=True)
 class LegTransmit:
-    """UDP payloads for the intermediate, in order."""
+    """UDP payloads for the intermediate, in order. The list grows until it is drained."""
 
     remote: TransportAddress
     datagrams: list[bytes]
@@ -151,7 +152,15 @@ class LegCounters:
 class Leg:
     """One leg; `open_connection` makes the QUIC connection for each attempt."""
 
-    def __init__(self, open_connection: Callable[[], Connection], random: Random) -> None:
+    def __init__(
+        self,
+        open_connection: Callable[[], Connection],
+        random: Random,
+        *,
+        max_queued_packets: int = MAX_QUEUED_PACKETS_PER_SESSION,
+        max_sojourn_s: float = MAX_SOJOURN_S,
+    ) -> None:
+        """`max_queued_packets` and `max_sojourn_s` bound what waits per session."""
         self._open_connection = open_connection
         self._backoff = Backoff(random)
         self._state = LegState.IDLE
@@ -159,10 +168,14 @@ class Leg:
         self._connection: Connection | None = None
         self._remote: TransportAddress | None = None
         self._decoder = FrameDecoder()
+        self._attempts = 0  # in a row that came to nothing
         self._attach_hello: bytes | None = None
+        self._unanswered_hellos: deque[bytes] = deque()
         self._channels: dict[bytes, int] = {}
         self._sessions: dict[int, bytes] = {}
-        self._queue: FairScheduler[bytes] = FairScheduler()
+        self._queue: FairScheduler[bytes] = FairScheduler(
+            max_packets_per_session=max_queued_packets, max_sojourn_s=max_sojourn_s
+        )
         self._max_packet_bytes = 0
         self._silent_since: float | None = None
         self._ping_at: float | None = None
@@ -191,26 +204,33 @@ class Leg:
         }
 
     def connect(self) -> None:
-        """Use the leg from now on; harmless when it is in use."""
+        """Use the leg from now on; one that is connected is told again to whoever asks after a crash."""
         if self._state is LegState.IDLE:
             self._dial()
+        elif self._state in {LegState.CONNECTED, LegState.UP} and self._remote is not None:
+            self._effects.append(LegConnected(self._remote))
 
     def disconnect(self, now: float) -> None:
-        """Close the leg and stay closed."""
+        """Close the leg, stay closed, and forget the attachment with its channels."""
         if self._connection is not None:
             self._connection.close(CODE_NO_ERROR, "leaving")
             self._transmit(now)
         if self._state is not LegState.IDLE:
             self._lose("disconnected", "", now, is_authentication_failure=False, again=False)
+        self._attach_hello = None
+        self._attempts = 0
+        for session_id in list(self._channels):
+            self.release(session_id)
 
     def handle_resolved(self, addresses: list[TransportAddress], error: str, now: float) -> None:
-        """Dial the first address, or try again later when the name did not resolve."""
+        """Dial one of the addresses, each attempt the next, or try again later when there is none."""
         if self._state is not LegState.CONNECTING or self._connection is not None:
             return
         if not addresses:
             self._lose("unresolvable", error, now, is_authentication_failure=False, again=True)
             return
-        self._remote = addresses[0]
+        # The first may be of a family that leads nowhere from here.
+        self._remote = addresses[self._attempts % len(addresses)]
         self._decoder = FrameDecoder()
         self._connection = self._open_connection()
         self._connection.connect(now)
@@ -261,7 +281,11 @@ class Leg:
         return effects
 
     def present_attachment(self, hello: bytes, now: float) -> None:
-        """Say, now and after each reconnection, to which attachment the leg belongs."""
+        """Say, now and after each reconnection, to which attachment the leg belongs.
+
+        Channels belong to an attachment, so those of a former one are forgotten. And the intermediate is
+        there: a leg that waits to be dialled again is dialled now.
+        """
         self._attach_hello = hello
         for session_id in list(self._channels):
             self.release(session_id)
@@ -269,25 +293,38 @@ class Leg:
             self._state = LegState.CONNECTED
             self._send_hello(hello)
             self._finish(now)
+        elif self._state is LegState.WAITING:
+            self._dial()
 
-    def handle_accepted(self, max_packet_bytes: int) -> None:
-        """The intermediate bound the leg to our attachment."""
-        if self._state is LegState.CONNECTED:
-            self._state = LegState.UP
-            self._max_packet_bytes = min(max_packet_bytes, frame.DEFAULT_MAX_PACKET_BYTES)
-            for session_id in self._channels:
-                self._announce(session_id, is_up=True)
+    def handle_accepted(self, max_packet_bytes: int, now: float) -> bool:
+        """The intermediate bound the leg to an attachment; True when it is ours of this moment."""
+        if not self._unanswered_hellos:
+            return False
+        hello = self._unanswered_hellos.popleft()
+        if self._state is not LegState.CONNECTED or hello != self._attach_hello:
+            return False
+        if max_packet_bytes < frame.DEFAULT_MAX_PACKET_BYTES:
+            self._abandon("packet_size_too_small", now)
+            return False
+        self._state = LegState.UP
+        self._max_packet_bytes = frame.DEFAULT_MAX_PACKET_BYTES
+        for session_id in self._channels:
+            self._announce(session_id, is_up=True)
+        return True
 
-    def handle_rejected(self, reason: str, now: float) -> None:
-        """The intermediate does not know the attachment: wait for a new one, on a new connection."""
-        self._attach_hello = None
-        if self._connection is not None:
-            self._connection.close(CODE_NO_ERROR, reason)
-            self._transmit(now)
-            self._lose(reason, "", now, is_authentication_failure=False, again=True)
+    def handle_rejected(self) -> None:
+        """The intermediate does not know an attachment, ours or a former one: a new one will be presented.
+
+        The connection stays, since it may be what carries the signaling that brings the new attachment.
+        """
+        if self._unanswered_hellos and self._unanswered_hellos.popleft() == self._attach_hello:
+            self._attach_hello = None
 
     def bind(self, session_id: bytes, channel: int) -> None:
-        """Use this channel for a session, in place of a former one."""
+        """Use this channel (1 to 65535) for a session, in place of a former one."""
+        former = self._sessions.get(channel)
+        if former is not None:
+            self.release(former)
         self.release(session_id)
         self._channels[session_id] = channel
         self._sessions[channel] = session_id
@@ -313,6 +350,7 @@ class Leg:
             for packet in packets[start : start + MAX_DATAGRAMS_PENDING]:
                 self._queue.enqueue(session_id, packet, now)
             self._transmit(now)
+        self._take_events(now)
 
     def send_signaling(self, data: bytes, now: float) -> None:
         """Write to the signaling stream; dropped while there is no connection (its loss is reported)."""
@@ -349,6 +387,7 @@ class Leg:
                     self._handle_connected(now)
                 case events.ConnectionClosed():
                     self._deliver(sealed)
+                    self._transmit(now)  # the peer should learn why, if it is we who close
                     self._lose(
                         event.reason,
                         event.message,
@@ -384,6 +423,9 @@ class Leg:
         if stream_id == SIGNALING_STREAM:
             self._effects.append(LegSignalingReceived(data))
             return
+        if stream_id != CONTROL_STREAM:
+            self._abandon("unexpected_stream", now)
+            return
         try:
             for body in self._decoder.feed(data):
                 self._effects.append(LegControlReceived(body))
@@ -404,6 +446,7 @@ class Leg:
         if self._remote is None:
             return
         self._state = LegState.CONNECTED
+        self._attempts = 0
         self._backoff.handle_connected(now)
         self._ping_at = now + PING_INTERVAL_S
         self._effects.append(LegConnected(self._remote))
@@ -413,6 +456,7 @@ class Leg:
     def _send_hello(self, hello: bytes) -> None:
         if self._connection is not None:
             self._connection.send_stream(CONTROL_STREAM, encode(hello))
+            self._unanswered_hellos.append(hello)
 
     def _transmit(self, now: float) -> None:
         connection, remote = self._connection, self._remote
@@ -425,7 +469,10 @@ class Leg:
                 break
         else:
             datagrams += connection.transmit(now)
-        if datagrams:
+        last = self._effects[-1] if self._effects else None
+        if isinstance(last, LegTransmit):
+            last.datagrams.extend(datagrams)
+        elif datagrams:
             self._effects.append(LegTransmit(remote, datagrams))
         if not connection.awaits_acknowledgement:
             self._silent_since = None
@@ -449,7 +496,12 @@ class Leg:
         if self._state is LegState.UP:
             for session_id in self._channels:
                 self._announce(session_id, is_up=False)
+                self._queue.discard(session_id)
+        if self._state is LegState.CONNECTING:
+            self._attempts += 1
         self._connection = None
+        self._remote = None
+        self._unanswered_hellos.clear()
         self._silent_since = None
         self._ping_at = None
         self._effects.append(LegConnectionIds((), (), forget_all=True))
