@@ -9,6 +9,7 @@ PING sent.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 from actors.base import Concern, Context
@@ -16,6 +17,7 @@ from ztna.access.identity import VerifiedPeer
 from ztna.errors import LocalProtocolError
 from ztna.quic import demux, events
 from ztna.quic.connection import Connection
+from ztna.quic.endpoint import MIN_CLIENT_CID_BYTES, MIN_INITIAL_BYTES
 from ztna.v1 import (
     path_manager_pb2,
     quic_session_pb2,
@@ -35,6 +37,19 @@ NO_PATH_INTERVAL_S = 1.0
 
 # Application error code of a stream that the peer's limit does not allow (`ztna.service.tcp`).
 STREAM_LIMIT = 7
+
+# Between the numbers of two streams of one kind (RFC 9000 §2.1).
+STREAM_ID_STEP = 4
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """How the session ended."""
+
+    reason: str
+    message: str = ""
+    is_remote: bool = False
+    is_authentication_failure: bool = False
 
 
 class QuicSession(Concern):
@@ -71,10 +86,11 @@ class QuicSession(Concern):
         self._open_connection = open_connection
         self._connection: Connection | None = None
         self._is_client = is_client
-        self._max_stream_id = -1
+        self._max_stream_id = -STREAM_ID_STEP
         self._intermediate_id = ""
         self._opened_at = self.now
         self._is_closed = False
+        self._end: _End | None = None
         self._was_established = False
         self._report_at: float | None = None
         self._reported: tuple[int, int] = (0, 0)
@@ -82,7 +98,12 @@ class QuicSession(Concern):
 
     def on_stop(self) -> None:
         """Tell the peer, and whoever asks, that the session is over."""
-        self._close(0, "stopped")
+        try:
+            self._close(0, "stopped")
+        finally:
+            # Whatever broke: the session is freed only by this message.
+            self._end = self._end or _End("stopped")
+            self._report_closed()
 
     def path_selected(self, message: path_manager_pb2.PathSelected) -> None:
         """Move to a path; the first one starts the handshake of a client."""
@@ -100,13 +121,14 @@ class QuicSession(Concern):
 
     def sealed_received(self, message: relay_leg_pb2.SealedReceived) -> None:
         """Packets through a relay. Only here may a client's first packet make a connection."""
-        if self._connection is None and not self._is_client:
-            first = message.packets[0]
-            connection_id = demux.destination_cid(first)
-            if connection_id is None or not demux.is_long_header(first) or not demux.opens_connection(first):
+        packets: Sequence[bytes] = message.packets
+        if self._connection is None and not self._is_client and not self._is_closed:
+            start = next((number for number, each in enumerate(packets) if _is_client_initial(each)), None)
+            if start is None:
                 return
-            self._connection = self._open_connection(connection_id)
-        self._receive(message.packets)
+            packets = packets[start:]
+            self._connection = self._open_connection(demux.destination_cid(packets[0]) or b"")
+        self._receive(packets)
 
     def datagrams_received(self, message: udp_socket_pb2.DatagramsReceived) -> None:
         """Packets on a direct path."""
@@ -118,12 +140,12 @@ class QuicSession(Concern):
         if connection is None:
             return
         if self._is_client and message.stream_id > self._max_stream_id:
-            if not connection.can_open_stream:
+            # A number behind the next one: the sender has not heard yet that the one before was refused.
+            is_next = message.stream_id == self._max_stream_id + STREAM_ID_STEP
+            if not is_next or not connection.can_open_stream:
                 self._stream_aborted(message.stream_id, STREAM_LIMIT, is_reset=True)
                 return
             self._max_stream_id = connection.open_stream()
-            if self._max_stream_id != message.stream_id:
-                raise LocalProtocolError("streams are numbered in the order of their opening")
         connection.send_stream(message.stream_id, message.data, message.end_of_stream)
         self._drive(connection)
 
@@ -197,16 +219,17 @@ class QuicSession(Concern):
                 )
             )
             self._take_events(connection)
+        self._report_closed()
 
     def _close(self, code: int, reason: str) -> None:
         if self._is_closed:
             return
+        # Before the connection tells of its end, since it knows less of the reason.
+        self._end = self._end or _End(reason)
         if self._connection is not None:
             self._connection.close(code, reason)
-        # Before the connection tells of its end, since it knows less of the reason.
-        self._report_closed(reason, "", is_remote=False, is_authentication_failure=False)
-        if self._connection is not None:
             self._drive(self._connection)
+        self._report_closed()
 
     def _take_events(self, connection: Connection) -> None:
         datagrams: list[bytes] = []
@@ -238,11 +261,8 @@ class QuicSession(Concern):
                 case events.HandshakeCompleted():
                     self._established(connection)
                 case events.ConnectionClosed():
-                    self._report_closed(
-                        event.reason,
-                        event.message,
-                        is_remote=event.is_remote,
-                        is_authentication_failure=event.is_authentication_failure,
+                    self._end = self._end or _End(
+                        event.reason, event.message, event.is_remote, event.is_authentication_failure
                     )
                 case _:
                     pass
@@ -278,20 +298,21 @@ class QuicSession(Concern):
         )
         self._report_at = self.now
 
-    def _report_closed(
-        self, reason: str, message: str, *, is_remote: bool, is_authentication_failure: bool
-    ) -> None:
-        if self._is_closed:
+    def _report_closed(self) -> None:
+        """Say once, behind everything else, how the session ended; nothing while it has not."""
+        end = self._end
+        if end is None or self._is_closed:
             return
         self._is_closed = True
+        self._report_at = None
         self._report()
         statistics = self._connection.statistics() if self._connection is not None else None
-        log = self.log.error if is_authentication_failure else self.log.info
+        log = self.log.error if end.is_authentication_failure else self.log.info
         log(
             "quic_session.session_closed",
-            reason=str(reason),
-            detail=message,
-            by="peer" if is_remote else "us",
+            reason=str(end.reason),
+            detail=end.message,
+            by="peer" if end.is_remote else "us",
             duration_s=round(self.now - self._opened_at, 3),
             bytes_sent=statistics.bytes_sent if statistics else 0,
             bytes_received=statistics.bytes_received if statistics else 0,
@@ -301,11 +322,11 @@ class QuicSession(Concern):
         self.emit(
             quic_session_pb2.SessionClosed(
                 session_id=self._session_id,
-                reason=reason,
-                message=message,
-                is_remote=is_remote,
+                reason=end.reason,
+                message=end.message,
+                is_remote=end.is_remote,
                 was_established=self._was_established,
-                is_authentication_failure=is_authentication_failure,
+                is_authentication_failure=end.is_authentication_failure,
             )
         )
 
@@ -332,3 +353,13 @@ class QuicSession(Concern):
                 congestion_window_bytes=statistics.congestion_window_bytes,
             )
         )
+
+
+def _is_client_initial(packet: bytes) -> bool:
+    return (
+        len(packet) >= MIN_INITIAL_BYTES
+        and demux.is_long_header(packet)
+        and demux.version(packet) == demux.SUPPORTED_VERSION
+        and demux.opens_connection(packet)
+        and len(demux.destination_cid(packet) or b"") >= MIN_CLIENT_CID_BYTES
+    )
