@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from google.protobuf.message import Message
 
@@ -22,6 +22,12 @@ from ztna.v1 import (
     signaling_client_pb2,
     types_pb2,
 )
+
+
+_ENDED_ON_PURPOSE: Final = frozenset(
+    {CloseReason.CLOSED, "operator", "peer_closed", "shutting_down", "stopped"}
+)
+"""Ends of a session that somebody wanted: no problem."""
 
 
 @dataclass(slots=True)
@@ -202,7 +208,7 @@ class NodeStatusBook(StatusBook):
     def session_closed(self, message: quic_session_pb2.SessionClosed) -> None:
         """A session is over."""
         peer = self._sessions.close(message.session_id)
-        if message.reason == CloseReason.CLOSED and not message.is_authentication_failure:
+        if message.reason in _ENDED_ON_PURPOSE and not message.is_authentication_failure:
             return
         reason = sentence(message.reason, message.message)
         who = peer or message.session_id.hex()[:8]

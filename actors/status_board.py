@@ -1,9 +1,9 @@
 """Owns what people and scripts see of a running daemon; takes every event they ask about, emits their wishes.
 
-The bookkeeping is in `status_book` and the books of each daemon; the control socket and the HTTP listener are
-plain objects on the loop that read it and call back. One class per daemon, since each hears of other things. The
-board starts before all others, so that it misses nothing. A bug in its bookkeeping must not end it: a successor
-would not know what is said only once, such as the addresses of the sockets.
+The bookkeeping is in `status_book` and the book of each daemon; the control socket and the HTTP listener are
+plain objects on the loop that read it and call back. One class per daemon, since each hears of other things.
+The board starts before all others, so that it misses nothing. A bug in its bookkeeping must not end it: a
+successor would not know what is said only once, such as the addresses of the sockets.
 """
 
 from __future__ import annotations

@@ -295,6 +295,21 @@ def test_a_session_opens_stands_breaks_and_ends(agent: World) -> None:
     assert agent.problems == []
 
 
+@pytest.mark.parametrize(
+    ("reason", "problems"),
+    [
+        ("closed", []),
+        ("operator", []),
+        ("peer_closed", []),
+        ("peer_lost", ["session with connector-1: peer lost"]),
+        ("access_denied", ["session with connector-1: access denied"]),
+    ],
+)
+def test_an_end_that_nobody_wanted_is_a_problem(agent: World, reason: str, problems: list[str]) -> None:
+    agent.tell(granted(), quic_session_pb2.SessionClosed(session_id=SESSION, reason=reason))
+    assert agent.problems == problems
+
+
 def test_news_behind_the_end_of_a_session_do_not_bring_it_back(agent: World) -> None:
     agent.tell(granted())
     agent.tell(quic_session_pb2.SessionClosed(session_id=SESSION, reason="idle_timeout"))
