@@ -43,6 +43,9 @@ from ztna.v1 import quic_session_pb2
 CONSUMED_STEP_BYTES = 16 * 1024
 # A stream that stays below the step is interactive: nobody waits for its credit, so it need not hurry.
 CONSUMED_DELAY_S = 0.02
+# A connector that refuses stops our direction and sends its answer; QUIC writes the STOP_SENDING frame first.
+# The answer, which tells people why, comes in the same packet or with the next retransmission.
+ANSWER_GRACE_S = 1.0
 
 
 class PumpOwner(Protocol):
@@ -328,6 +331,7 @@ class ClientPump(TcpPump):
         self.counters = counters
         self._client_owner = owner
         self._service_counters = counters
+        self._stopped: tuple[int, float] | None = None
 
     @property
     def client(self) -> TransportAddress:
@@ -345,6 +349,29 @@ class ClientPump(TcpPump):
     def reset(self) -> None:
         """Reset a client that still waits."""
         self._abort_socket()
+
+    def stream_aborted(self, code: int, *, is_reset: bool) -> None:
+        """The peer gave up a direction; a stop before the answer waits for it."""
+        if is_reset or self.is_established or self._stopped is not None:
+            super().stream_aborted(code, is_reset=is_reset)
+        else:
+            self._stopped = (code, self._owner.now + ANSWER_GRACE_S)
+            self._owner.deadline_changed(self)
+
+    def next_deadline(self) -> float | None:
+        """Also that of an answer which should be on its way."""
+        deadline = super().next_deadline()
+        if self._stopped is None:
+            return deadline
+        return self._stopped[1] if deadline is None else min(deadline, self._stopped[1])
+
+    def handle_timeout(self, now: float) -> None:
+        """Also take a stop for what it says when no answer came."""
+        if self._stopped is not None and now >= self._stopped[1]:
+            code, self._stopped = self._stopped[0], None
+            super().stream_aborted(code, is_reset=False)
+        else:
+            super().handle_timeout(now)
 
     def _connected(self, stream: TcpStream) -> None:
         self._stream = stream
