@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 from cryptography.hazmat.primitives.serialization import Encoding
 from google.protobuf.message import Message
@@ -17,6 +18,8 @@ from ztna.access.identity import Role
 from ztna.address import TransportAddress
 from ztna.settings import AgentService, ConnectorService, HostPort, ServiceProtocol
 from ztna.v1 import grant_pb2, quic_session_pb2, types_pb2
+
+MessageT = TypeVar("MessageT", bound=Message)
 
 SESSION = bytes(range(16))
 AGENT_ID = "laptop"
@@ -67,6 +70,11 @@ def make_grant(service: str, *, foreign: bool = False, **changes: Any) -> grant_
     }
     issuer = credentials(Role.INTERMEDIATE, "relay-1", foreign=foreign)
     return translate.seal_grant(GrantClaims(**stated), issuer)
+
+
+def of_type(messages: Iterable[Message], kind: type[MessageT]) -> list[MessageT]:
+    """The messages of one type, in order."""
+    return [message for message in messages if isinstance(message, kind)]
 
 
 def established(

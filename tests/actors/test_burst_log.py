@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from typing import cast
+
+import structlog
+from structlog.testing import LogCapture
+from structlog.typing import FilteringBoundLogger
+
+from actors.burst_log import BURST_S, MAX_BURSTS, BurstLog
+
+
+def make() -> tuple[BurstLog, LogCapture]:
+    capture = LogCapture()
+    log = structlog.wrap_logger(
+        None, processors=[capture], wrapper_class=structlog.make_filtering_bound_logger(0)
+    )
+    return BurstLog(cast("FilteringBoundLogger", log), "port.refused"), capture
+
+
+def test_first_event_is_logged_at_once_and_the_others_are_counted() -> None:
+    bursts, capture = make()
+    for now in (0.0, 1.0, 2.0):
+        bursts.note(now, ("web",), code="limit")
+    bursts.handle_timeout(BURST_S - 0.1)
+    assert [entry["event"] for entry in capture.entries] == ["port.refused"]
+    bursts.handle_timeout(BURST_S)
+    assert capture.entries[-1] == {
+        "event": "port.refused_repeated",
+        "count": 2,
+        "code": "limit",
+        "log_level": "info",
+    }
+
+
+def test_single_event_is_not_summed_up() -> None:
+    bursts, capture = make()
+    bursts.note(0.0, ("web",))
+    bursts.handle_timeout(BURST_S)
+    assert len(capture.entries) == 1
+
+
+def test_next_burst_begins_with_a_line_and_closes_the_last() -> None:
+    bursts, capture = make()
+    for now in (0.0, 1.0, BURST_S + 1):
+        bursts.note(now, ("web",))
+    assert [entry["event"] for entry in capture.entries] == [
+        "port.refused",
+        "port.refused_repeated",
+        "port.refused",
+    ]
+
+
+def test_kinds_beyond_the_bound_are_logged_each_time() -> None:
+    bursts, capture = make()
+    for index in range(MAX_BURSTS):
+        bursts.note(0.0, (str(index),))
+    for _ in range(3):
+        bursts.note(0.0, ("one more",))
+    assert len(capture.entries) == MAX_BURSTS + 3
