@@ -8,7 +8,6 @@ role and revocation once more inside the stream.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from typing import Protocol
 
 import grpc
@@ -69,10 +68,12 @@ class GrpcCarrier:
             ),
             options=[*_OPTIONS, ("grpc.ssl_target_name_override", name)],
         )
+        self._call = signaling_pb2_grpc.SignalingServiceStub(self._channel).Attach()
         loop = asyncio.get_running_loop()
         # asyncio keeps only weak references to tasks.
         self._reader = loop.create_task(self._read())
         self._writer = loop.create_task(self._write())
+        self._loop = loop
 
     def send(self, frame: signaling_pb2.SignalingFrame) -> None:
         """Queue a frame; a queue that is full ends the carrier."""
@@ -81,7 +82,9 @@ class GrpcCarrier:
         try:
             self._outgoing.put_nowait(frame)
         except asyncio.QueueFull:
-            self._report("overflow", "the intermediate does not read", is_authentication=False)
+            self._writer.cancel()
+            # Later, so that nobody is called back while sending.
+            self._loop.call_soon(self._report, "overflow", "the intermediate does not read", False)
 
     def close(self) -> None:
         """Send what is queued, finish the stream and let go; nothing is reported any more."""
@@ -92,20 +95,28 @@ class GrpcCarrier:
             self._outgoing.put_nowait(None)
         except asyncio.QueueFull:
             self._writer.cancel()
+        else:
+            # A stream that takes no more bytes must not hold the channel open.
+            self._loop.call_later(2 * CLOSE_GRACE_S, self._writer.cancel)
 
     async def _write(self) -> None:
-        while (frame := await self._outgoing.get()) is not None:
-            try:
+        try:
+            while (frame := await self._outgoing.get()) is not None:
                 await self._call.write(frame)
-            except (aio.AioRpcError, asyncio.InvalidStateError):
-                return  # the reader reports the status
-        with contextlib.suppress(aio.AioRpcError, asyncio.InvalidStateError, TimeoutError):
-            await asyncio.wait_for(self._call.done_writing(), CLOSE_GRACE_S)
-        await self._channel.close(CLOSE_GRACE_S)
+            async with asyncio.timeout(CLOSE_GRACE_S):
+                await self._call.done_writing()
+                # The other end finishes the stream once it has read everything.
+                await asyncio.shield(self._reader)
+        except (aio.AioRpcError, aio.UsageError, asyncio.InvalidStateError, asyncio.CancelledError):
+            # gRPC also raises CancelledError for a call that the other end cancelled.
+            await asyncio.wait([self._reader], timeout=CLOSE_GRACE_S)  # it reports the status
+        except TimeoutError:
+            pass
+        finally:
+            self._reader.cancel()
+            await self._channel.close()
 
     async def _read(self) -> None:
-        stub = signaling_pb2_grpc.SignalingServiceStub(self._channel)
-        self._call = stub.Attach()
         try:
             async for frame in self._call:
                 if not self._is_closed:
@@ -118,9 +129,10 @@ class GrpcCarrier:
         is_authentication = code in _AUTHENTICATION_CODES or any(
             word in detail for word in _AUTHENTICATION_WORDS
         )
-        self._report(code.name.lower(), detail, is_authentication=is_authentication)
+        reason = "stream_ended" if code is grpc.StatusCode.OK else code.name.lower()
+        self._report(reason, detail, is_authentication)
 
-    def _report(self, reason: str, detail: str, *, is_authentication: bool) -> None:
+    def _report(self, reason: str, detail: str, is_authentication: bool) -> None:
         if not self._is_closed:
             self.close()
             self._owner.carrier_closed(self, reason, detail, is_authentication)
