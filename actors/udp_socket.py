@@ -27,6 +27,10 @@ from ztna.v1 import udp_socket_pb2
 
 STATISTICS_INTERVAL_S = 1.0
 
+# Remote addresses per interval whose send failures are reported one by one; further ones are only counted,
+# since answers to forged sources fail by the thousand.
+MAX_FAILURES_REPORTED = 16
+
 
 @dataclass(frozen=True, slots=True)
 class Owner:
@@ -66,7 +70,7 @@ class UdpSocket(Concern):
         self._sent = [0, 0]
         self._report_at = self.now
         self._reported = (0, 0)
-        self._is_failing: dict[TransportAddress, int] = {}
+        self._failing: set[TransportAddress] = set()
 
     def on_start(self) -> None:
         """Bind; a family that this host does not have is left out as long as another one works."""
@@ -109,7 +113,7 @@ class UdpSocket(Concern):
             return
         taken = socket.send(message.datagrams, remote, message.local_host)
         self._sent[0] += taken
-        self._sent[1] += sum(map(len, message.datagrams))
+        self._sent[1] += sum(map(len, message.datagrams[:taken]))
         if taken < len(message.datagrams):
             self._dropped["send_refused"] += len(message.datagrams) - taken
 
@@ -137,9 +141,9 @@ class UdpSocket(Concern):
         """Report what the kernel refused, once per burst; told by the I/O port."""
         del now
         self._dropped["send_failed"] += 1
-        if remote in self._is_failing:
+        if remote in self._failing or len(self._failing) >= MAX_FAILURES_REPORTED:
             return
-        self._is_failing[remote] = 1
+        self._failing.add(remote)
         self.log.warning("udp_socket.send_failed", remote=str(remote), error=error.strerror or str(error))
         self.emit(
             udp_socket_pb2.SendFailed(remote=translate.address_to_proto(remote), error=error.strerror or "")
@@ -150,7 +154,7 @@ class UdpSocket(Concern):
         if now < self._report_at:
             return
         self._report_at = now + STATISTICS_INTERVAL_S
-        self._is_failing.clear()
+        self._failing.clear()
         progress = (self._received[0], self._sent[0])
         if progress == self._reported:
             return
@@ -245,6 +249,8 @@ class IntermediateUdpSocket(UdpSocket):
     def alternate_received(self, batches: list[DatagramBatch]) -> None:
         """Answer STUN on the alternate port; anything else there is dropped."""
         for batch in batches:
+            self._received[0] += len(batch.payloads)
+            self._received[1] += sum(map(len, batch.payloads))
             self._stun_received(batch, batch.payloads, is_alternate=True)
 
     def _stun_received(
