@@ -77,7 +77,14 @@ def test_json_of_a_run_holds_every_key_in_order() -> None:
 
 def test_summary_draws_the_figures_of_a_run() -> None:
     done = Result(True, True, 1 << 20, 2.0, 1e6, "relay", True, 45.0, 1.5, "00ff")
-    assert summary(done).row_count == 6
+    assert summary(done).splitlines() == [
+        "file        1.0 MiB in 2.0 s, SHA-256 correct",
+        "rate        1.0 MB/s",
+        "first byte  45 ms after the first connect, from cold",
+        "UDP echo    correct",
+        "path        relay, RTT 1.5 ms",
+        "session     00ff",
+    ]
 
 
 def test_watch_waits_until_the_daemon_says_ready(control_socket: Path) -> None:

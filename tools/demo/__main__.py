@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TextIO
 
 from rich.console import Console
-from rich.table import Table
 
 from tools.demo.progress import bytes_text
 from tools.demo.run import Demo, DemoError, Result
@@ -73,7 +72,7 @@ def _run(directory: Path, size: int, *, as_json: bool) -> int:
     if as_json:
         print(json.dumps(demo.result.as_json()))
     elif status == 0:
-        Console(file=stream).print(summary(demo.result))
+        print(summary(demo.result), file=stream)
     return status
 
 
@@ -84,18 +83,17 @@ def _view(demo: Demo, stream: TextIO) -> View:
     return PlainView(stream)
 
 
-def summary(result: Result) -> Table:
-    """The figures of a run that worked."""
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    table.add_row("file", f"{bytes_text(result.bytes)} in {result.seconds:.1f} s, SHA-256 correct")
-    table.add_row("rate", f"{result.bytes_per_second / 1e6:.1f} MB/s")
-    table.add_row("first byte", f"{result.time_to_first_byte_ms:.0f} ms after the first connect")
-    table.add_row("UDP echo", "correct")
-    table.add_row("path", f"{result.path}, RTT {result.rtt_ms:.1f} ms")
-    table.add_row("session", result.session_id or "-")
-    return table
+def summary(result: Result) -> str:
+    """The figures of a run that worked, one per line."""
+    rows = {
+        "file": f"{bytes_text(result.bytes)} in {result.seconds:.1f} s, SHA-256 correct",
+        "rate": f"{result.bytes_per_second / 1e6:.1f} MB/s",
+        "first byte": f"{result.time_to_first_byte_ms or 0:.0f} ms after the first connect, from cold",
+        "UDP echo": "correct",
+        "path": f"{result.path}, RTT {result.rtt_ms or 0:.1f} ms",
+        "session": result.session_id or "-",
+    }
+    return "\n".join(f"{label:<12}{text}" for label, text in rows.items())
 
 
 def _report_failure(directory: Path, reason: str) -> None:
