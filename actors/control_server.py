@@ -123,8 +123,8 @@ class ControlServer(control_pb2_grpc.ControlServiceServicer):
     def __init__(self, path: Path, owner: ControlOwner) -> None:
         """Listen at `path`.
 
-        Raises `ConfigError` for a path that cannot be a socket of ours, and `OSError` (`EADDRINUSE`) when
-        another daemon answers there or the socket cannot be made.
+        Raises `ConfigError` for a path that is too long, and `OSError` with a readable message when another
+        daemon answers there (`EADDRINUSE`), or the place is not fit for a socket of this user alone.
         """
         path = path.absolute()
         check_path(path)
@@ -210,7 +210,7 @@ class ControlServer(control_pb2_grpc.ControlServiceServicer):
         return inode
 
     async def _stop(self, starting: asyncio.Task[None]) -> None:
-        await starting
+        await asyncio.wait([starting])
         await self._server.stop(None)
 
 
@@ -239,12 +239,13 @@ def _prepare_directory(directory: Path) -> None:
     except OSError as error:
         raise OSError(error.errno, f"control.socket: {directory}: {error.strerror}") from error
     if not stat.S_ISDIR(found.st_mode):
-        raise ConfigError(f"control.socket: {directory} is not a directory")
+        raise NotADirectoryError(errno.ENOTDIR, f"control.socket: {directory} is not a directory")
     mode = stat.S_IMODE(found.st_mode)
     if found.st_uid != os.geteuid() or mode & 0o077:
-        raise ConfigError(
+        raise PermissionError(
+            errno.EPERM,
             f"control.socket: the directory {directory} must belong to the daemon's user and let nobody else "
-            f"in (mode {mode:04o}, should be 0700); name one that does not exist yet and it is created so"
+            f"in (mode {mode:04o}, should be 0700); name one that does not exist yet and it is created so",
         )
 
 
@@ -254,7 +255,7 @@ def _leave_to_a_living_daemon(path: Path) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(found.st_mode):
-        raise ConfigError(f"control.socket: {path} exists and is not a socket")
+        raise OSError(errno.ENOTSOCK, f"control.socket: {path} exists and is not a socket")
     with socket.socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)
         try:

@@ -23,7 +23,6 @@ from ztna.v1 import (
     types_pb2,
 )
 
-
 _ENDED_ON_PURPOSE: Final = frozenset(
     {CloseReason.CLOSED, "operator", "peer_closed", "shutting_down", "stopped"}
 )

@@ -83,14 +83,14 @@ class _StatusBoard(Concern):
         self._http: HttpServer | None = None
 
     def on_start(self) -> None:
-        """Listen. Raises `OSError`, or `ConfigError` for a control socket that cannot be."""
+        """Listen. Raises `OSError`, or `ConfigError` for a control socket whose path is too long."""
         settings = self._settings
-        if settings.control_socket is not None:
-            self._control = ControlServer(settings.control_socket, self)
-            self.log.info("status_board.control_listening", socket=str(settings.control_socket))
         if settings.metrics_listen is not None:
             self._http = HttpServer(settings.metrics_listen, self)
             self.log.info("status_board.metrics_listening", address=str(self._http.local_address))
+        if settings.control_socket is not None:
+            self._control = ControlServer(settings.control_socket, self)
+            self.log.info("status_board.control_listening", socket=str(settings.control_socket))
 
     def on_stop(self) -> None:
         """Close both listeners; whoever watches sees the end of the stream."""

@@ -269,9 +269,9 @@ def _file_as_directory(path: Path) -> None:
 @pytest.mark.parametrize(
     ("prepare", "error", "words"),
     [
-        (_file_there, ConfigError, "exists and is not a socket"),
-        (_open_directory, ConfigError, r"let nobody else in \(mode 0755, should be 0700\)"),
-        (_file_as_directory, ConfigError, "is not a directory"),
+        (_file_there, OSError, "exists and is not a socket"),
+        (_open_directory, PermissionError, r"let nobody else in \(mode 0755, should be 0700\)"),
+        (_file_as_directory, NotADirectoryError, "is not a directory"),
     ],
 )
 def test_a_place_that_is_not_fit_is_refused(
@@ -400,7 +400,7 @@ def test_a_directory_of_another_user_is_refused(path: Path) -> None:
     os.chown(path.parent, 12345, 12345)
 
     async def main() -> None:
-        with pytest.raises(ConfigError, match="must belong to the daemon's user"):
+        with pytest.raises(PermissionError, match="must belong to the daemon's user"):
             ControlServer(path, Owner())
 
     run(main)
