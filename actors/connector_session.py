@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from actors.grant_gate import GrantGate
 from actors.service_session import ServiceSession
 from actors.udp_backend import UdpBackend
+from ztna.errors import RemoteProtocolError
 from ztna.service.connector_flows import ConnectorFlows
 from ztna.token_bucket import TokenBucket
+
+# Distance of the client's bidirectional stream IDs (RFC 9000 §2.1); the first is the control stream.
+STREAM_ID_STEP: Final = 4
+# Streams whose packets were overtaken by those of a later stream. Each was opened by some client within one
+# round trip: as many as one agent may have in all.
+MAX_UNSEEN_STREAMS: Final = 1024
 
 
 @dataclass(slots=True)
@@ -37,7 +45,6 @@ class ConnectorSession(ServiceSession):
         gate: judges what the agent shows.
         usage: shared by the sessions of that agent.
         backends: by flow ID.
-        max_stream_id: of the streams seen so far.
     """
 
     def __init__(
@@ -48,5 +55,27 @@ class ConnectorSession(ServiceSession):
         self.gate = gate
         self.usage = usage
         self.backends: dict[int, BackendFlow] = {}
-        self.max_stream_id = 0
         self.is_greeted = False
+        self._next_stream_id = STREAM_ID_STEP
+        self._unseen: dict[int, None] = {}
+
+    def is_new_stream(self, stream_id: int) -> bool:
+        """Whether bytes of a stream without a pump are its first, rather than some behind its end.
+
+        Packets overtake each other, so that a stream opens all before it (RFC 9000 §3.2). Raises
+        `RemoteProtocolError` when the agent leaves out too many.
+        """
+        if stream_id < self._next_stream_id:
+            is_new = stream_id in self._unseen
+            self._unseen.pop(stream_id, None)
+            return is_new
+        skipped = range(self._next_stream_id, stream_id, STREAM_ID_STEP)
+        if len(self._unseen) + len(skipped) > MAX_UNSEEN_STREAMS:
+            raise RemoteProtocolError("too_many_streams_skipped", f"stream {stream_id} came first")
+        self._unseen.update(dict.fromkeys(skipped))
+        self._next_stream_id = stream_id + STREAM_ID_STEP
+        return True
+
+    def stream_reset(self, stream_id: int) -> None:
+        """The agent gave up a stream, perhaps before its first bytes came."""
+        self._unseen.pop(stream_id, None)

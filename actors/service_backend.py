@@ -66,6 +66,13 @@ class ServiceBackend(ServiceConcern[ConnectorSession]):
             if not session.usage.sessions:
                 del self._usage[session.peer_id]
 
+    def stream_aborted(self, message: quic_session_pb2.StreamAborted) -> None:
+        """The agent gave up a direction of a stream."""
+        super().stream_aborted(message)
+        session = self._sessions.get(message.session_id)
+        if session is not None and message.is_reset:
+            session.stream_reset(message.stream_id)
+
     # What backend pumps call
 
     def header_received(self, pump: BackendPump, header: bytes) -> None:
@@ -113,9 +120,12 @@ class ServiceBackend(ServiceConcern[ConnectorSession]):
         self, session: ConnectorSession, message: quic_session_pb2.PayloadReceived
     ) -> None:
         """The first bytes of a stream; what comes behind the end of one is QUIC's to forget."""
-        if message.stream_id <= session.max_stream_id:
+        try:
+            if not session.is_new_stream(message.stream_id):
+                return
+        except RemoteProtocolError as error:
+            self._protocol_broken(session, error)
             return
-        session.max_stream_id = message.stream_id
         session.usage.streams += 1
         pump = BackendPump(self, session, message.stream_id, self._limits.connect_timeout_s)
         pump.stream_data(message.data, end_of_stream=message.end_of_stream)

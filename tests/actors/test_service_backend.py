@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from actors import service_wire
+from actors.connector_session import MAX_UNSEEN_STREAMS
 from actors.grant_gate import MAX_GRANTS
 from actors.io import DatagramBatch, TcpOwner
 from actors.service_backend import ServiceBackend
@@ -350,6 +351,29 @@ def test_bytes_behind_the_end_of_a_stream_open_no_second_one(backend: Backend) -
 
 
 # Credit
+
+
+def test_stream_that_was_overtaken_by_a_later_one_is_opened_too(backend: Backend) -> None:
+    for stream_id in (12, 4, 8, 4):
+        backend.tell(received(stream_id, header()))
+    assert len(backend.io.tcp_attempts) == 3
+
+
+def test_stream_that_was_reset_before_its_first_bytes_is_not_opened(backend: Backend) -> None:
+    backend.tell(
+        received(8, header()),
+        quic_session_pb2.StreamAborted(session_id=SESSION, stream_id=4, code=1, is_reset=True),
+        received(4, header()),
+    )
+    assert len(backend.io.tcp_attempts) == 1
+
+
+def test_agent_that_leaves_out_too_many_streams_loses_its_session(backend: Backend) -> None:
+    backend.tell(received(4 * (MAX_UNSEEN_STREAMS + 1), header()))
+    assert len(backend.io.tcp_attempts) == 1
+    backend.tell(received(4 * (MAX_UNSEEN_STREAMS + 3), header()))
+    (closed,) = of_type(backend.emitted, quic_session_pb2.CloseQuicSession)
+    assert closed.reason == "too_many_streams_skipped"
 
 
 def test_backend_that_does_not_read_gives_the_agent_no_credit(backend: Backend) -> None:
