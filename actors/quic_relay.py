@@ -239,7 +239,10 @@ class QuicRelay(Concern):
         match effect:
             case effects.LegConnected():
                 self.log.info(
-                    "quic_relay.leg_connected", peer_id=str(effect.peer.identity), remote=str(effect.remote)
+                    "quic_relay.leg_connected",
+                    peer_id=effect.peer.identity.id,
+                    role=effect.peer.identity.role.value,
+                    remote=str(effect.remote),
                 )
             case effects.LegRefused():
                 self.log.warning(
@@ -251,7 +254,8 @@ class QuicRelay(Concern):
             case effects.LegClosed():
                 self.log.info(
                     "quic_relay.leg_closed",
-                    peer_id=str(effect.peer.identity),
+                    peer_id=effect.peer.identity.id,
+                    role=effect.peer.identity.role.value,
                     reason=effect.reason,
                     detail=effect.message,
                 )

@@ -80,7 +80,11 @@ class Registry(Concern):
             refused = self._core.offer(message.attach_id, message.service, protocol)
         if refused is None:
             self._registrations += 1
-            self.log.info("registry.service_registered", service=message.service)
+            self.log.info(
+                "registry.service_registered",
+                service=message.service,
+                peer_id=self._core.connector_id(message.attach_id),
+            )
             frame = signaling_pb2.SignalingFrame(
                 registration_accepted=signaling_pb2.RegistrationAccepted(service=message.service)
             )
@@ -89,6 +93,7 @@ class Registry(Concern):
             self.log.warning(
                 "registry.service_rejected",
                 service=message.service[:64],
+                peer_id=self._core.connector_id(message.attach_id),
                 code=refused.code.value,
                 reason=refused.message,
             )
@@ -105,7 +110,11 @@ class Registry(Concern):
     def service_withdrawn(self, message: signaling_service_pb2.ServiceWithdrawn) -> None:
         """A connector no longer offers a service, or cannot be told of an agent that wants it."""
         if self._core.withdraw(message.attach_id, message.service):
-            self.log.info("registry.service_withdrawn", service=message.service)
+            self.log.info(
+                "registry.service_withdrawn",
+                service=message.service,
+                peer_id=self._core.connector_id(message.attach_id),
+            )
             self._is_changed = True
 
     def session_wanted(self, message: signaling_service_pb2.SessionWanted) -> None:

@@ -259,7 +259,8 @@ class SignalingService(Concern):
         self._count_refusal(code.value)
         self.log.warning(
             "signaling_service.stream_abandoned",
-            peer_id=str(stream.peer.identity),
+            peer_id=stream.peer.identity.id,
+            role=stream.peer.identity.role.value,
             code=code.value,
             reason=message,
         )
@@ -415,7 +416,8 @@ class SignalingService(Concern):
                 case attachments.Detached():
                     self.log.info(
                         "signaling_service.node_detached",
-                        peer_id=str(effect.party),
+                        peer_id=effect.party.id,
+                        role=effect.party.role.value,
                         is_clean=effect.is_clean,
                         reason=effect.reason,
                     )
@@ -433,7 +435,8 @@ class SignalingService(Concern):
             raise LocalProtocolError("a node attached without a request")
         self.log.info(
             "signaling_service.node_attached",
-            peer_id=str(effect.party),
+            peer_id=effect.party.id,
+            role=effect.party.role.value,
             carrier=effect.carrier.value,
             software=request.software[:MAX_REASON_CHARACTERS],
             is_replacement=bool(effect.superseded),

@@ -90,7 +90,8 @@ def test_rejected_offer_is_answered_with_the_reason(
     assert answer.frame.registration_rejected.message
     assert isinstance(report, registry_pb2.RegistryStatistics)
     assert sum(report.rejections.values()) == 1
-    assert "registry.service_rejected" in [line["event"] for line in harness.logs]
+    (line,) = harness.logs
+    assert (line["event"], line["peer_id"]) == ("registry.service_rejected", "c1")
 
 
 def test_chosen_connector_is_announced(harness: ActorHarness[Registry]) -> None:

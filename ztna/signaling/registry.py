@@ -176,6 +176,10 @@ class Registry:
         self.prefer(agent, service, chosen.party.id)
         return Chosen(chosen.attach_id, chosen.party)
 
+    def connector_id(self, attach_id: bytes) -> str:
+        """Which connector an attachment is of; empty when it is of none."""
+        return self._attachments.get(attach_id, "")
+
     def services(self) -> list[RegisteredService]:
         """The registered services, sorted."""
         lines: dict[tuple[str, ServiceProtocol], list[str]] = {}
