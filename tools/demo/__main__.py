@@ -44,13 +44,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.keep is not None and options.keep.exists():
         parser.error(f"{options.keep} exists already")
     directory = options.keep.resolve() if options.keep else Path(tempfile.mkdtemp(prefix="ztna-demo-"))
-    former = signal.signal(signal.SIGTERM, _interrupt)
+    # Both at every start: a shell starts what is in its background with SIGINT ignored.
+    former = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         if len(bytes(directory)) > MAX_DIRECTORY_BYTES:
             parser.error(f"{directory} is too long a path for unix sockets below it")
         return _run(directory, options.size_mib << 20, as_json=options.json)
     finally:
-        signal.signal(signal.SIGTERM, former)
+        for number, handler in former.items():
+            signal.signal(number, handler)
         if options.keep is None:
             shutil.rmtree(directory, ignore_errors=True)
 

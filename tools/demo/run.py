@@ -182,7 +182,12 @@ class Demo:
             deployment,
             watch,
             AGENT,
-            lambda status: bool(status.sessions and status.sessions[0].rtt_ms),
+            # The last report covers the whole download: sealed bytes are never fewer than payload.
+            lambda status: bool(
+                status.sessions
+                and status.sessions[0].rtt_ms
+                and status.sessions[0].bytes_received > self.result.bytes
+            ),
             "figures of the session",
             FIGURES_LIMIT_S,
         )
