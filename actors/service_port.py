@@ -26,6 +26,9 @@ from ztna.v1 import quic_session_pb2, service_port_pb2, session_pb2, session_tab
 
 DRAINED = "peer_draining"
 
+# What a peer allows by default, less the control stream; one that allows less shows it when the time comes.
+MAX_SERVICE_STREAMS = MAX_STREAMS - 1
+
 
 class ServicePort(ServiceConcern[AgentSession]):
     """The agent's end of every service."""
@@ -248,7 +251,7 @@ class ServicePort(ServiceConcern[AgentSession]):
         return session
 
     def _open_stream(self, session: AgentSession, pump: ClientPump, header: bytes) -> None:
-        if len(session.pumps) >= MAX_STREAMS:
+        if len(session.pumps) >= MAX_SERVICE_STREAMS:
             self._refused(session, pump.service, StreamError.LIMIT, "too many streams in one session")
             self._clients.pop(pump, None)
             pump.reset()
