@@ -284,16 +284,19 @@ def test_limit_of_streams_holds_and_frees_with_each_end() -> None:
     backend.tell(*(received(stream_id, shown) for stream_id in (4, 8, 12)))
     assert answer(backend, 12) == Answer(StreamError.LIMIT, "limits.streams_per_agent (2) is reached")
     backend.io.tcp_attempts[0].owner.connection_lost(OSError(111, "Connection refused"))
+    backend.advance(1)
     backend.tell(received(16, shown))
     assert len(backend.io.tcp_attempts) == 3
 
 
 def test_limit_of_opens_per_second_holds_across_sessions_of_one_agent() -> None:
-    backend = start(opens_per_second=1)
-    backend.tell(established(agent_identity(), OTHER_SESSION))
+    backend = start(opens_per_second=1, streams_per_agent=1)
+    backend.tell(established(agent_identity(), OTHER_SESSION), received(4, header()))
+    backend.io.tcp_attempts[0].owner.connection_lost(OSError(111, "Connection refused"))
+    backend.take_emitted()
     other = header(grant=make_grant("web", session_id=OTHER_SESSION))
-    backend.tell(received(4, header()), received(4, other, session_id=OTHER_SESSION))
-    assert len(backend.io.tcp_attempts) == 1
+    backend.tell(received(4, other, session_id=OTHER_SESSION))
+    assert answer(backend) == Answer(StreamError.LIMIT, "limits.opens_per_second (1) is reached")
     backend.advance(1)
     backend.tell(received(8, other, session_id=OTHER_SESSION))
     assert len(backend.io.tcp_attempts) == 2
