@@ -12,6 +12,7 @@ import pytest
 
 from ztna.cli.main import ztna
 from ztna.settings.loader import load_any
+from ztna.v1 import grant_pb2, qad_pb2, relay_pb2, session_pb2, signaling_pb2
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -20,6 +21,10 @@ SAMPLES = sorted((ROOT / "config").glob("*.yaml"))
 
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```[^\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
+MESSAGE_NAME = re.compile(r"`([A-Z][a-z]+[A-Z]\w*)")
+CODE_NAME = re.compile(r"`([A-Z]+(?:_[A-Z]+)*)`")
+WIRE_FILES = (grant_pb2, qad_pb2, relay_pb2, session_pb2, signaling_pb2)
+ADR_SECTIONS = ["Context", "Decision", "Consequences"]
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 
 
@@ -107,3 +112,29 @@ def test_command_that_does_not_exist_is_noticed(words: list[str]) -> None:
 def test_sample_configuration_loads(sample: Path) -> None:
     loaded = load_any(sample, {}, {})
     assert loaded.settings.kind == sample.stem
+
+
+def test_wire_contract_names_only_messages_that_exist() -> None:
+    text = (ROOT / "docs" / "wire.md").read_text(encoding="utf-8")
+    known = {name for file in WIRE_FILES for name in file.DESCRIPTOR.message_types_by_name}
+    named = set(MESSAGE_NAME.findall(text))
+    assert len(named) > 20
+    assert named <= known
+
+
+def test_wire_contract_lists_every_signaling_code() -> None:
+    text = (ROOT / "docs" / "wire.md").read_text(encoding="utf-8")
+    codes = {name.removeprefix("SIGNALING_CODE_") for name in signaling_pb2.SignalingCode.keys()}  # noqa: SIM118 - an enum wrapper is no dict
+    assert set(CODE_NAME.findall(text)) == codes - {"UNSPECIFIED"}
+
+
+def test_decision_records_are_numbered_and_complete() -> None:
+    records = sorted((ROOT / "docs" / "adr").glob("*.md"))
+    assert [record.name[:4] for record in records] == [
+        f"{number:04d}" for number in range(1, len(records) + 1)
+    ]
+    for record in records:
+        text = record.read_text(encoding="utf-8")
+        assert text.startswith(f"# {int(record.name[:4])}. ")
+        assert "\nStatus: " in text
+        assert HEADING.findall(text)[1:] == ADR_SECTIONS
