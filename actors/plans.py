@@ -181,7 +181,15 @@ class NodePlan:
             verify_peer=verify,
             certificate_chain=own.certificate_chain[1:],
         )
-        return RelayLeg(context, each.quic.host, each.quic.port, lambda: Connection.client(options))
+        relay = self._settings.relay
+        return RelayLeg(
+            context,
+            each.quic.host,
+            each.quic.port,
+            lambda: Connection.client(options),
+            max_queued_packets=relay.queue_packets,
+            max_sojourn_s=relay.queue_ms / 1e3,
+        )
 
     def _signaling_client(self, each: IntermediateAddress, context: Context) -> SignalingClient:
         raise NotImplementedError
@@ -336,7 +344,7 @@ class IntermediatePlan:
                 is_alone=True,
             ),
             ChildSpec("udp_socket", self._udp_socket),
-            ChildSpec("quic_relay", lambda context: QuicRelay(context, self._credentials)),
+            ChildSpec("quic_relay", self._quic_relay),
             ChildSpec(
                 "registry",
                 lambda context: Registry(context, access, offers, settings.limits.services_per_connector),
@@ -363,6 +371,12 @@ class IntermediatePlan:
             settings.bind_addresses,
             alternate_port=settings.stun.alternate_port or None,
             external_address=external.literal if external is not None else None,
+        )
+
+    def _quic_relay(self, context: Context) -> QuicRelay:
+        relay = self._settings.relay
+        return QuicRelay(
+            context, self._credentials, queue_packets=relay.queue_packets, queue_s=relay.queue_ms / 1e3
         )
 
     def _signaling_service(self, context: Context) -> SignalingService:

@@ -10,12 +10,13 @@ from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 from actors import service_wire
+from actors.backend_pump import BackendPump
 from actors.base import Context
 from actors.connector_session import AgentUsage, BackendFlow, ConnectorSession
 from actors.credentials import Credentials
 from actors.grant_gate import GrantGate, RefusedError
 from actors.service_concern import COMMON_EMITS, COMMON_HANDLERS, ServiceConcern
-from actors.tcp_pump import BackendPump, TcpPump
+from actors.tcp_pump import TcpPump
 from actors.udp_backend import UdpBackend
 from ztna.access.policy import ANY
 from ztna.errors import RemoteProtocolError
@@ -106,7 +107,9 @@ class ServiceBackend(ServiceConcern[ConnectorSession]):
         limits = self._limits
         agent_id = message.peer.id
         opens = float(limits.opens_per_second)
-        usage = self._usage.setdefault(agent_id, AgentUsage(TokenBucket(opens, opens, self.now)))
+        # A browser, or an agent that reconnects, opens all it may have at once: the rate is for what follows.
+        burst = float(limits.streams_per_agent)
+        usage = self._usage.setdefault(agent_id, AgentUsage(TokenBucket(opens, burst, self.now)))
         usage.sessions += 1
         # The agent's account is what counts, and it spans sessions; the table of one session only has to
         # stay within bounds of its own.
@@ -176,10 +179,8 @@ class ServiceBackend(ServiceConcern[ConnectorSession]):
             case "close_flow":
                 session.flows.handle_peer_close(frame.close_flow.flow_id, self.now)
                 self._act_on_flows(session)
-            case "draining":
-                session.is_draining = True
             case _:
-                pass  # a newer agent may say more
+                pass  # a draining agent opens nothing more by itself; a newer one may say more
 
     def _control_bytes(self, session: ConnectorSession, message: quic_session_pb2.PayloadReceived) -> None:
         if not session.is_greeted:

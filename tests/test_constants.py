@@ -89,7 +89,6 @@ DEFAULTS: list[tuple[str, DaemonKind, str, Any]] = [
     ("ours", DaemonKind.INTERMEDIATE, "metrics.listen", "127.0.0.1:9090"),
     ("ours", DaemonKind.CONNECTOR, "metrics.listen", "127.0.0.1:9091"),
     ("ours", DaemonKind.AGENT, "metrics.listen", "127.0.0.1:9092"),
-    ("RFC 9000 §8.1.2", DaemonKind.INTERMEDIATE, "quic.retry", True),
     ("docs/wire.md §3", DaemonKind.INTERMEDIATE, "access.grant_lifetime_s", 600),
     ("docs/wire.md §5", DaemonKind.INTERMEDIATE, "relay.queue_packets", 64),
     ("docs/wire.md §5", DaemonKind.INTERMEDIATE, "relay.queue_ms", 100),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import random
 import socket
@@ -59,8 +60,9 @@ class _Handler(socketserver.StreamRequestHandler):
             self.connection.close()
         elif command == "HOLD":
             self.wfile.write(b"held\n")
-            while self.rfile.read1(CHUNK_BYTES):
-                pass
+            with contextlib.suppress(ConnectionResetError):
+                while self.rfile.read1(CHUNK_BYTES):
+                    pass
             with server.lock:
                 server.seen.append("RELEASED")
 

@@ -107,7 +107,6 @@ class TestModels:
         ]
         assert [str(a) for a in agent.bind_addresses] == ["0.0.0.0:0", "[::]:0"]
         assert (intermediate.policy, intermediate.offers) == ((), ())
-        assert intermediate.quic.retry
         assert intermediate.stun.alternate_port == 3479
         assert intermediate.access.grant_lifetime_s == 600
         assert (connector.relay.queue_packets, connector.relay.queue_ms) == (64, 100)

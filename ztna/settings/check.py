@@ -51,8 +51,6 @@ def _exposures(settings: DaemonSettings) -> list[str]:
             if not _is_loopback(service.listen)
         ]
     if isinstance(settings, IntermediateSettings):
-        if not settings.quic.retry:
-            warnings.append("quic.retry: off, so forged source addresses cost this host memory and traffic")
         rules = {"policy": settings.policy, "offers": settings.offers}
         warnings += [f"{name}: empty, so everything is refused" for name, rule in rules.items() if not rule]
     return warnings

@@ -80,11 +80,6 @@ class QuicSettings(Section):
         description="Where nodes reach `quic.listen` from outside, when a NAT or load balancer stands "
         "before it.",
     )
-    retry: bool = Field(
-        default=True,
-        description="Have a client prove its address (Retry) before any state is kept for it; off only in "
-        "tests.",
-    )
 
     @field_validator("listen")
     @classmethod
@@ -144,9 +139,10 @@ class IntermediateAccessSettings(AccessSettings):
     grant_lifetime_s: float = Field(
         default=600,
         ge=60,
-        le=86_400,
+        le=600,
         allow_inf_nan=False,
-        description="Seconds that a grant is valid; agents renew it at half of that.",
+        description="Seconds that a grant is valid; agents renew it at half of that. Connectors accept none "
+        "that is older than 600.",
     )
 
 
@@ -269,7 +265,8 @@ class ConnectorLimits(Section):
         default=200,
         ge=1,
         le=100_000,
-        description="TCP connections and UDP flows that one agent may open per second.",
+        description="TCP connections, and UDP flows, that one agent may open per second in the long run; as "
+        "many as it may have at a time may come at once.",
     )
     connect_timeout_s: float = Field(
         default=5,

@@ -99,11 +99,10 @@ class TestCheck:
         assert line.startswith(f"warning: {warning}")
 
     def test_weak_intermediate_is_warned_of(self, tmp_path: Path, agent: dict[str, Any]) -> None:
-        content = {"node": agent["node"], "quic": {"retry": False}}
+        content = {"node": agent["node"], "quic": {"listen": ["127.0.0.1:4433"]}}
         result = run(tmp_path, content, "check")
         assert result.exit_code == 0
         assert [line.split(":")[1] for line in result.stderr.splitlines()] == [
-            " quic.retry",
             " policy",
             " offers",
         ]
