@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from actors.client_pump import ClientPump
 from actors.io import DatagramBatch, TcpListener, UdpSocket
 from actors.service_counters import ServiceCounters
 from actors.service_session import ServiceSession
 from actors.service_wire import FIRST_SERVICE_STREAM_ID
-from actors.tcp_pump import ClientPump
 from ztna.address import TransportAddress
 from ztna.service.agent_flows import AgentFlows
 from ztna.settings import AgentService

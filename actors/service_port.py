@@ -13,10 +13,11 @@ from typing import ClassVar
 
 from actors import service_wire, translate
 from actors.base import Context
+from actors.client_pump import ClientPump
 from actors.io import DatagramBatch, TcpOwner, TcpStream
 from actors.local_service import MAX_WAIT_S, AgentSession, LocalFlow, LocalService, WaitingDatagram
 from actors.service_concern import COMMON_EMITS, COMMON_HANDLERS, ServiceConcern
-from actors.tcp_pump import ClientPump, TcpPump
+from actors.tcp_pump import TcpPump
 from ztna.address import TransportAddress
 from ztna.quic.windows import MAX_STREAMS
 from ztna.service import flows

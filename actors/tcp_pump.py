@@ -1,5 +1,7 @@
 """One TCP connection of a service: a socket on one side, a stream of a session on the other, a core between.
 
+`actors/client_pump.py` and `actors/backend_pump.py` add how the two ends begin.
+
 A pump belongs to the service concern of its node. Socket callbacks enter that actor first, so that they count
 as its messages. What the core asks for becomes calls of the socket and messages to the session.
 """
@@ -11,20 +13,16 @@ from typing import Protocol
 
 from google.protobuf.message import Message
 
-from actors import service_wire
 from actors.io import Io, TcpStream
 from actors.service_counters import ServiceCounters
 from actors.service_session import ServiceSession
-from ztna.address import TransportAddress
 from ztna.errors import LocalProtocolError
 from ztna.service.tcp import BackendConnection, ClientConnection
 from ztna.service.tcp_effects import (
     AbortSocket,
-    ConnectBackend,
     Consumed,
     Established,
     Finished,
-    HeaderReceived,
     PauseReading,
     ResetStream,
     ResumeReading,
@@ -36,16 +34,12 @@ from ztna.service.tcp_effects import (
     WriteSocketEof,
     WriteToSocket,
 )
-from ztna.settings.values import HostPort
 from ztna.v1 import quic_session_pb2
 
 # A quarter of the smallest window of a stream: the sender hears of room well before it has used up the rest.
 CONSUMED_STEP_BYTES = 16 * 1024
 # A stream that stays below the step is interactive: nobody waits for its credit, so it need not hurry.
 CONSUMED_DELAY_S = 0.02
-# A connector that refuses stops our direction and sends its answer; QUIC writes the STOP_SENDING frame first.
-# The answer, which tells people why, comes in the same packet or with the next retransmission.
-ANSWER_GRACE_S = 1.0
 
 
 class PumpOwner(Protocol):
@@ -320,168 +314,3 @@ class TcpPump:
         unacknowledged, self._sent_unacknowledged = self._sent_unacknowledged, 0
         session.forget_stream(self.stream_id, unacknowledged, is_reset=self._reset_code is not None)
         self._owner.pump_finished(self, summary)
-
-
-class ClientPump(TcpPump):
-    """The agent's end: a client's socket waits, unread, until its service has a session."""
-
-    def __init__(self, owner: ClientPumpOwner, counters: ServiceCounters) -> None:
-        super().__init__(owner)
-        self.service = counters.service
-        self.counters = counters
-        self._client_owner = owner
-        self._service_counters = counters
-        self._stopped: tuple[int, float] | None = None
-
-    @property
-    def client(self) -> TransportAddress:
-        """Where the client connects from."""
-        return self._socket.remote_address
-
-    def open(self, session: ServiceSession, stream_id: int, header: bytes) -> None:
-        """Carry the connection over a new stream."""
-        self.session, self.stream_id = session, stream_id
-        session.pumps[stream_id] = self
-        self._core = ClientConnection(header, service_wire.decode_answer, self._owner.now)
-        self._act()
-        self.update_reading()
-
-    def reset(self) -> None:
-        """Reset a client that still waits."""
-        self._abort_socket()
-
-    def stream_aborted(self, code: int, *, is_reset: bool) -> None:
-        """The peer gave up a direction; a stop before the answer waits for it."""
-        if is_reset or self.is_established or self._stopped is not None:
-            super().stream_aborted(code, is_reset=is_reset)
-        else:
-            self._stopped = (code, self._owner.now + ANSWER_GRACE_S)
-            self._owner.deadline_changed(self)
-
-    def next_deadline(self) -> float | None:
-        """Also that of an answer which should be on its way."""
-        deadline = super().next_deadline()
-        if self._stopped is None:
-            return deadline
-        return self._stopped[1] if deadline is None else min(deadline, self._stopped[1])
-
-    def handle_timeout(self, now: float) -> None:
-        """Also take a stop for what it says when no answer came."""
-        if self._stopped is not None and now >= self._stopped[1]:
-            code, self._stopped = self._stopped[0], None
-            super().stream_aborted(code, is_reset=False)
-        else:
-            super().handle_timeout(now)
-
-    def _connected(self, stream: TcpStream) -> None:
-        self._stream = stream
-        self._client_owner.client_connected(self)
-
-    def _connection_lost(self, error: OSError | None) -> None:
-        if self._core is None:
-            self._client_owner.client_gone(self)
-        super()._connection_lost(error)
-
-    def _count_from_socket(self, size_bytes: int) -> None:
-        self._service_counters.count_to_service(size_bytes)
-
-    def _count_to_socket(self, size_bytes: int) -> None:
-        self._service_counters.count_from_service(size_bytes)
-
-
-class ClientPumpOwner(PumpOwner, Protocol):
-    """What the agent's end also needs."""
-
-    def client_connected(self, pump: ClientPump) -> None:
-        """A client wants the service."""
-
-    def client_gone(self, pump: ClientPump) -> None:
-        """It no longer waits."""
-
-
-class BackendPumpOwner(PumpOwner, Protocol):
-    """What the connector's end also needs."""
-
-    def header_received(self, pump: BackendPump, header: bytes) -> None:
-        """Answer with `connect` or `refuse`."""
-
-
-class BackendPump(TcpPump):
-    """The connector's end: a stream shows its grant, then a backend is connected."""
-
-    def __init__(
-        self, owner: BackendPumpOwner, session: ServiceSession, stream_id: int, connect_timeout_s: float
-    ) -> None:
-        super().__init__(owner)
-        self.session, self.stream_id = session, stream_id
-        session.pumps[stream_id] = self
-        self._backend_owner = owner
-        self._backend: HostPort | None = None
-        self._connect_timeout_s = connect_timeout_s
-        self._cancel: Callable[[], None] | None = None
-        self._header: bytes | None = None
-        self._opening = BackendConnection(
-            service_wire.encode_answer, owner.now, connect_timeout_s=connect_timeout_s
-        )
-        self._core = self._opening
-
-    def connect(self, counters: ServiceCounters, backend: HostPort) -> None:
-        """The header is granted: connect the backend."""
-        self.counters, self._backend = counters, backend
-        self._opening.accept(self._owner.now)
-        self._act()
-
-    def refuse(self, code: StreamError, message: str) -> None:
-        """The header is not granted: tell the agent why."""
-        self._opening.refuse(code, self._owner.now, message)
-        self._act()
-
-    def _connected(self, stream: TcpStream) -> None:
-        self._stream = stream
-        self._cancel = None
-        self._opening.handle_backend_connected(self._owner.now)
-        self._act()
-        self.update_reading()
-
-    def _connection_lost(self, error: OSError | None) -> None:
-        if self._stream is None:
-            self._cancel = None
-            self._opening.handle_backend_failed(self._owner.now, _describe(error))
-            self._act()
-        else:
-            super()._connection_lost(error)
-
-    def _count_from_socket(self, size_bytes: int) -> None:
-        if self.counters is not None:
-            self.counters.count_from_service(size_bytes)
-
-    def _count_to_socket(self, size_bytes: int) -> None:
-        if self.counters is not None:
-            self.counters.count_to_service(size_bytes)
-
-    def _perform(self, effect: TcpEffect) -> None:
-        if isinstance(effect, HeaderReceived):
-            self._header = effect.header
-        elif isinstance(effect, ConnectBackend) and self._backend is not None:
-            self._cancel = self._owner.io.connect_tcp(
-                self._backend.host, self._backend.port, self._connect_timeout_s, self
-            )
-        else:
-            super()._perform(effect)
-
-    def _decide(self) -> None:
-        header, self._header = self._header, None
-        if header is not None:
-            self._backend_owner.header_received(self, header)
-
-    def _abort_socket(self) -> None:
-        cancel, self._cancel = self._cancel, None
-        if cancel is not None:
-            cancel()
-        super()._abort_socket()
-
-
-def _describe(error: OSError | None) -> str:
-    if error is None:
-        return "the connection to the backend was given up"
-    return error.strerror or str(error)

@@ -6,11 +6,12 @@ from typing import NoReturn
 import pytest
 
 from actors import service_wire
+from actors.client_pump import ANSWER_GRACE_S
 from actors.io import DatagramBatch, TcpOwner
 from actors.local_service import MAX_WAIT_S, MAX_WAITING_DATAGRAMS
 from actors.service_port import ServicePort
 from actors.service_session import MAX_SESSION_IN_FLIGHT_BYTES
-from actors.tcp_pump import ANSWER_GRACE_S, CONSUMED_DELAY_S, CONSUMED_STEP_BYTES
+from actors.tcp_pump import CONSUMED_DELAY_S, CONSUMED_STEP_BYTES
 from tests.actors.service_world import (
     CLIENT,
     CONNECTOR_ID,
