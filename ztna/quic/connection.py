@@ -23,6 +23,7 @@ from ztna.quic.events import (
     DatagramReceived,
     Event,
     HandshakeCompleted,
+    PeerAccepted,
     PingAcknowledged,
     SendCredit,
     StopSendingReceived,
@@ -59,6 +60,7 @@ class Connection:
         self._announced_ids: dict[bytes, None] = {}
         self._is_server = False
         self._is_established = False
+        self._is_peer_accepted = False
         self._is_closed = False
         self._is_dead = False
         self._is_address_validated = False
@@ -407,6 +409,9 @@ class Connection:
         self._engine.advance(now)
         if self._engine.is_handshake_confirmed:
             self._establish()
+        elif self._engine.is_handshake_complete and not self._is_peer_accepted:
+            self._is_peer_accepted = True
+            self._events.append(PeerAccepted())
         while (event := self._engine.next_event()) is not None:
             self._translate(event)
         if self._engine.is_ending:

@@ -46,6 +46,14 @@ class HandshakeCompleted:
 
 
 @dataclass(frozen=True, slots=True)
+class PeerAccepted:
+    """A client accepted its server and may send; whether the server accepts the client is not known yet.
+
+    It saves a round trip to whoever has something to say. `HandshakeCompleted` or `ConnectionClosed` follows.
+    """
+
+
+@dataclass(frozen=True, slots=True)
 class StreamDataReceived:
     """Bytes of a stream, in order. Report what became of them with `Connection.consume`."""
 
@@ -124,6 +132,7 @@ class ConnectionClosed:
 
 Event = (
     HandshakeCompleted
+    | PeerAccepted
     | StreamDataReceived
     | StreamReset
     | StopSendingReceived

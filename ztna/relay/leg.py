@@ -383,7 +383,8 @@ class Leg:
                     self._take_stream(event.stream_id, event.data, now)
                 case events.ConnectionIdsChanged():
                     self._effects.append(LegConnectionIds(event.added, event.retired))
-                case events.HandshakeCompleted():
+                case events.PeerAccepted() | events.HandshakeCompleted():
+                    # What we say now travels with the end of the handshake, a round trip earlier.
                     self._handle_connected(now)
                 case events.ConnectionClosed():
                     self._deliver(sealed)
@@ -443,7 +444,7 @@ class Leg:
         self._abandon(reason, now)
 
     def _handle_connected(self, now: float) -> None:
-        if self._remote is None:
+        if self._remote is None or self._state is not LegState.CONNECTING:
             return
         self._state = LegState.CONNECTED
         self._attempts = 0

@@ -82,8 +82,7 @@ def test_nothing_is_awaited_after_a_handshake_with_retry() -> None:
             end.handle_timeout(now)
         client.receive(decision.connection.transmit(now), now)
         decision.connection.receive(client.transmit(now), now)
-    assert not client.awaits_acknowledgement
-    assert not decision.connection.awaits_acknowledgement
+    assert [end.awaits_acknowledgement for end in (client, decision.connection)] == [False, False]
 
 
 def test_client_that_moves_is_followed_once_its_new_address_answers() -> None:

@@ -18,7 +18,7 @@ from ztna.errors import AuthenticationError
 from ztna.pki.authority import Issued
 from ztna.quic.adapter import MAX_HANDSHAKE_MESSAGE_BYTES
 from ztna.quic.connection import Connection
-from ztna.quic.events import CloseReason, ConnectionClosed, HandshakeCompleted
+from ztna.quic.events import CloseReason, ConnectionClosed, HandshakeCompleted, PeerAccepted
 
 
 def refused(pair: Pair) -> tuple[ConnectionClosed, ConnectionClosed]:
@@ -40,6 +40,21 @@ def test_both_ends_accept_each_other() -> None:
     assert pair.server.connection.peer == "ztna://example.org/agent/a1"
     for end in (pair.client, pair.server):
         assert end.of(HandshakeCompleted) == [HandshakeCompleted("ztna/1")]
+
+
+def test_client_may_send_a_round_trip_before_it_knows_that_it_is_accepted() -> None:
+    pair = Pair(delay=0.02)
+    pair.connect()
+    pair.run(1.0, until=lambda: bool(pair.client.of(PeerAccepted)))
+    started = pair.now
+    assert not pair.client.of(HandshakeCompleted)
+    pair.client.connection.send_stream(pair.client.connection.open_stream(), b"hello")
+    pair.flush()
+    pair.run(1.0, until=lambda: bytes(pair.server.received.get(0, b"")) == b"hello")
+    assert pair.now - started <= 0.02 + 0.001
+    pair.run(1.0, until=lambda: bool(pair.client.of(HandshakeCompleted)))
+    assert pair.client.of(PeerAccepted) == [PeerAccepted()]
+    assert not pair.server.of(PeerAccepted)
 
 
 @pytest.mark.parametrize("seed", range(8))
