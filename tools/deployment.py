@@ -31,6 +31,7 @@ from ztna.v1 import control_pb2, control_pb2_grpc
 POLL_INTERVAL_S = 0.05
 STOP_LIMIT_S = 6.0
 STATUS_LIMIT_S = 2.0
+MAX_EXCEPTION_LINES = 6
 # The control socket is a file: no proxy stands before it, whatever the environment says of HTTP.
 # Daemons take a moment to open it: look again soon.
 CHANNEL_OPTIONS = (
@@ -63,6 +64,25 @@ def control_channel(socket_path: Path) -> grpc.Channel:
     return grpc.insecure_channel(f"unix:{socket_path}", options=CHANNEL_OPTIONS)
 
 
+def log_tail(path: Path, lines: int) -> str:
+    """The last lines of a daemon's log, made readable: JSON as `time level event key=value`."""
+    if not path.exists():
+        return "(no log)"
+    content = path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
+    return "\n".join(_readable(line) for line in content)
+
+
+def _readable(line: str) -> str:
+    try:
+        entry = json.loads(line)
+        exception = entry.pop("exception", "").splitlines()[-MAX_EXCEPTION_LINES:]
+        head = (entry.pop("timestamp")[11:23], f"{entry.pop('level'):<7}", entry.pop("event"))
+    except (ValueError, AttributeError, KeyError, TypeError):
+        return line  # what the interpreter itself says
+    facts = (f"{key}={value}" for key, value in entry.items() if key not in {"daemon", "node"})
+    return "\n    ".join([" ".join([*head, *facts]), *exception])
+
+
 @dataclass
 class Daemon:
     """One configured daemon and, while it runs, its process."""
@@ -87,9 +107,7 @@ class Daemon:
 
     def log_tail(self, lines: int = 25) -> str:
         """The end of the log, for error messages."""
-        if not self.log_path.exists():
-            return "(no log)"
-        return "\n".join(self.log_path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+        return log_tail(self.log_path, lines)
 
 
 class Deployment:

@@ -20,6 +20,7 @@ from rich.console import Console
 from tools.demo.progress import bytes_text
 from tools.demo.run import Demo, DemoError, Result
 from tools.demo.view import LiveView, PlainView, View
+from tools.deployment import log_tail
 
 EXIT_INTERRUPTED = 130
 LOG_TAIL_LINES = 15
@@ -101,8 +102,7 @@ def summary(result: Result) -> str:
 def _report_failure(directory: Path, reason: str) -> None:
     print(f"\nThe demo failed: {reason}\nWhat the processes said last:", file=sys.stderr)
     for path in sorted(directory.glob("*.log")):
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_TAIL_LINES:]
-        print("\n".join([f"--- {path.name}", *lines]), file=sys.stderr)
+        print(f"--- {path.name}\n{log_tail(path, LOG_TAIL_LINES)}", file=sys.stderr)
 
 
 def _interrupt(signal_number: int, _frame: object) -> None:
