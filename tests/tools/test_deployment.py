@@ -11,7 +11,8 @@ from tools.deployment import Deployment, DeploymentError, free_port, log_tail
 
 FAILURE = (
     '{"daemon": "agent", "node": "a", "actor": "relay_leg", "event": "relay_leg.actor_failed", '
-    '"level": "error", "exception": "Traceback\\n  one\\nValueError: two", "timestamp": "2026-01-02T03:04:05.678Z"}'
+    '"level": "error", "exception": "Traceback\\n  one\\nValueError: two", '
+    '"timestamp": "2026-01-02T03:04:05.678Z"}'
 )
 
 
