@@ -26,6 +26,7 @@ from ztna.relay.hub import (
     MAX_DATAGRAMS_PENDING,
     MAX_LEGS_PER_NODE,
     MAX_SIGNALING_BACKLOG_BYTES,
+    SILENCE_LIMIT_S,
     SUPERSEDED_REST_S,
 )
 from ztna.relay.queue import MAX_QUEUED_PACKETS_PER_SESSION
@@ -460,11 +461,30 @@ def test_leg_that_closes_is_news(site: Site) -> None:
     assert (verdict.attach_id, verdict.is_alive, verdict.reason) == (ATTACH_A, False, "closed")
 
 
-def test_silent_leg_is_dropped_after_its_idle_time(site: Site) -> None:
+def test_leg_that_said_nothing_for_too_long_is_given_up(site: Site) -> None:
+    agent, *_ = site.joined()
+    agent.is_deaf = True
+    site.advance(SILENCE_LIMIT_S - 1)
+    assert not site.take(quic_relay_pb2.LegJudged)
+    site.advance(2)
+    verdicts = {each.attach_id: each.reason for each in site.take(quic_relay_pb2.LegJudged)}
+    assert verdicts[ATTACH_A] == "no_answer"
+
+
+def test_leg_that_speaks_now_and_then_is_kept(site: Site) -> None:
+    agent, connector, *_ = site.joined()
+    for _ in range(4):
+        site.advance(SILENCE_LIMIT_S * 2 / 3)
+        for node in (agent, connector):
+            node.connection.ping(site.now)
+        site.run()
+    assert not site.take(quic_relay_pb2.LegJudged)
+
+
+def test_connection_ids_of_a_dead_leg_are_forgotten(site: Site) -> None:
     agent, *_ = site.joined()
     agent.is_deaf = True
     site.advance(31)
-    assert site.take(quic_relay_pb2.LegJudged)[0].reason == "idle_timeout"
     site.advance(5)
     assert len(site.table) < 12, "connection IDs of the dead leg are forgotten"
 

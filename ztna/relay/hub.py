@@ -67,6 +67,10 @@ JUDGEMENT_LIMIT_S = 3.0
 SUPERSEDED_REST_S = 10.0
 """A superseded attachment keeps its channels this long: its resumed sessions flow on until rebound."""
 
+SILENCE_LIMIT_S = 15.0
+"""A node sends a PING each 10 s and repeats a lost one at once, so one that says nothing for this long is cut
+off for 5 s or more: long enough for a change of uplink, and what waits for a vanished node waits no longer."""
+
 FAREWELL_S = 1.0
 """From the end of a signaling stream to the close of its leg: last words are retransmitted once or twice."""
 
@@ -81,6 +85,7 @@ class _Leg:
     remote: TransportAddress
     local_host: str
     queue: FairScheduler[bytes]
+    heard_at: float
     peer: VerifiedPeer | None = None
     attach_id: bytes = b""
     decoder: FrameDecoder = field(default_factory=FrameDecoder)
@@ -132,6 +137,7 @@ class RelayHub:
         self._judgements: Deadlines[bytes] = Deadlines()
         self._superseded: Deadlines[bytes] = Deadlines()
         self._farewells: Deadlines[int] = Deadlines()
+        self._silences: Deadlines[int] = Deadlines()
         self._effects: list[HubEffect] = []
         self._dropped: Counter[str] = Counter()
         self._queue_drops = DropCounts()  # of all legs, past ones included
@@ -176,6 +182,7 @@ class RelayHub:
             return
         if leg.local_host != local_host:
             leg.local_host = local_host
+        leg.heard_at = now
         leg.connection.receive(datagrams, now, (remote.host, remote.port))
         self._take_events(leg, now)
 
@@ -306,6 +313,8 @@ class RelayHub:
             self._take_events(leg, now)
         for number in self._farewells.take_due(now):
             self.close(number, "signaling_ended", CODE_NO_ERROR)
+        for number in self._silences.take_due(now):
+            self._judge_silence(self._legs[number], now)
         for attach_id in self._judgements.take_due(now):
             self._effects.append(LegJudged(attach_id, is_alive=False, reason="no_answer"))
         for attach_id in self._superseded.take_due(now):
@@ -316,6 +325,7 @@ class RelayHub:
         every: tuple[Deadlines[int] | Deadlines[bytes], ...] = (
             self._timers,
             self._farewells,
+            self._silences,
             self._judgements,
             self._superseded,
         )
@@ -342,10 +352,19 @@ class RelayHub:
             max_packets_per_session=self._queue_packets, max_sojourn_s=self._queue_s
         )
         queue.drops = self._queue_drops
-        leg = _Leg(self._last_number, connection, remote, local_host, queue)
+        leg = _Leg(self._last_number, connection, remote, local_host, queue, now)
         self._legs[leg.number] = leg
+        self._silences.set(leg.number, now + SILENCE_LIMIT_S)
         self.counters.accepted += 1
         self._take_events(leg, now)
+
+    def _judge_silence(self, leg: _Leg, now: float) -> None:
+        # Set anew only when due, not by every packet.
+        limit = leg.heard_at + SILENCE_LIMIT_S
+        if now < limit:
+            self._silences.set(leg.number, limit)
+        else:
+            self.close(leg.number, "no_answer", CODE_NO_ERROR)
 
     def _take_events(self, leg: _Leg, now: float) -> None:
         self._touched[leg.number] = leg
@@ -461,6 +480,8 @@ class RelayHub:
         del self._nodes[name][leg.number]
         if not self._nodes[name]:
             del self._nodes[name]
+        if event.reason is events.CloseReason.CLOSED and not event.is_remote:
+            reason = event.message  # one of our own words
         self._effects.append(LegClosed(leg.number, leg.peer, reason, event.message))
         if leg.attach_id:
             attach_id = leg.attach_id
@@ -524,5 +545,6 @@ class RelayHub:
         self._touched.pop(leg.number, None)
         self._timers.set(leg.number, None)
         self._farewells.set(leg.number, None)
+        self._silences.set(leg.number, None)
         self._table.forget_owner(leg.number)
         self._effects.append(HubConnectionIds(leg.number, (), (), forget_all=True))
