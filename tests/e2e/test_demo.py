@@ -72,10 +72,12 @@ def test_interrupted_demo_leaves_no_process_and_no_file(scratch: Path, signal_nu
         text=True,
     ) as demo:
         assert demo.stderr is not None
+        told = []
         for line in demo.stderr:
+            told.append(line)
             if "first byte" in line:
                 break
-        assert processes_below(scratch)
+        assert processes_below(scratch), "".join(told)
         demo.send_signal(signal_number)
         stdout, _ = demo.communicate(timeout=30)
     assert demo.returncode == 130
