@@ -55,8 +55,8 @@ class AgentSession(ServiceSession):
         local_flows: by flow ID.
     """
 
-    def __init__(self, session_id: bytes, peer_id: str, max_flows: int) -> None:
-        self.flows = AgentFlows(max_flows)
+    def __init__(self, session_id: bytes, peer_id: str, max_flows: int, flow_idle_s: float) -> None:
+        self.flows = AgentFlows(max_flows, idle_s=flow_idle_s)
         super().__init__(session_id, peer_id, self.flows)
         self.grants: dict[str, grant_pb2.SealedGrant] = {}
         self.local_flows: dict[int, LocalFlow] = {}

@@ -233,17 +233,14 @@ class QuicSession(Concern):
 
     def _take_events(self, connection: Connection) -> None:
         datagrams: list[bytes] = []
+        # One message per stream and batch of packets, not one per packet.
+        payloads: dict[int, list[bytes]] = {}
         for event in connection.events():
             match event:
                 case events.StreamDataReceived():
-                    self.emit(
-                        quic_session_pb2.PayloadReceived(
-                            session_id=self._session_id,
-                            stream_id=event.stream_id,
-                            data=event.data,
-                            end_of_stream=event.end_of_stream,
-                        )
-                    )
+                    payloads.setdefault(event.stream_id, []).append(event.data)
+                    if event.end_of_stream:
+                        self._payload_received(event.stream_id, payloads.pop(event.stream_id), end=True)
                 case events.DatagramReceived():
                     datagrams.append(event.data)
                 case events.SendCredit():
@@ -255,6 +252,8 @@ class QuicSession(Concern):
                         )
                     )
                 case events.StreamReset():
+                    if event.stream_id in payloads:
+                        self._payload_received(event.stream_id, payloads.pop(event.stream_id))
                     self._stream_aborted(event.stream_id, event.code, is_reset=True)
                 case events.StopSendingReceived():
                     self._stream_aborted(event.stream_id, event.code, is_reset=False)
@@ -266,10 +265,22 @@ class QuicSession(Concern):
                     )
                 case _:
                     pass
+        for stream_id, chunks in payloads.items():
+            self._payload_received(stream_id, chunks)
         if datagrams:
             self.emit(
                 quic_session_pb2.DatagramPayloadsReceived(session_id=self._session_id, payloads=datagrams)
             )
+
+    def _payload_received(self, stream_id: int, chunks: list[bytes], *, end: bool = False) -> None:
+        self.emit(
+            quic_session_pb2.PayloadReceived(
+                session_id=self._session_id,
+                stream_id=stream_id,
+                data=chunks[0] if len(chunks) == 1 else b"".join(chunks),
+                end_of_stream=end,
+            )
+        )
 
     def _stream_aborted(self, stream_id: int, code: int, *, is_reset: bool) -> None:
         self.emit(

@@ -114,7 +114,11 @@ class ServiceBackend(ServiceConcern[ConnectorSession]):
         # The agent's account is what counts, and it spans sessions; the table of one session only has to
         # stay within bounds of its own.
         table = ConnectorFlows(
-            self.now, max_flows=limits.flows_per_agent, opens_per_s=opens, opens_burst=opens
+            self.now,
+            max_flows=limits.flows_per_agent,
+            opens_per_s=opens,
+            opens_burst=burst,
+            idle_s=limits.flow_idle_s,
         )
         gate = GrantGate(self._credentials, self.io.wall_time, message.session_id, message.peer)
         return ConnectorSession(message.session_id, agent_id, table, gate, usage)

@@ -247,7 +247,9 @@ class ServicePort(ServiceConcern[AgentSession]):
         )
 
     def _open_session(self, message: quic_session_pb2.SessionEstablished) -> AgentSession:
-        session = AgentSession(message.session_id, message.peer.id, self._limits.flows)
+        session = AgentSession(
+            message.session_id, message.peer.id, self._limits.flows, self._limits.flow_idle_s
+        )
         self._send_control(session, service_wire.hello())
         return session
 

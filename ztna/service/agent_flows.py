@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from ztna.address import TransportAddress
 from ztna.errors import RemoteProtocolError
 from ztna.service.flows import (
+    FLOW_IDLE_S,
     MAX_FLOW_ID,
     MAX_FLOWS,
     CloseReason,
@@ -36,8 +37,8 @@ class _AgentFlow(Flow):
 class AgentFlows(FlowTable[_AgentFlow]):
     """Flows of one session, opened by the applications of this machine."""
 
-    def __init__(self, max_flows: int = MAX_FLOWS) -> None:
-        super().__init__(max_flows)
+    def __init__(self, max_flows: int = MAX_FLOWS, *, idle_s: float = FLOW_IDLE_S) -> None:
+        super().__init__(max_flows, idle_s=idle_s)
         self._by_source: dict[tuple[str, TransportAddress], _AgentFlow] = {}
         # One entry per configured service at most.
         self._refused_until: dict[str, float] = {}

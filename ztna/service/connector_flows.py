@@ -14,6 +14,7 @@ from enum import Enum, auto
 
 from ztna.errors import LocalProtocolError, RemoteProtocolError
 from ztna.service.flows import (
+    FLOW_IDLE_S,
     MAX_FLOW_ID,
     MAX_FLOWS,
     AcceptFlow,
@@ -70,8 +71,9 @@ class ConnectorFlows(FlowTable[_ConnectorFlow]):
         max_flows: int = MAX_FLOWS,
         opens_per_s: float = DEFAULT_OPENS_PER_S,
         opens_burst: float = DEFAULT_OPENS_BURST,
+        idle_s: float = FLOW_IDLE_S,
     ) -> None:
-        super().__init__(max_flows)
+        super().__init__(max_flows, idle_s=idle_s)
         self._opens = TokenBucket(opens_per_s, opens_burst, now)
         self._highest_flow_id = 0
         # Flows known by their datagrams alone, oldest first; they are no flows of the table yet.

@@ -198,9 +198,10 @@ class FlowTable(Generic[FlowT]):
         counts: drops by reason.
     """
 
-    def __init__(self, max_flows: int = MAX_FLOWS) -> None:
+    def __init__(self, max_flows: int = MAX_FLOWS, *, idle_s: float = FLOW_IDLE_S) -> None:
         self.counts = FlowCounts()
         self._max_flows = max_flows
+        self._idle_s = idle_s
         self._frame_bytes = DEFAULT_FRAME_BYTES
         self._flows: OrderedDict[int, FlowT] = OrderedDict()
         # Flows with a datagram in reassembly: the only ones with a deadline besides idleness.
@@ -222,10 +223,10 @@ class FlowTable(Generic[FlowT]):
         self._frame_bytes = size_bytes
 
     def handle_timeout(self, now: float) -> None:
-        """Close flows idle for FLOW_IDLE_S and give up datagrams that stayed incomplete."""
+        """Close flows that were idle for too long and give up datagrams that stayed incomplete."""
         while self._flows:
             flow = next(iter(self._flows.values()))
-            if now < flow.active_at + FLOW_IDLE_S:
+            if now < flow.active_at + self._idle_s:
                 break
             self._effects.append(CloseFlow(flow.flow_id, CloseReason.IDLE))
             self._close(flow, CloseReason.IDLE, now)
@@ -237,7 +238,7 @@ class FlowTable(Generic[FlowT]):
         """Monotonic seconds of the earliest deadline, or None."""
         deadlines = [flow.reassembler.next_deadline() for flow in self._assembling.values()]
         if self._flows:
-            deadlines.append(next(iter(self._flows.values())).active_at + FLOW_IDLE_S)
+            deadlines.append(next(iter(self._flows.values())).active_at + self._idle_s)
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def handle_peer_close(self, flow_id: int, now: float) -> None:

@@ -59,7 +59,7 @@ class ResumeReading:
 
 @dataclass(frozen=True, slots=True)
 class SendToStream:
-    """Send these bytes, report with `handle_sent` once they were first sent; `end` closes the direction."""
+    """Send these bytes, report with `handle_sent` once they were acknowledged; `end` closes the direction."""
 
     data: bytes
     end: bool
