@@ -69,7 +69,7 @@ SUPERSEDED_REST_S = 10.0
 
 SILENCE_LIMIT_S = 15.0
 """A node sends a PING each 10 s and repeats a lost one at once, so one that says nothing for this long is cut
-off for 5 s or more: long enough for a change of uplink, and what waits for a vanished node waits no longer."""
+off for 5 s or more: long enough for a change of uplink, and whoever waits for a dead node waits no longer."""
 
 FAREWELL_S = 1.0
 """From the end of a signaling stream to the close of its leg: last words are retransmitted once or twice."""
