@@ -1,0 +1,287 @@
+from __future__ import annotations
+
+import errno
+from typing import TypeVar
+
+from google.protobuf.message import Message
+
+from actors.base import Context
+from actors.io import DatagramBatch, UdpOwner
+from actors.io import UdpSocket as Socket
+from actors.udp_socket import MAX_FAILURES_REPORTED, STATISTICS_INTERVAL_S, IntermediateUdpSocket, UdpSocket
+from tests.manual_io import ActorHarness, ManualIo, actor_harness
+from ztna.address import TransportAddress
+from ztna.stun.attributes import OtherAddress, Software, XorMappedAddress
+from ztna.stun.message import BINDING, MessageClass, build, parse
+from ztna.stun.message import Message as StunMessage
+from ztna.v1 import types_pb2, udp_socket_pb2
+
+MessageT = TypeVar("MessageT", bound=Message)
+V4 = TransportAddress("192.0.2.10", 4433)
+V6 = TransportAddress("2001:db8::10", 4433)
+REMOTE = TransportAddress("198.51.100.7", 5000)
+REMOTE6 = TransportAddress("2001:db8::7", 5000)
+LEG_CID = b"L" * 8
+SESSION_CID = b"S" * 8
+SESSION = b"s" * 16
+EXTERNAL = TransportAddress("203.0.113.1", 4433)
+
+
+class NodeSocket(UdpSocket):
+    def __init__(self, context: Context) -> None:
+        super().__init__(context, [V4, V6])
+
+
+class PublicSocket(IntermediateUdpSocket):
+    def __init__(self, context: Context) -> None:
+        super().__init__(context, [V4, V6], alternate_port=3479, external_address=EXTERNAL)
+
+
+class PlainPublicSocket(IntermediateUdpSocket):
+    def __init__(self, context: Context) -> None:
+        super().__init__(context, [V4], alternate_port=None, external_address=None)
+
+
+class IoWithoutIpv6(ManualIo):
+    """A host without IPv6; or (`code`) with another trouble."""
+
+    code = errno.EAFNOSUPPORT
+
+    def open_udp(self, local: TransportAddress, owner: UdpOwner) -> Socket:
+        if local.host == V6.host:
+            raise OSError(self.code, "no")
+        return super().open_udp(local, owner)
+
+
+class IoWithoutSockets(ManualIo):
+    def open_udp(self, local: TransportAddress, owner: UdpOwner) -> Socket:
+        raise OSError(errno.EADDRNOTAVAIL, "no")
+
+
+class IoWithPortTaken(ManualIo):
+    taken = 4433
+
+    def open_udp(self, local: TransportAddress, owner: UdpOwner) -> Socket:
+        if local.port == self.taken:
+            raise OSError(errno.EADDRINUSE, "in use")
+        return super().open_udp(local, owner)
+
+
+def short(connection_id: bytes, rest: bytes = b"payload") -> bytes:
+    return b"\x40" + connection_id + rest
+
+
+def initial(connection_id: bytes = b"unknown!") -> bytes:
+    return b"\xc0\x00\x00\x00\x01" + bytes([len(connection_id)]) + connection_id + bytes(1180)
+
+
+def stun_request(transaction: bytes = b"t" * 12) -> bytes:
+    return build(StunMessage(BINDING, MessageClass.REQUEST, transaction, (Software("a client"),)))
+
+
+def deliver(
+    harness: ActorHarness[UdpSocket], *payloads: bytes, remote: TransportAddress = REMOTE, socket: int = 0
+) -> None:
+    batch = DatagramBatch(remote, "192.0.2.10", list(payloads))
+    harness.io.udp_sockets[socket].owner.datagrams_received([batch], harness.io.time())
+    harness.io.run_until_idle()
+
+
+def of(messages: list[Message], kind: type[MessageT]) -> list[MessageT]:
+    return [message for message in messages if isinstance(message, kind)]
+
+
+def statistics(harness: ActorHarness[UdpSocket]) -> udp_socket_pb2.SocketStatistics:
+    harness.advance(STATISTICS_INTERVAL_S)
+    (found,) = of(harness.take_emitted(), udp_socket_pb2.SocketStatistics)
+    return found
+
+
+def sent(harness: ActorHarness[UdpSocket]) -> list[bytes]:
+    return [data for socket in harness.io.udp_sockets for data, _, _ in socket.sent]
+
+
+def node() -> ActorHarness[UdpSocket]:
+    harness: ActorHarness[UdpSocket] = actor_harness(NodeSocket)
+    harness.take_emitted()
+    return harness
+
+
+def test_one_socket_per_family_is_bound_and_told() -> None:
+    harness = actor_harness(NodeSocket)
+    (bound,) = of(harness.take_emitted(), udp_socket_pb2.SocketsBound)
+    assert [address.host for address in bound.addresses] == [V4.host, V6.host]
+    harness.stop()
+    assert all(socket.is_closed for socket in harness.io.udp_sockets)
+
+
+def test_family_that_the_host_lacks_is_left_out() -> None:
+    harness = actor_harness(NodeSocket, io=IoWithoutIpv6())
+    (bound,) = of(harness.take_emitted(), udp_socket_pb2.SocketsBound)
+    assert [address.host for address in bound.addresses] == [V4.host]
+    harness.tell(
+        udp_socket_pb2.SendDatagrams(
+            remote=types_pb2.TransportAddress(host=REMOTE6.host, port=1), datagrams=[b"x"]
+        )
+    )
+    deliver(harness, short(LEG_CID))  # type: ignore[arg-type]
+    assert statistics(harness).dropped["no_socket_of_family"] == 1  # type: ignore[arg-type]
+
+
+def test_host_without_any_family_fails_to_start() -> None:
+    harness = actor_harness(NodeSocket, io=IoWithoutSockets())
+    assert isinstance(harness.failure, OSError)
+
+
+def test_port_in_use_fails_to_start_naming_the_address() -> None:
+    harness = actor_harness(NodeSocket, io=IoWithPortTaken())
+    assert isinstance(harness.failure, OSError)
+    assert str(V4) in str(harness.failure)
+
+
+def test_packets_go_to_the_owner_of_their_connection_id() -> None:
+    harness = node()
+    harness.tell(
+        udp_socket_pb2.UpdateConnectionIds(intermediate_id="i1", added=[LEG_CID]),
+        udp_socket_pb2.UpdateConnectionIds(session_id=SESSION, added=[SESSION_CID]),
+    )
+    deliver(harness, short(LEG_CID), short(SESSION_CID), short(LEG_CID, b"2"))
+    leg, session = of(harness.take_emitted(), udp_socket_pb2.DatagramsReceived)
+    assert (leg.intermediate_id, list(leg.datagrams)) == ("i1", [short(LEG_CID), short(LEG_CID, b"2")])
+    assert (session.session_id, list(session.datagrams)) == (SESSION, [short(SESSION_CID)])
+    assert (leg.remote.host, leg.remote.port, leg.local_host) == (REMOTE.host, REMOTE.port, "192.0.2.10")
+
+
+def test_retired_and_forgotten_ids_lead_nowhere() -> None:
+    harness = node()
+    harness.tell(
+        udp_socket_pb2.UpdateConnectionIds(intermediate_id="i1", added=[LEG_CID, b"M" * 8]),
+        udp_socket_pb2.UpdateConnectionIds(intermediate_id="i1", retired=[LEG_CID]),
+        udp_socket_pb2.UpdateConnectionIds(session_id=SESSION, added=[SESSION_CID]),
+        udp_socket_pb2.UpdateConnectionIds(session_id=SESSION, forget_owner=True),
+    )
+    deliver(harness, short(LEG_CID), short(SESSION_CID), short(b"M" * 8))
+    (received,) = of(harness.take_emitted(), udp_socket_pb2.DatagramsReceived)
+    assert list(received.datagrams) == [short(b"M" * 8)]
+
+
+def test_id_of_another_owner_is_not_taken_over() -> None:
+    harness = node()
+    harness.tell(
+        udp_socket_pb2.UpdateConnectionIds(intermediate_id="i1", added=[LEG_CID]),
+        udp_socket_pb2.UpdateConnectionIds(session_id=SESSION, added=[LEG_CID]),
+    )
+    deliver(harness, short(LEG_CID))
+    messages = harness.take_emitted()
+    assert [each.intermediate_id for each in of(messages, udp_socket_pb2.DatagramsReceived)] == ["i1"]
+    assert statistics(harness).dropped["connection_id_refused"] == 1
+
+
+def test_strangers_are_counted_and_get_no_byte_back() -> None:
+    harness = node()
+    deliver(harness, initial(), short(b"unknown!"), stun_request(), b"", b"\x05relay", b"\x14?", b"\xc0")
+    assert sent(harness) == []
+    assert of(harness.take_emitted(), udp_socket_pb2.DatagramsReceived) == []
+    found = statistics(harness)
+    assert found.datagrams_received == 7
+    assert dict(found.dropped) == {
+        "unknown_connection": 1,
+        "unknown_connection_id": 1,
+        "unexpected_stun": 1,
+        "empty": 1,
+        "relay_frame": 1,
+        "unknown": 1,
+        "truncated": 1,
+    }
+
+
+def test_datagrams_leave_through_the_socket_of_their_family() -> None:
+    harness = node()
+    for remote in (REMOTE, REMOTE6):
+        harness.tell(
+            udp_socket_pb2.SendDatagrams(
+                remote=types_pb2.TransportAddress(host=remote.host, port=remote.port),
+                local_host="x",
+                datagrams=[b"1", b"22"],
+            )
+        )
+    assert harness.io.udp_sockets[0].sent == [(b"1", REMOTE, "x"), (b"22", REMOTE, "x")]
+    assert harness.io.udp_sockets[1].sent == [(b"1", REMOTE6, "x"), (b"22", REMOTE6, "x")]
+    found = statistics(harness)
+    assert (found.datagrams_sent, found.bytes_sent) == (4, 6)
+
+
+def test_failed_sends_are_told_once_per_remote_and_interval_and_bounded() -> None:
+    harness = node()
+    owner = harness.io.udp_sockets[0].owner
+    error = OSError(errno.ENETUNREACH, "Network is unreachable")
+    for number in range(MAX_FAILURES_REPORTED + 5):
+        for _ in range(2):
+            owner.send_failed(TransportAddress(f"198.51.100.{number}", 1), error, harness.io.time())
+    failures = of(harness.take_emitted(), udp_socket_pb2.SendFailed)
+    assert len(failures) == MAX_FAILURES_REPORTED
+    assert failures[0].error == "Network is unreachable"
+    harness.advance(STATISTICS_INTERVAL_S)
+    owner.send_failed(REMOTE, error, harness.io.time())
+    assert len(of(harness.take_emitted(), udp_socket_pb2.SendFailed)) == 1
+
+
+def test_nothing_is_reported_while_nothing_changes() -> None:
+    harness = node()
+    harness.advance(10.0)
+    assert harness.take_emitted() == []
+
+
+# Intermediate
+
+
+def test_intermediate_answers_stun_with_the_source_and_its_alternate_port() -> None:
+    harness: ActorHarness[UdpSocket] = actor_harness(PublicSocket)
+    deliver(harness, stun_request())
+    ((answer, remote, local_host),) = harness.io.udp_sockets[0].sent
+    assert (remote, local_host) == (REMOTE, "192.0.2.10")
+    message = parse(answer)
+    attributes = {type(each): each for each in message.attributes}
+    assert attributes[XorMappedAddress] == XorMappedAddress(REMOTE)
+    assert attributes[OtherAddress] == OtherAddress(TransportAddress(EXTERNAL.host, 3479))
+
+
+def test_alternate_port_answers_stun_alone() -> None:
+    harness: ActorHarness[UdpSocket] = actor_harness(PublicSocket)
+    alternate = harness.io.udp_sockets[2]
+    assert alternate.local_address.port == 3479
+    deliver(harness, stun_request(), initial(), socket=2)
+    assert len(alternate.sent) == 1
+    messages = harness.take_emitted()
+    assert of(messages, udp_socket_pb2.UnknownDatagramsReceived) == []
+    found = statistics(harness)
+    assert found.datagrams_received == 2
+    assert found.stun["answered"] == 1
+    alternate.owner.send_failed(REMOTE, OSError(errno.EPERM, "no"), 0.0)
+    assert len(of(harness.take_emitted(), udp_socket_pb2.SendFailed)) == 1
+
+
+def test_intermediate_hands_strangers_to_the_relay() -> None:
+    harness: ActorHarness[UdpSocket] = actor_harness(PlainPublicSocket)
+    harness.tell(udp_socket_pb2.UpdateConnectionIds(connection=7, added=[LEG_CID]))
+    deliver(harness, initial(), short(LEG_CID), short(b"unknown!"))
+    messages = harness.take_emitted()
+    (strangers,) = of(messages, udp_socket_pb2.UnknownDatagramsReceived)
+    assert list(strangers.datagrams) == [initial()]
+    assert [each.connection for each in of(messages, udp_socket_pb2.DatagramsReceived)] == [7]
+    assert sent(harness) == []
+
+
+def test_intermediate_without_an_alternate_port_names_none() -> None:
+    harness: ActorHarness[UdpSocket] = actor_harness(PlainPublicSocket)
+    deliver(harness, stun_request())
+    ((answer, _, _),) = harness.io.udp_sockets[0].sent
+    assert not any(isinstance(each, OtherAddress) for each in parse(answer).attributes)
+
+
+def test_alternate_port_in_use_fails_to_start_naming_its_setting() -> None:
+    io = IoWithPortTaken()
+    io.taken = 3479
+    harness = actor_harness(PublicSocket, io=io)
+    assert "stun.alternate_port" in str(harness.failure)
+    assert all(socket.is_closed for socket in io.udp_sockets)
