@@ -32,6 +32,7 @@ proto: env
 
 docs: env
 	$(BIN)/python -m tools.render_actor_map
+	$(BIN)/python -m tools.render_configuration
 
 bench: env
 	$(BIN)/python -m tools.bench $(ARGS)

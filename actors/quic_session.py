@@ -232,45 +232,51 @@ class QuicSession(Concern):
         self._report_closed()
 
     def _take_events(self, connection: Connection) -> None:
-        datagrams: list[bytes] = []
         # One message per stream and batch of packets, not one per packet.
         payloads: dict[int, list[bytes]] = {}
+        datagrams: list[bytes] = []
         for event in connection.events():
-            match event:
-                case events.StreamDataReceived():
-                    payloads.setdefault(event.stream_id, []).append(event.data)
-                    if event.end_of_stream:
-                        self._payload_received(event.stream_id, payloads.pop(event.stream_id), end=True)
-                case events.DatagramReceived():
-                    datagrams.append(event.data)
-                case events.SendCredit():
-                    self.emit(
-                        quic_session_pb2.PayloadAcknowledged(
-                            session_id=self._session_id,
-                            stream_id=event.stream_id,
-                            size_bytes=event.size_bytes,
-                        )
-                    )
-                case events.StreamReset():
-                    if event.stream_id in payloads:
-                        self._payload_received(event.stream_id, payloads.pop(event.stream_id))
-                    self._stream_aborted(event.stream_id, event.code, is_reset=True)
-                case events.StopSendingReceived():
-                    self._stream_aborted(event.stream_id, event.code, is_reset=False)
-                case events.HandshakeCompleted():
-                    self._established(connection)
-                case events.ConnectionClosed():
-                    self._end = self._end or _End(
-                        event.reason, event.message, event.is_remote, event.is_authentication_failure
-                    )
-                case _:
-                    pass
-        for stream_id, chunks in payloads.items():
-            self._payload_received(stream_id, chunks)
+            if isinstance(event, events.StreamDataReceived):
+                payloads.setdefault(event.stream_id, []).append(event.data)
+                if event.end_of_stream:
+                    self._payload_received(event.stream_id, payloads.pop(event.stream_id), end=True)
+            elif isinstance(event, events.DatagramReceived):
+                datagrams.append(event.data)
+            else:
+                # A reset, say, comes behind the bytes before it.
+                self._flush(payloads)
+                self._take_event(connection, event)
+        self._flush(payloads)
         if datagrams:
             self.emit(
                 quic_session_pb2.DatagramPayloadsReceived(session_id=self._session_id, payloads=datagrams)
             )
+
+    def _take_event(self, connection: Connection, event: events.Event) -> None:
+        match event:
+            case events.SendCredit():
+                self.emit(
+                    quic_session_pb2.PayloadAcknowledged(
+                        session_id=self._session_id,
+                        stream_id=event.stream_id,
+                        size_bytes=event.size_bytes,
+                    )
+                )
+            case events.StreamReset():
+                self._stream_aborted(event.stream_id, event.code, is_reset=True)
+            case events.StopSendingReceived():
+                self._stream_aborted(event.stream_id, event.code, is_reset=False)
+            case events.HandshakeCompleted():
+                self._established(connection)
+            case events.ConnectionClosed():
+                self._end = self._end or _End(
+                    event.reason, event.message, event.is_remote, event.is_authentication_failure
+                )
+
+    def _flush(self, payloads: dict[int, list[bytes]]) -> None:
+        for stream_id, chunks in payloads.items():
+            self._payload_received(stream_id, chunks)
+        payloads.clear()
 
     def _payload_received(self, stream_id: int, chunks: list[bytes], *, end: bool = False) -> None:
         self.emit(

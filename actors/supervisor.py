@@ -66,9 +66,9 @@ class Supervisor:
     ) -> None:
         """Prepare; nothing runs before `start`.
 
-        `on_give_up(reason, failure)` comes once everything has stopped, because a child of the node could not
-        start or was restarted too often; `failure` is the last one: the process should exit with an error. `on_scope_ended(key, reason)` comes for every scope,
-        however it ended.
+        `on_give_up(reason, failure)` comes once everything has stopped, because a child of the node could
+        not start or was restarted too often; `failure` is the last one: the process should exit with an
+        error. `on_scope_ended(key, reason)` comes for every scope, however it ended.
         """
         self._surroundings = surroundings
         self._on_give_up = on_give_up
