@@ -1,12 +1,12 @@
 """What a daemon presents and whom it believes: its certificate, its key, the CA and the revocation list.
 
-Loaded from files before anything starts, and again on SIGHUP; immutable, so that a reload swaps one object
-for another. Every error names the file at fault.
+Loaded from files before anything starts, and again on SIGHUP: everybody who judges a peer asks the one object
+of the process, which then adopts the new files as a whole. Every error names the file at fault.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
@@ -25,9 +25,9 @@ MAX_PEM_BYTES = 1 << 20
 """Certificates and keys take a few KiB; more means that the path points at something else."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Credentials:
-    """A node's own identity and its judge of others.
+    """A node's own identity and its judge of others; changed by `adopt` alone.
 
     Attributes:
         identity: read from the node's own certificate, accepted by `verifier`.
@@ -47,6 +47,13 @@ class Credentials:
     certificate_pem: bytes
     private_key_pem: bytes
     ca_pem: bytes
+
+    def adopt(self, renewed: Credentials) -> None:
+        """Take over what the files say now. Raises `ConfigError` when they belong to another node."""
+        if renewed.identity != self.identity:
+            raise ConfigError(f"node.cert: names {renewed.identity}, but this is {self.identity}")
+        for each in fields(self):
+            setattr(self, each.name, getattr(renewed, each.name))
 
     @property
     def ca_certificates(self) -> tuple[x509.Certificate, ...]:

@@ -105,6 +105,14 @@ def _credentials(settings: DaemonSettings) -> Credentials:
     return load_credentials(settings.node, _ROLES[settings.kind], time.time())
 
 
+def _reload_credentials(settings: DaemonSettings, credentials: Credentials) -> None:
+    """Read the node's files again; what is judged from now on is judged by them.
+
+    Raises `ConfigError` or `AuthenticationError`, naming the file at fault; then nothing has changed.
+    """
+    credentials.adopt(_credentials(settings))
+
+
 @dataclass(frozen=True, slots=True)
 class _Scopes:
     """Starts and stops the actors of one session."""
@@ -128,6 +136,10 @@ class NodePlan:
     def __init__(self, settings: PeerDaemonSettings, credentials: Credentials) -> None:
         self._settings = settings
         self._credentials = credentials
+
+    def reload(self) -> None:
+        """Read the node's files again; what is judged from now on is judged by them."""
+        _reload_credentials(self._settings, self._credentials)
 
     def specs(self, node: Node) -> list[ChildSpec]:
         """The children of the node, in dependency order."""
@@ -328,6 +340,10 @@ class IntermediatePlan:
         self._settings = settings
         self._credentials = credentials
         self._has_grpc = has_grpc
+
+    def reload(self) -> None:
+        """Read the node's files again; what is judged from now on is judged by them."""
+        _reload_credentials(self._settings, self._credentials)
 
     def specs(self, node: Node) -> list[ChildSpec]:
         """The children of the node, in dependency order."""
