@@ -69,6 +69,9 @@ KEY_RETENTION_S = 1.0
 """How long old receive keys decrypt late packets (RFC 9001 §6.5: about three probe timeouts)."""
 KEY_UPDATE_QUIET_S = 3.0
 """No key update this soon after a switch of paths or the update before: late packets are many then."""
+DEADLINE_ROUNDING_S = 1e-6
+"""A packet counts as lost once `now - delay` has reached its time of sending, while the deadline for that is
+computed as the time of sending plus `delay`: rounded, the deadline may come and nothing be lost yet."""
 GRACE_ROUND_TRIPS = 1.25
 """After a switch nothing counts as lost until the old path's acknowledgements had time to come in."""
 
@@ -740,5 +743,5 @@ class Engine(QuicConnection):
     def handle_timer(self, now: float) -> None:
         """Act on the deadlines that are due; needs `is_started`."""
         self.is_idle_timeout = self._close_event is None
-        super().handle_timer(now)
+        super().handle_timer(now + DEADLINE_ROUNDING_S)
         self.is_idle_timeout = self.is_idle_timeout and self.is_terminated
