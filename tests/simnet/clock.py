@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable
 from typing import Final
 
@@ -82,6 +83,10 @@ class VirtualClock:
         while self._run_next(end):
             pass
         self._advance(end)
+
+    def step(self) -> bool:
+        """Run the next event, whenever it is; whether there was one."""
+        return self._run_next(math.inf)
 
     def pending(self) -> list[VirtualTimer]:
         """Every event that is still to come, in no order."""

@@ -1,10 +1,13 @@
-"""Whole daemons in one process: real actors, cores and QUIC on a virtual clock and a simulated network.
+r"""Whole daemons in one process: real actors, cores and QUIC on a virtual clock and a simulated network.
 
-    world = World(seed=1)
-    world.add_intermediate("intermediate-1")
-    world.add_connector("connector-1")
-    world.add_agent("agent-1")
-    world.start()
+    with World(seed=1) as world:
+        world.add_intermediate("intermediate-1")
+        world.add_connector("connector-1")
+        world.add_agent("agent-1")
+        world.start()
+        world.wait_ready()
+        client = world.tcp_client("agent-1", b"DOWN 1000\n")
+        world.run_until(lambda: client.has_ended, 5)
 
 Signaling runs on the legs (gRPC knows no virtual clock), identities are Ed25519 (signatures of one length),
 and neither control socket nor metrics are served. Every run checks what must hold in all of them: see
@@ -16,7 +19,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from types import TracebackType
+from typing import Any, Final, Self
 
 import pykka
 from google.protobuf.message import Message
@@ -42,11 +46,14 @@ from ztna.v1 import (
     relay_leg_pb2,
     service_port_pb2,
     signaling_client_pb2,
+    udp_socket_pb2,
 )
 
 # Each pair of sites is one link apart: the relay path is two links long, there and back four.
 LINK: Final = LinkConfig(latency_s=0.02)
-LOCAL_LINK: Final = LinkConfig(latency_s=0.0002)
+# The simulation has no IP fragmentation: inside a site, packets of any size pass whole.
+SITE_MTU: Final = 65_536
+SITE_LINK: Final = LinkConfig(latency_s=0.0002, mtu=SITE_MTU)
 QUIC_PORT: Final = 4433
 TCP_SERVICE_PORT: Final = 8080
 UDP_SERVICE_PORT: Final = 5353
@@ -68,6 +75,7 @@ class Facts:
     registered: dict[tuple[str, str], None] = field(default_factory=dict)
     established: dict[bytes, float] = field(default_factory=dict)
     active: dict[str, int] = field(default_factory=dict)
+    connection_ids: dict[tuple[str, bytes, int], dict[bytes, None]] = field(default_factory=dict)
     latest: dict[type[Message], Message] = field(default_factory=dict)
 
     def note(self, message: Message, now: float) -> None:
@@ -90,8 +98,19 @@ class Facts:
                 self.established.pop(message.session_id, None)
             case service_port_pb2.ServiceStatistics():
                 self.active[message.service] = message.active
+            case udp_socket_pb2.UpdateConnectionIds():
+                self._note_connection_ids(message)
             case _:
                 pass
+
+    def _note_connection_ids(self, message: udp_socket_pb2.UpdateConnectionIds) -> None:
+        owner = (message.intermediate_id, message.session_id, message.connection)
+        ids = self.connection_ids.setdefault(owner, {})
+        ids.update(dict.fromkeys(message.added))
+        for retired in message.retired:
+            ids.pop(retired, None)
+        if message.forget_owner or not ids:
+            del self.connection_ids[owner]
 
 
 @dataclass(slots=True, eq=False)
@@ -135,17 +154,18 @@ class WatchedNode(Node):
 class Tap:
     """Stands between a host and the network, and keeps every packet that passes."""
 
-    def __init__(self, name: str, network: VirtualNetwork) -> None:
+    def __init__(self, name: str) -> None:
+        """`name` is the host's, which links go by."""
         self.name = name
         self.packets: list[Packet] = []
         self.host: Host | None = None
-        self._network = network
 
     def forward(self, packet: Packet) -> None:
         """Keep a packet and pass it on."""
         assert self.host is not None
         self.packets.append(packet)
-        onward: NetworkNode = self.host if packet.destination.host in self.host.addresses else self._network
+        is_inbound = packet.destination.host in self.host.addresses
+        onward: NetworkNode = self.host if is_inbound else self.host.network
         onward.forward(packet)
 
 
@@ -176,6 +196,19 @@ class World:
         self._apps: dict[str, SimIo] = {}
         self._add_service_host()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+            return
+        for daemon in self.daemons.values():
+            if daemon.node is not None:
+                self.kill(daemon.id)
+
     # The deployment
 
     def add_intermediate(self, node_id: str, *, tap: Tap | None = None, **sections: Any) -> Daemon:
@@ -205,7 +238,8 @@ class World:
     ) -> Daemon:
         """Add a connector that provides `files` (TCP) and `echo` (UDP), unless said otherwise."""
         host = self._add_host(node_id, Role.CONNECTOR)
-        self.network.set_link(node_id, "services", LOCAL_LINK)
+        host.mtu = SITE_MTU
+        self.network.set_link(node_id, "services", SITE_LINK)
         if services is None:
             services = [
                 {"id": "files", "protocol": "tcp", "backend": f"{SERVICE_NETWORK}.1:{TCP_SERVICE_PORT}"},
@@ -365,6 +399,7 @@ class World:
 
     def _add_service_host(self) -> None:
         host = self.network.host("services", f"{SERVICE_NETWORK}.1")
+        host.mtu = SITE_MTU
         io = host.io()
         self.tcp = TcpService(io, TransportAddress("0.0.0.0", TCP_SERVICE_PORT))
         self.udp = UdpEcho(io, TransportAddress("0.0.0.0", UDP_SERVICE_PORT))
