@@ -15,13 +15,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
 import pykka
 from google.protobuf.message import Message
 
 from actors.timers import ActorTimer, TimerFired
-from ztna.errors import LocalProtocolError
+from ztna.errors import AuthenticationError, ConfigError, LocalProtocolError, describe
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 ConcernT = TypeVar("ConcernT", bound="Concern")
 Handler = Callable[[Any, Any], Any]
+
+EXPECTED_START_FAILURES: Final = (OSError, ConfigError, AuthenticationError)
+"""What `Concern.on_start` may raise for people to mend: one line of words, where a bug gets its traceback."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,9 +299,9 @@ class HostedActor(pykka.Actor):
         """End the actor: pykka brings every unhandled exception here, that of `on_start` included."""
         pykka.ActorRegistry.unregister(self._actor_ref)
         self.actor_stopped.set()
-        if isinstance(exception_value, OSError) and not self._has_started:
+        if isinstance(exception_value, EXPECTED_START_FAILURES) and not self._has_started:
             # An address in use, say: for people to mend, and its message says how.
-            self._log.error(f"{self.concern.name}.start_failed", error=str(exception_value))
+            self._log.error(f"{self.concern.name}.start_failed", error=describe(exception_value))
         else:
             self._log.error(
                 f"{self.concern.name}.actor_failed",

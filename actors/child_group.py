@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from actors.directory import Directory, actor_name
 from actors.runtime import Runtime, cut_off, request_stop
+from ztna.errors import describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -248,7 +249,7 @@ class ChildGroup:
         elif spec.restart is Restart.PERMANENT or (spec.restart is Restart.TRANSIENT and failure is not None):
             if self._phase is _Phase.STARTING and not self._has_run and failure is not None:
                 # What does not even start is configured wrongly; trying again would only repeat that.
-                self.end(f"{spec.name} cannot start: {failure}")
+                self.end(f"{spec.name} cannot start: {describe(failure)}")
             elif self._may_restart():
                 child.restarts += 1
                 if spec.is_alone and self._phase is not _Phase.STARTING:

@@ -18,7 +18,7 @@ from typing import Protocol
 import structlog
 
 from actors import log as logs
-from actors.base import Context
+from actors.base import EXPECTED_START_FAILURES, Context
 from actors.child_group import ChildSpec, Surroundings
 from actors.directory import Directory
 from actors.io import Io
@@ -104,12 +104,9 @@ def run(kind: DaemonKind, config_path: Path, overrides: Mapping[str, str]) -> in
 
     try:
         settings, plan = load_plan(kind, config_path, os.environ, overrides)
-    except ConfigError as error:
+    except (ConfigError, AuthenticationError) as error:
         print(f"ztna {kind.value}: {error}", file=sys.stderr)  # noqa: T201 - logging is not set up yet
-        return ExitStatus.CONFIGURATION
-    except AuthenticationError as error:
-        print(f"ztna {kind.value}: {error}", file=sys.stderr)  # noqa: T201
-        return ExitStatus.AUTHENTICATION
+        return exit_status_of(error)
     logs.configure(settings.log.level, settings.log.format, redact=settings.log.redact)
     return asyncio.run(_run(settings, plan))
 
@@ -151,10 +148,24 @@ async def _run(settings: DaemonSettings, plan: Plan) -> int:
 
 
 def _report_failure(node: Node, log: structlog.typing.FilteringBoundLogger) -> int:
-    log.error("daemon.gave_up", reason=node.give_up_reason)
-    if isinstance(node.failure, OSError):
-        return ExitStatus.BIND
-    return ExitStatus.FAILURE
+    status = exit_status_of(node.failure)
+    # What people have to mend was said by the actor that could not start: once is enough.
+    tell = log.info if isinstance(node.failure, EXPECTED_START_FAILURES) else log.error
+    tell("daemon.gave_up", reason=node.give_up_reason, exit_status=int(status))
+    return status
+
+
+def exit_status_of(failure: BaseException | None) -> ExitStatus:
+    """The exit status of a daemon that an actor's failure has ended."""
+    match failure:
+        case ConfigError():
+            return ExitStatus.CONFIGURATION
+        case AuthenticationError():
+            return ExitStatus.AUTHENTICATION
+        case OSError():
+            return ExitStatus.BIND
+        case _:
+            return ExitStatus.FAILURE
 
 
 async def _drain(node: Node, log: structlog.typing.FilteringBoundLogger) -> None:

@@ -8,6 +8,8 @@ its stream. Certificates are fetched per handshake, so that a reload serves new 
 from __future__ import annotations
 
 import asyncio
+import errno
+import socket
 from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias, cast
 
@@ -17,7 +19,9 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from actors.credentials import Credentials
+from actors.sockaddr import SOCKET_FAMILY, to_sockaddr
 from ztna.address import TransportAddress
+from ztna.errors import describe
 from ztna.signaling.framing import MAX_FRAME_BYTES
 from ztna.v1 import signaling_pb2, signaling_pb2_grpc
 
@@ -39,6 +43,8 @@ _OPTIONS: list[tuple[str, int]] = [
     ("grpc.so_reuseport", 0),
 ]
 
+_ANY_IPV6 = "::"
+_FAMILY_MISSING = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
 
 _Context: TypeAlias = "aio.ServicerContext[signaling_pb2.SignalingFrame, signaling_pb2.SignalingFrame]"
 
@@ -128,6 +134,7 @@ class GrpcSignalingServer(signaling_pb2_grpc.SignalingServiceServicer):
         reflection.enable_server_reflection(
             (_SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
         )
+        _check_bindable(address)
         try:
             port = self._server.add_secure_port(str(address), _server_credentials(credentials))
         except RuntimeError as error:
@@ -159,6 +166,21 @@ class GrpcSignalingServer(signaling_pb2_grpc.SignalingServiceServicer):
         await start
         await self._health.enter_graceful_shutdown()
         await self._server.stop(STOP_GRACE_S)
+
+
+def _check_bindable(address: TransportAddress) -> None:
+    """Raise `OSError` with the kernel's reason, which gRPC writes to stderr and keeps from its caller."""
+    try:
+        with socket.socket(SOCKET_FAMILY[address.family]) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(to_sockaddr(address))
+            probe.listen(1)
+    except OSError as error:
+        if error.errno in _FAMILY_MISSING and address.host == _ANY_IPV6:
+            return  # on a host without IPv6, gRPC takes this for every IPv4 address
+        raise OSError(
+            error.errno, f"cannot bind gRPC signaling to {address} (grpc.listen): {describe(error)}"
+        ) from error
 
 
 def _server_credentials(credentials: Callable[[], Credentials]) -> grpc.ServerCredentials:

@@ -7,6 +7,13 @@ class ZtnaError(Exception):
     """Base of every error that this package raises on purpose."""
 
 
+def describe(error: BaseException) -> str:
+    """An error in words for people: without errno and type, with the file if one is at fault."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error) or type(error).__name__
+    return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+
+
 class RemoteProtocolError(ZtnaError):
     """The peer broke the protocol: drop, count, perhaps close.
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 import click
 
 from ztna import __version__
-from ztna.errors import AuthenticationError, ConfigError
+from ztna.errors import AuthenticationError, ConfigError, describe
 
 EXIT_FAILURE: Final = 1
 EXIT_CONFIG: Final = 2
@@ -72,10 +72,7 @@ class LazyGroup(click.Group):
 
 
 def _fail(error: Exception, code: int) -> None:
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    if isinstance(error, OSError) and error.filename is not None:
-        text = f"{error.filename}: {text}"
-    click.echo(f"ztna: {text}", err=True)
+    click.echo(f"ztna: {describe(error)}", err=True)
     raise click.exceptions.Exit(code) from error
 
 
