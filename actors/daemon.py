@@ -55,6 +55,9 @@ class Plan(Protocol):
     def specs(self, node: Node) -> list[ChildSpec]:
         """The children of the node, in dependency order."""
 
+    def reload(self) -> None:
+        """Read the node's credentials again. Raises `ConfigError` or `AuthenticationError`."""
+
 
 class Node:
     """The actors of one daemon on one I/O port: what production and simulation have in common."""
@@ -136,8 +139,20 @@ async def _run(settings: DaemonSettings, plan: Plan) -> int:
         log.info("daemon.draining", signal=signal_number.name)
         ended.set()
 
+    def reload() -> None:
+        try:
+            plan.reload()
+        except (ConfigError, AuthenticationError) as error:
+            # The message names the file and the fault; where it was raised helps nobody.
+            log.error(  # noqa: TRY400
+                "daemon.reload_failed", error=str(error), kept="what was loaded before"
+            )
+        else:
+            log.info("daemon.credentials_reloaded")
+
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signal_number, stop, signal_number)
+    loop.add_signal_handler(signal.SIGHUP, reload)
     log.info("daemon.starting", version=__version__, pid=os.getpid())
     node.start()
     await ended.wait()

@@ -1,0 +1,51 @@
+"""SIGHUP: credentials and the revocation list are read again, and a faulty file changes nothing."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+from tests.e2e.backends import content_digest, download
+from tests.e2e.conftest import Site
+from tools.deployment import Deployment
+from ztna.access.identity import Role
+from ztna.pki.files import CRL, PkiDirectory
+
+MIB = 1 << 20
+
+
+def reload(deployment: Deployment, name: str, event: str) -> None:
+    daemon = deployment.daemons[name]
+    assert daemon.process is not None
+    daemon.process.send_signal(signal.SIGHUP)
+    deadline = time.monotonic() + 10
+    while event not in daemon.log_tail(200):
+        assert time.monotonic() < deadline, daemon.log_tail()
+        deployment.check_running(name, event)
+        # Answers once the loop has turned again, so this waits without guessing a time.
+        deployment.daemon_status(name)
+
+
+def test_revoked_agent_is_refused_from_the_reload_on_by_connector_and_intermediate(site: Site) -> None:
+    deployment = site.deployment
+    assert download(site.tcp_port, MIB) == content_digest(MIB)
+    pki = PkiDirectory(deployment.directory / "pki")
+    pki.revoke(time.time(), role=Role.AGENT, node_id="agent-1")
+    reload(deployment, "intermediate-1", "daemon.credentials_reloaded")
+    reload(deployment, "connector-1", "daemon.credentials_reloaded")
+    deployment.kill("intermediate-1")
+    deployment.start("intermediate-1")
+    status = deployment.wait_for(
+        "agent-1",
+        lambda status: "revoked" in status["intermediates"][0]["reason"],
+        "the refusal, in words",
+    )
+    assert not status["is_ready"]
+
+
+def test_faulty_file_changes_nothing(site: Site) -> None:
+    deployment = site.deployment
+    (deployment.directory / "pki" / CRL).write_bytes(b"-----BEGIN nonsense\n")
+    for name in ("agent-1", "connector-1", "intermediate-1"):
+        reload(deployment, name, "daemon.reload_failed")
+    assert download(site.tcp_port, MIB) == content_digest(MIB)
