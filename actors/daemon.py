@@ -58,6 +58,9 @@ class Plan(Protocol):
     def reload(self) -> None:
         """Read the node's credentials again. Raises `ConfigError` or `AuthenticationError`."""
 
+    def is_revocation_list_overdue(self, now_wall: float) -> bool:
+        """Whether the CA should have signed a newer list by now; the present one is honoured all the same."""
+
 
 class Node:
     """The actors of one daemon on one I/O port: what production and simulation have in common."""
@@ -149,17 +152,24 @@ async def _run(settings: DaemonSettings, plan: Plan) -> int:
             )
         else:
             log.info("daemon.credentials_reloaded")
+            _warn_of_overdue_list(io, plan, log)
 
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signal_number, stop, signal_number)
     loop.add_signal_handler(signal.SIGHUP, reload)
     log.info("daemon.starting", version=__version__, pid=os.getpid())
+    _warn_of_overdue_list(io, plan, log)
     node.start()
     await ended.wait()
     if node.give_up_reason:
         return _report_failure(node, log)
     await _drain(node, log)
     return ExitStatus.OK
+
+
+def _warn_of_overdue_list(io: Io, plan: Plan, log: structlog.typing.FilteringBoundLogger) -> None:
+    if plan.is_revocation_list_overdue(io.wall_time()):
+        log.warning("daemon.revocation_list_overdue", remedy="sign it again with `ztna pki crl`")
 
 
 def _report_failure(node: Node, log: structlog.typing.FilteringBoundLogger) -> int:

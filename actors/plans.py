@@ -113,6 +113,11 @@ def _reload_credentials(settings: DaemonSettings, credentials: Credentials) -> N
     credentials.adopt(_credentials(settings))
 
 
+def _is_overdue(credentials: Credentials, now_wall: float) -> bool:
+    revocation = credentials.verifier.revocation
+    return revocation is not None and revocation.is_stale(now_wall)
+
+
 @dataclass(frozen=True, slots=True)
 class _Scopes:
     """Starts and stops the actors of one session."""
@@ -140,6 +145,10 @@ class NodePlan:
     def reload(self) -> None:
         """Read the node's files again; what is judged from now on is judged by them."""
         _reload_credentials(self._settings, self._credentials)
+
+    def is_revocation_list_overdue(self, now_wall: float) -> bool:
+        """Whether the CA should have signed a newer list by now."""
+        return _is_overdue(self._credentials, now_wall)
 
     def specs(self, node: Node) -> list[ChildSpec]:
         """The children of the node, in dependency order."""
@@ -344,6 +353,10 @@ class IntermediatePlan:
     def reload(self) -> None:
         """Read the node's files again; what is judged from now on is judged by them."""
         _reload_credentials(self._settings, self._credentials)
+
+    def is_revocation_list_overdue(self, now_wall: float) -> bool:
+        """Whether the CA should have signed a newer list by now."""
+        return _is_overdue(self._credentials, now_wall)
 
     def specs(self, node: Node) -> list[ChildSpec]:
         """The children of the node, in dependency order."""
