@@ -24,7 +24,6 @@ from aioquic.quic.retry import QuicRetryTokenHandler
 from ztna.address import TransportAddress
 from ztna.errors import RemoteProtocolError
 from ztna.quic.adapter import parse_header
-from ztna.quic.budget import TokenBucket
 from ztna.quic.connection import Connection
 from ztna.quic.demux import (
     LOCAL_CID_BYTES,
@@ -37,6 +36,7 @@ from ztna.quic.demux import (
     version,
 )
 from ztna.quic.options import ConnectionOptions
+from ztna.token_bucket import TokenBucket
 
 OwnerT = TypeVar("OwnerT", bound=Hashable)
 
@@ -91,8 +91,8 @@ class Endpoint(Generic[OwnerT]):
         self._table = table
         self._tokens = QuicRetryTokenHandler()
         self._handshaking: list[Connection] = []
-        self._replies = TokenBucket(rate=MAX_STATELESS_REPLIES_PER_S, capacity=MAX_STATELESS_BURST)
-        self._handshakes = TokenBucket(rate=MAX_HANDSHAKE_SHARE, capacity=MAX_HANDSHAKE_SHARE)
+        self._replies = TokenBucket(MAX_STATELESS_REPLIES_PER_S, MAX_STATELESS_BURST, 0.0)
+        self._handshakes = TokenBucket(MAX_HANDSHAKE_SHARE, MAX_HANDSHAKE_SHARE, 0.0)
         self.dropped: Counter[str] = Counter()
         self.replied: Counter[str] = Counter()
 
@@ -135,7 +135,7 @@ class Endpoint(Generic[OwnerT]):
     def _negotiate_version(self, datagram: bytes, connection_id: bytes, now: float) -> Drop | Reply:
         start = LONG_CID_OFFSET + len(connection_id) + 1
         source_cid = datagram[start : start + datagram[start - 1]]
-        if not self._replies.take(1, now):
+        if not self._replies.take(now):
             return self._drop("reply_rate")
         self.replied["version_negotiation"] += 1
         return Reply(
@@ -145,7 +145,7 @@ class Endpoint(Generic[OwnerT]):
         )
 
     def _retry(self, header: QuicHeader, source: TransportAddress, now: float) -> Drop | Reply:
-        if not self._replies.take(1, now):
+        if not self._replies.take(now):
             return self._drop("reply_rate")
         self.replied["retry"] += 1
         retry_cid = os.urandom(LOCAL_CID_BYTES)
@@ -178,7 +178,7 @@ class Endpoint(Generic[OwnerT]):
         # The client sends its Initial again, later each time, so what is dropped here only waits.
         if self.handshaking >= MAX_HANDSHAKING:
             return self._drop("too_many_handshakes")
-        if not self._handshakes.take(HANDSHAKE_COST_S, now):
+        if not self._handshakes.take(now, HANDSHAKE_COST_S):
             return self._drop("handshake_budget")
         connection = Connection.server(
             self._options,
