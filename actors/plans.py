@@ -394,12 +394,11 @@ class IntermediatePlan:
 
     def _udp_socket(self, context: Context) -> IntermediateUdpSocket:
         settings = self._settings
-        external = settings.quic.external_address
         return IntermediateUdpSocket(
             context,
             settings.bind_addresses,
             alternate_port=settings.stun.alternate_port or None,
-            external_address=external.literal if external is not None else None,
+            external_address=settings.quic.external_address,
         )
 
     def _quic_relay(self, context: Context) -> QuicRelay:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from google.protobuf.message import Message
@@ -262,7 +262,7 @@ class IntermediateUdpSocket(UdpSocket):
             return
         alternate = self._alternates.get(family)
         arrived_on = alternate if is_alternate and alternate is not None else primary
-        local = self._seen_from_outside(batch, arrived_on)
+        local = self._seen_from_outside(batch, arrived_on, is_alternate=arrived_on is alternate)
         for data in datagrams:
             response = self._responder.respond(data, batch.remote, local, self.now)
             if response is None:
@@ -272,11 +272,13 @@ class IntermediateUdpSocket(UdpSocket):
             self._sent[0] += 1
             self._sent[1] += len(response.data)
 
-    def _seen_from_outside(self, batch: DatagramBatch, arrived_on: Socket) -> TransportAddress:
+    def _seen_from_outside(
+        self, batch: DatagramBatch, arrived_on: Socket, *, is_alternate: bool
+    ) -> TransportAddress:
         external = self._external_address
         port = arrived_on.local_address.port
         if external is not None and external.family is batch.remote.family:
-            return TransportAddress(external.host, port)
+            return replace(external, port=port) if is_alternate else external
         return TransportAddress(batch.local_host or arrived_on.local_address.host, port)
 
     def _strangers_received(self, batch: DatagramBatch, datagrams: list[bytes]) -> None:

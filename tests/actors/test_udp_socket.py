@@ -11,7 +11,7 @@ from actors.io import UdpSocket as Socket
 from actors.udp_socket import MAX_FAILURES_REPORTED, STATISTICS_INTERVAL_S, IntermediateUdpSocket, UdpSocket
 from tests.manual_io import ActorHarness, ManualIo, actor_harness
 from ztna.address import TransportAddress
-from ztna.stun.attributes import OtherAddress, Software, XorMappedAddress
+from ztna.stun.attributes import OtherAddress, ResponseOrigin, Software, XorMappedAddress
 from ztna.stun.message import BINDING, MessageClass, build, parse
 from ztna.stun.message import Message as StunMessage
 from ztna.v1 import types_pb2, udp_socket_pb2
@@ -24,7 +24,7 @@ REMOTE6 = TransportAddress("2001:db8::7", 5000)
 LEG_CID = b"L" * 8
 SESSION_CID = b"S" * 8
 SESSION = b"s" * 16
-EXTERNAL = TransportAddress("203.0.113.1", 4433)
+EXTERNAL = TransportAddress("203.0.113.1", 443)
 
 
 class NodeSocket(UdpSocket):
@@ -244,6 +244,7 @@ def test_intermediate_answers_stun_with_the_source_and_its_alternate_port() -> N
     attributes = {type(each): each for each in message.attributes}
     assert attributes[XorMappedAddress] == XorMappedAddress(REMOTE)
     assert attributes[OtherAddress] == OtherAddress(TransportAddress(EXTERNAL.host, 3479))
+    assert attributes[ResponseOrigin] == ResponseOrigin(EXTERNAL)
 
 
 def test_alternate_port_answers_stun_alone() -> None:

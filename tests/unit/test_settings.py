@@ -339,6 +339,12 @@ class TestValues:
                 "FILE: stun.alternate_port 4433 is a port of quic.listen already",
                 id="stun-port",
             ),
+            pytest.param(
+                NODE + "quic: {external_address: '192.0.2.1:3479'}",
+                IntermediateSettings,
+                "FILE: stun.alternate_port 3479 is the port of quic.external_address already",
+                id="external-port",
+            ),
         ],
     )
     def test_duplicates_are_errors(

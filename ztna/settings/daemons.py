@@ -35,6 +35,7 @@ from ztna.settings.values import (
     IdPattern,
     ListenAddress,
     Many,
+    PublicAddress,
     Section,
     ServiceProtocol,
 )
@@ -75,10 +76,10 @@ class QuicSettings(Section):
         min_length=1,
         description="Addresses of the QUIC relay, which also answers STUN (UDP).",
     )
-    external_address: DialAddress | None = Field(
+    external_address: PublicAddress | None = Field(
         default=None,
-        description="Where nodes reach `quic.listen` from outside, when a NAT or load balancer stands "
-        "before it.",
+        description="Address at which nodes reach `quic.listen` when a NAT stands before it: what STUN "
+        "answers name. `stun.alternate_port` has to be the same outside.",
     )
 
     @field_validator("listen")
@@ -207,6 +208,11 @@ class IntermediateSettings(DaemonSettings):
         if any(self.stun.alternate_port == address.port != 0 for address in self.bind_addresses):
             raise ValueError(
                 f"stun.alternate_port {self.stun.alternate_port} is a port of quic.listen already"
+            )
+        external = self.quic.external_address
+        if external is not None and external.port == self.stun.alternate_port:
+            raise ValueError(
+                f"stun.alternate_port {external.port} is the port of quic.external_address already"
             )
         return self
 

@@ -154,6 +154,13 @@ def _parse_listen_or_off(value: object) -> TransportAddress | None:
     return None if value is None or value == "" else _parse_listen(value)
 
 
+def _parse_public(value: object) -> TransportAddress:
+    address = _parse_listen(value)
+    if address.port == 0:
+        raise ValueError("port 0 cannot be reached")
+    return address
+
+
 def _parse_dial(value: object) -> HostPort:
     if isinstance(value, HostPort):
         return value
@@ -200,6 +207,7 @@ Choice = Annotated[T, Strict(strict=False)]
 Id = Annotated[str, PlainValidator(_parse_id), TypeName("id")]
 IdPattern = Annotated[str, PlainValidator(_parse_pattern), TypeName('id or "*"')]
 ListenAddress = Annotated[TransportAddress, PlainValidator(_parse_listen), TypeName("address:port")]
+PublicAddress = Annotated[TransportAddress, PlainValidator(_parse_public), TypeName("address:port")]
 OptionalListenAddress = Annotated[
     TransportAddress | None, PlainValidator(_parse_listen_or_off), TypeName("address:port or empty")
 ]
