@@ -267,7 +267,7 @@ class QuicRelay(Concern):
             self._hub.close(connection, "malformed_leg_frame")
             return
         if frame.WhichOneof("body") == "hello":
-            self._hub.handle_hello(connection, frame.hello.attach_id)
+            self._hub.handle_hello(connection, frame.hello.attach_id, self.now)
         else:
             self._hub.close(connection, "unexpected_leg_frame")
 

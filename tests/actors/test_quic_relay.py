@@ -23,7 +23,9 @@ from ztna.relay import frame
 from ztna.relay.hub import (
     FAREWELL_S,
     JUDGEMENT_LIMIT_S,
+    MAX_CONTROL_BACKLOG_BYTES,
     MAX_DATAGRAMS_PENDING,
+    MAX_HELLO_BURST,
     MAX_LEGS_PER_NODE,
     MAX_SIGNALING_BACKLOG_BYTES,
     SILENCE_LIMIT_S,
@@ -521,6 +523,49 @@ def test_signaling_stream_is_reported_and_answered(site: Site) -> None:
     site.run()
     (ended,) = site.take(quic_relay_pb2.LegSignalingChanged)
     assert (ended.connection, ended.is_open) == (opened.connection, False)
+
+
+def test_bytes_behind_our_end_of_the_signaling_stream_have_no_reader(site: Site) -> None:
+    node = site.dial(Role.AGENT, "a1")
+    node.connection.send_stream(4, b"garbage")
+    site.run()
+    (opened,) = site.take(quic_relay_pb2.LegSignalingChanged)
+    node.is_deaf = True  # so that our end is not acknowledged yet
+    last_words = quic_relay_pb2.SendLegSignalingBytes(connection=opened.connection, data=b"no", close=True)
+    site.tell(last_words)
+    site.take(quic_relay_pb2.LegSignalingBytesReceived)
+    node.connection.send_stream(4, b"more garbage")
+    site.run()
+    assert not site.take(quic_relay_pb2.LegSignalingChanged)
+    assert not site.take(quic_relay_pb2.LegSignalingBytesReceived)
+    site.tell(last_words)
+
+
+def test_leg_that_says_hello_all_the_time_is_closed(site: Site) -> None:
+    node = site.dial(Role.AGENT, "a1")
+    site.attach(node, ATTACH_A)
+    for _ in range(int(MAX_HELLO_BURST)):
+        assert site.hello(node, ATTACH_C) == ["rejected"]
+    assert site.hello(node, ATTACH_C) == []
+    assert node.closed is not None
+    assert node.closed.message == "too_many_hellos"
+    site.advance(1.1)
+    assert site.take(quic_relay_pb2.RelayStatistics)[-1].refused["too_many_hellos"] == 1
+
+
+def test_node_that_does_not_read_its_control_stream_loses_its_leg(site: Site) -> None:
+    node = site.dial(Role.AGENT, "a1")
+    site.attach(node, ATTACH_A)
+    assert site.hello(node, ATTACH_A) == ["accepted"]
+    hub = site.harness.concern._hub
+    (number,) = hub._legs
+    node.is_deaf = True
+    for _ in range(MAX_CONTROL_BACKLOG_BYTES // 1000 + 1):
+        hub.send_control(number, bytes(1000))
+    node.is_deaf = False
+    site.advance(1.0)
+    assert node.closed is not None
+    assert node.closed.message == "control_overflow"
 
 
 def test_ended_signaling_stream_ends_its_leg_behind_the_last_words(site: Site) -> None:

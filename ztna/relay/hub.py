@@ -48,6 +48,7 @@ from ztna.relay.queue import (
     FairScheduler,
 )
 from ztna.signaling.framing import FrameDecoder
+from ztna.token_bucket import TokenBucket
 
 CONTROL_STREAM = 0
 SIGNALING_STREAM = 4
@@ -60,6 +61,13 @@ MAX_LEGS_PER_NODE = 4
 
 MAX_SIGNALING_BACKLOG_BYTES = 1 << 20
 """Unread by a node on its signaling stream: sixteen of the largest frames, or thousands of usual ones."""
+
+MAX_CONTROL_BACKLOG_BYTES = 1 << 16
+"""Unread by a node on its control stream: two thousand answers; a node that reads leaves none."""
+
+MAX_HELLOS_PER_S = 1.0
+MAX_HELLO_BURST = 16.0
+"""A node says hello once per attachment, and attaches a few times a second at worst, then ever more seldom."""
 
 JUDGEMENT_LIMIT_S = 3.0
 """For a PING to be acknowledged: three times the largest plausible round trip."""
@@ -86,11 +94,13 @@ class _Leg:
     local_host: str
     queue: FairScheduler[bytes]
     heard_at: float
+    hellos: TokenBucket
     peer: VerifiedPeer | None = None
     attach_id: bytes = b""
     decoder: FrameDecoder = field(default_factory=FrameDecoder)
     has_control: bool = False  # only the node can open its stream
     has_signaling: bool = False
+    is_signaling_over: bool = False  # it ended, from either side; what still comes has no reader
     judging: dict[int, bytes] = field(default_factory=dict)  # PING -> attachment asked about
 
     @property
@@ -222,10 +232,14 @@ class RelayHub:
         if leg is not None:
             leg.attach_id = b""
 
-    def handle_hello(self, number: int, attach_id: bytes) -> None:
-        """A node says to which attachment its leg belongs."""
+    def handle_hello(self, number: int, attach_id: bytes, now: float) -> None:
+        """A node says to which attachment its leg belongs; one that says it all the time loses the leg."""
         leg = self._legs.get(number)
-        if leg is None or leg.peer is None:
+        if leg is None or leg.peer is None or leg.connection.is_closed:
+            return
+        if not leg.hellos.take(now):
+            self._refused["too_many_hellos"] += 1
+            self.close(number, "too_many_hellos")
             return
         holder = self._attachments.get(attach_id)
         rejection = ""
@@ -268,11 +282,15 @@ class RelayHub:
         self._touched[leg.number] = leg
 
     def send_control(self, number: int, data: bytes) -> None:
-        """Write to a leg's control stream; harmless when the leg is gone."""
+        """Write to a leg's control stream, harmless when the leg is gone; a node that does not read loses it."""
         leg = self._legs.get(number)
-        if leg is not None and leg.has_control:
-            leg.connection.send_stream(CONTROL_STREAM, data)
-            self._touched[number] = leg
+        if leg is None or not leg.has_control:
+            return
+        if leg.connection.send_backlog(CONTROL_STREAM) + len(data) > MAX_CONTROL_BACKLOG_BYTES:
+            self.close(number, "control_overflow")
+            return
+        leg.connection.send_stream(CONTROL_STREAM, data)
+        self._touched[number] = leg
 
     def send_signaling(self, number: int, data: bytes, now: float, *, end: bool) -> None:
         """Write to a leg's signaling stream; a node that does not read loses its leg.
@@ -288,6 +306,7 @@ class RelayHub:
         leg.connection.send_stream(SIGNALING_STREAM, data, end)
         if end:
             leg.has_signaling = False
+            leg.is_signaling_over = True
             self._farewells.set(number, now + FAREWELL_S)
         self._touched[number] = leg
 
@@ -352,7 +371,8 @@ class RelayHub:
             max_packets_per_session=self._queue_packets, max_sojourn_s=self._queue_s
         )
         queue.drops = self._queue_drops
-        leg = _Leg(self._last_number, connection, remote, local_host, queue, now)
+        hellos = TokenBucket(MAX_HELLOS_PER_S, MAX_HELLO_BURST, now)
+        leg = _Leg(self._last_number, connection, remote, local_host, queue, now, hellos)
         self._legs[leg.number] = leg
         self._silences.set(leg.number, now + SILENCE_LIMIT_S)
         self.counters.accepted += 1
@@ -433,7 +453,7 @@ class RelayHub:
             self.close(leg.number, "unexpected_stream")
 
     def _take_signaling(self, leg: _Leg, event: events.StreamDataReceived) -> None:
-        if leg.peer is None:
+        if leg.peer is None or leg.is_signaling_over:
             return
         if not leg.has_signaling:
             leg.has_signaling = True
@@ -446,6 +466,7 @@ class RelayHub:
     def _end_signaling(self, leg: _Leg, stream_id: int) -> None:
         if stream_id == SIGNALING_STREAM and leg.has_signaling and leg.peer is not None:
             leg.has_signaling = False
+            leg.is_signaling_over = True
             self._effects.append(SignalingChanged(leg.number, is_open=False, peer=leg.peer))
 
     def _handle_pong(self, leg: _Leg, ping_id: int) -> None:
