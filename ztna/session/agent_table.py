@@ -51,6 +51,7 @@ class _Wish:
     asked_at: str = ""  # the intermediate that owes an answer
     ask_at: float | None = None
     is_refused: bool = False
+    has_seen_end: bool = False  # a session that it waited for ended
     failure: tuple[str, str] = ("timeout", "no answer in time")
 
 
@@ -206,10 +207,11 @@ class AgentSessions(SessionBook):
             if wish.request_id is not None:
                 continue
             wish.failure = ("session_failed", f"the session with {record.peer.id} ended: {reason}")
-            if wish.deadline is None:
-                # Nobody waits, and a peer that ends each session at once must not be asked without end.
+            if wish.deadline is None or wish.has_seen_end:
+                # A peer that ends each session at once must not be asked without end.
                 wish.ask_at = now + RETRY_INTERVAL_S
             else:
+                wish.has_seen_end = True
                 self._ask(wish, now)
 
     def handle_timeout(self, now: float) -> None:

@@ -227,6 +227,24 @@ def test_failed_handshake_avoids_the_connector_for_a_while() -> None:
     assert world.of(AskForSession)[0].excluded_connectors == ()
 
 
+def test_connector_that_ends_every_session_at_once_is_not_asked_in_a_spin() -> None:
+    world = World()
+    world.want()
+    for number in range(1, 4):
+        asked_before = len(world.asked)
+        session_id = bytes([number]) * 16
+        now = (number - 1) * RETRY_INTERVAL_S
+        world.grant(session_id=session_id, now=now)
+        world.table.handle_closed(session_id, "certificate_revoked", now)
+        world.take()
+        if number == 1:
+            assert len(world.asked) == asked_before + 1  # another connector may do better, at once
+        else:
+            assert len(world.asked) == asked_before
+            world.run_until(now + RETRY_INTERVAL_S)
+            assert len(world.asked) == asked_before + 1
+
+
 def test_end_of_an_established_session_excludes_nobody() -> None:
     world = World.established()
     world.table.handle_closed(S1, "idle_timeout", 5.0)
