@@ -13,10 +13,11 @@ from google.protobuf.message import DecodeError
 from actors import translate
 from actors.base import Concern, Context, loop_callback
 from ztna.address import TransportAddress
+from ztna.errors import RemoteProtocolError
 from ztna.quic.connection import Connection
 from ztna.relay import leg
 from ztna.relay.queue import MAX_QUEUED_PACKETS_PER_SESSION, MAX_SOJOURN_S
-from ztna.v1 import relay_leg_pb2, relay_pb2, udp_socket_pb2
+from ztna.v1 import relay_leg_pb2, relay_pb2, types_pb2, udp_socket_pb2
 
 STATISTICS_INTERVAL_S = 1.0
 
@@ -238,11 +239,18 @@ class RelayLeg(Concern):
                 self.log.warning("relay_leg.rejected", reason=frame.rejected.reason)
                 self._core.handle_rejected()
             case "observed_address":
-                observed = frame.observed_address.address
-                self.log.info("relay_leg.address_observed", address=f"{observed.host} {observed.port}")
-                self.emit(relay_leg_pb2.AddressObserved(intermediate_id=self.key, address=observed))
+                self._address_observed(frame.observed_address.address)
             case _:
                 self.log.debug("relay_leg.unknown_frame_ignored")
+
+    def _address_observed(self, observed: types_pb2.TransportAddress) -> None:
+        try:
+            address = translate.address_from_proto(observed)
+        except RemoteProtocolError as error:
+            self._core.handle_protocol_error(error.reason, self.now)
+            return
+        self.log.info("relay_leg.address_observed", address=str(address))
+        self.emit(relay_leg_pb2.AddressObserved(intermediate_id=self.key, address=observed))
 
     def _report(self) -> None:
         counters = self._core.counters

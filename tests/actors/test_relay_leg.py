@@ -208,6 +208,15 @@ def test_rejected_attachment_keeps_the_connection_for_the_next_one() -> None:
     assert len(world.of(relay_leg_pb2.RelayLegUp)) == 1
 
 
+def test_observed_address_that_is_none_costs_the_leg() -> None:
+    world = World().up()
+    address = types_pb2.TransportAddress(host="nowhere", port=1)
+    observed = relay_pb2.LegFrame(observed_address=qad_pb2.ObservedAddress(address=address))
+    world.control(observed.SerializeToString())
+    assert [each.reason for each in world.of(relay_leg_pb2.RelayLegDown)] == ["malformed_address"]
+    assert world.of(relay_leg_pb2.AddressObserved) == []
+
+
 def test_malformed_control_frame_costs_the_leg_and_leaves_no_connection_id_behind() -> None:
     world = World().up()
     world.control(b"\xff\xff", ACCEPTED)
