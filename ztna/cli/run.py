@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -26,6 +27,8 @@ def _daemon_command(kind: DaemonKind, text: str) -> click.Command:
             overrides["log.level"] = log_level
         if log_format is not None:
             overrides["log.format"] = log_format
+        # gRPC writes a line of its own per failed handshake, which any stranger can cause, into our JSON.
+        os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
         from actors import daemon  # noqa: PLC0415 - the QUIC stack, which `--help` does without
 
         raise click.exceptions.Exit(int(daemon.run(kind, path, overrides)))
