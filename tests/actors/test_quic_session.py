@@ -24,6 +24,7 @@ from ztna.v1 import path_manager_pb2, quic_session_pb2, relay_leg_pb2, types_pb2
 
 MessageT = TypeVar("MessageT", bound=Message)
 SESSION = b"s" * 16
+MAX_ERROR_CODE = (1 << 62) - 1  # RFC 9000 §19.4: a variable-length integer
 UP = path_manager_pb2.PathSelected(
     session_id=SESSION, kind=types_pb2.PATH_KIND_RELAY, intermediate_id="i1", max_packet_bytes=1200
 )
@@ -205,6 +206,23 @@ def test_abandoned_stream_is_told_in_both_directions() -> None:
     world.run(1.0)
     aborted = world.of("server", quic_session_pb2.StreamAborted)
     assert {(each.code, each.is_reset) for each in aborted} == {(5, True), (5, False)}
+
+
+def test_any_error_code_of_the_peer_is_passed_on() -> None:
+    world = World().established()
+    world.client.tell(send(0, b"x"))
+    world.exchange()
+    connection = world.client.concern._connection
+    assert connection is not None
+    connection.reset_stream(0, MAX_ERROR_CODE)
+    connection.stop_stream(0, MAX_ERROR_CODE)
+    world.run(1.0)
+    aborted = world.of("server", quic_session_pb2.StreamAborted)
+    assert {(each.code, each.is_reset) for each in aborted} == {
+        (MAX_ERROR_CODE, True),
+        (MAX_ERROR_CODE, False),
+    }
+    assert world.server.is_alive
 
 
 def test_stream_beyond_the_limit_is_refused_with_all_behind_it_and_the_session_lives() -> None:

@@ -302,6 +302,7 @@ class StreamAborted(_message.Message):
     session_id: _builtins.bytes
     stream_id: _builtins.int
     code: _builtins.int
+    """the peer's: any 62-bit number (RFC 9000 section 19.4)"""
     is_reset: _builtins.bool
     """its sending direction; otherwise it asked us to stop ours"""
     def __init__(
