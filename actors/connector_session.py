@@ -77,5 +77,8 @@ class ConnectorSession(ServiceSession):
         return True
 
     def stream_reset(self, stream_id: int) -> None:
-        """The agent gave up a stream, perhaps before its first bytes came."""
-        self._unseen.pop(stream_id, None)
+        """The agent gave up a stream, perhaps before its first bytes came, which then never do.
+
+        Raises what `is_new_stream` raises.
+        """
+        self.is_new_stream(stream_id)

@@ -71,8 +71,12 @@ class ServiceBackend(ServiceConcern[ConnectorSession]):
         """The agent gave up a direction of a stream."""
         super().stream_aborted(message)
         session = self._sessions.get(message.session_id)
-        if session is not None and message.is_reset:
+        if session is None or not message.is_reset:
+            return
+        try:
             session.stream_reset(message.stream_id)
+        except RemoteProtocolError as error:
+            self._protocol_broken(session, error)
 
     # What backend pumps call
 

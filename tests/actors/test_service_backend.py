@@ -371,6 +371,26 @@ def test_stream_that_was_reset_before_its_first_bytes_is_not_opened(backend: Bac
     assert len(backend.io.tcp_attempts) == 1
 
 
+def test_streams_that_are_reset_unseen_do_not_add_up(backend: Backend) -> None:
+    last = 4 * (2 * MAX_UNSEEN_STREAMS)
+    backend.tell(
+        *(
+            quic_session_pb2.StreamAborted(session_id=SESSION, stream_id=stream_id, code=4, is_reset=True)
+            for stream_id in range(4, last, 4)
+        ),
+        received(last, header()),
+    )
+    assert len(backend.io.tcp_attempts) == 1
+    assert not of_type(backend.emitted, quic_session_pb2.CloseQuicSession)
+
+
+def test_reset_of_a_stream_far_ahead_ends_the_session(backend: Backend) -> None:
+    ahead = 4 * (MAX_UNSEEN_STREAMS + 2)
+    backend.tell(quic_session_pb2.StreamAborted(session_id=SESSION, stream_id=ahead, code=4, is_reset=True))
+    (closed,) = of_type(backend.emitted, quic_session_pb2.CloseQuicSession)
+    assert closed.reason == "too_many_streams_skipped"
+
+
 def test_agent_that_leaves_out_too_many_streams_loses_its_session(backend: Backend) -> None:
     backend.tell(received(4 * (MAX_UNSEEN_STREAMS + 1), header()))
     assert len(backend.io.tcp_attempts) == 1
