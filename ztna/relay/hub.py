@@ -67,7 +67,7 @@ MAX_CONTROL_BACKLOG_BYTES = 1 << 16
 
 MAX_HELLOS_PER_S = 1.0
 MAX_HELLO_BURST = 16.0
-"""A node says hello once per attachment, and attaches a few times a second at worst, then ever more seldom."""
+"""A node says hello once per attachment: a few times a second at worst, then ever more seldom."""
 
 JUDGEMENT_LIMIT_S = 3.0
 """For a PING to be acknowledged: three times the largest plausible round trip."""
@@ -282,7 +282,7 @@ class RelayHub:
         self._touched[leg.number] = leg
 
     def send_control(self, number: int, data: bytes) -> None:
-        """Write to a leg's control stream, harmless when the leg is gone; a node that does not read loses it."""
+        """Write to a leg's control stream; harmless when it is gone. A node that does not read loses its leg."""
         leg = self._legs.get(number)
         if leg is None or not leg.has_control:
             return
