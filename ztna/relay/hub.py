@@ -282,7 +282,7 @@ class RelayHub:
         self._touched[leg.number] = leg
 
     def send_control(self, number: int, data: bytes) -> None:
-        """Write to a leg's control stream; harmless when it is gone. A node that does not read loses its leg."""
+        """Write to a leg's control stream, if it is there; a node that does not read loses its leg."""
         leg = self._legs.get(number)
         if leg is None or not leg.has_control:
             return
