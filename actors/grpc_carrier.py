@@ -37,7 +37,19 @@ _OPTIONS: list[tuple[str, str | int]] = [
 ]
 
 _AUTHENTICATION_CODES = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED})
-_AUTHENTICATION_WORDS = ("CERTIFICATE_VERIFY_FAILED", "certificate", "Hostname Verification")
+
+# What gRPC's TLS says of a certificate, in order of preference, and what people understand.
+_CERTIFICATE_FAULTS = (
+    ("certificate has expired", "its certificate has expired"),
+    ("certificate is not yet valid", "its certificate is not valid yet, or the clock here is wrong"),
+    ("Hostname Verification", "its certificate names somebody else"),
+    ("unable to get local issuer certificate", "its certificate was not issued by this deployment's CA"),
+    ("certificate signature failure", "its certificate was not issued by this deployment's CA"),
+    ("CERTIFICATE_VERIFY_FAILED", "its certificate is not acceptable"),
+)
+
+# All that TLS 1.3 lets a client see of a server that refuses its certificate.
+_CLOSED_IN_HANDSHAKE = "Socket closed"
 
 
 class CarrierOwner(Protocol):
@@ -60,13 +72,15 @@ class GrpcCarrier:
         self._owner = owner
         self._outgoing: asyncio.Queue[signaling_pb2.SignalingFrame | None] = asyncio.Queue(MAX_QUEUED_FRAMES)
         self._is_closed = False
-        name = Identity(credentials.identity.trust_domain, Role.INTERMEDIATE, intermediate_id).dns_name
+        self._has_received = False
+        identity = Identity(credentials.identity.trust_domain, Role.INTERMEDIATE, intermediate_id)
+        self._name = str(identity)
         self._channel = aio.secure_channel(
             target,
             grpc.ssl_channel_credentials(
                 credentials.ca_pem, credentials.private_key_pem, credentials.certificate_pem
             ),
-            options=[*_OPTIONS, ("grpc.ssl_target_name_override", name)],
+            options=[*_OPTIONS, ("grpc.ssl_target_name_override", identity.dns_name)],
         )
         self._call = signaling_pb2_grpc.SignalingServiceStub(self._channel).Attach()
         loop = asyncio.get_running_loop()
@@ -119,6 +133,7 @@ class GrpcCarrier:
     async def _read(self) -> None:
         try:
             async for frame in self._call:
+                self._has_received = True
                 if not self._is_closed:
                     self._owner.carrier_frame(self, frame)
             code, detail = await self._call.code(), await self._call.details() or ""
@@ -126,13 +141,22 @@ class GrpcCarrier:
             code, detail = error.code(), error.details() or ""
         except asyncio.CancelledError:
             code, detail = grpc.StatusCode.CANCELLED, ""
-        is_authentication = code in _AUTHENTICATION_CODES or any(
-            word in detail for word in _AUTHENTICATION_WORDS
-        )
         reason = "stream_ended" if code is grpc.StatusCode.OK else code.name.lower()
-        self._report(reason, detail, is_authentication)
+        fault = certificate_fault(detail) if code is grpc.StatusCode.UNAVAILABLE else ""
+        if fault:
+            reason, detail = "untrusted_intermediate", f"{self._name}: {fault} (gRPC: {detail})"
+        elif _CLOSED_IN_HANDSHAKE in detail and not self._has_received:
+            detail = (
+                f"{self._name} hung up; if it refuses this node's certificate, its log says why ({detail})"
+            )
+        self._report(reason, detail, bool(fault) or code in _AUTHENTICATION_CODES)
 
     def _report(self, reason: str, detail: str, is_authentication: bool) -> None:
         if not self._is_closed:
             self.close()
             self._owner.carrier_closed(self, reason, detail, is_authentication)
+
+
+def certificate_fault(detail: str) -> str:
+    """What is wrong with the other end's certificate, as far as gRPC tells; empty for any other trouble."""
+    return next((words for sign, words in _CERTIFICATE_FAULTS if sign in detail), "")

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 
 import grpc
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 from grpc import aio
 
 from actors import grpc_carrier
 from actors.credentials import Credentials, parse_credentials
 from actors.grpc_carrier import GrpcCarrier
-from tests.pki_fixtures import NOW, issue, pem
+from tests.pki_fixtures import NOW, authority, issue, pem
 from ztna.access.identity import Role
 from ztna.pki.authority import Issued
 from ztna.v1 import signaling_pb2, signaling_pb2_grpc
@@ -180,24 +181,54 @@ async def _ends_at_once(requests: AsyncIterator[Frame], context: object) -> Asyn
 
 
 @pytest.mark.parametrize(
-    "issued",
+    ("issued", "words"),
     [
-        pytest.param(lambda: issue(Role.INTERMEDIATE, "i1", foreign=True), id="foreign-ca"),
-        pytest.param(lambda: issue(Role.INTERMEDIATE, "i1", expired=True), id="expired"),
-        pytest.param(lambda: issue(Role.INTERMEDIATE, "i2"), id="another-name"),
-        pytest.param(lambda: issue(Role.CONNECTOR, "i1"), id="another-role"),
+        pytest.param(
+            lambda: issue(Role.INTERMEDIATE, "i1", foreign=True),
+            "was not issued by this deployment's CA",
+            id="foreign-ca",
+        ),
+        pytest.param(lambda: issue(Role.INTERMEDIATE, "i1", expired=True), "has expired", id="expired"),
+        pytest.param(
+            lambda: issue(Role.INTERMEDIATE, "i1", not_yet_valid=True), "is not valid yet", id="not-yet-valid"
+        ),
+        pytest.param(lambda: issue(Role.INTERMEDIATE, "i2"), "names somebody else", id="another-name"),
+        pytest.param(lambda: issue(Role.CONNECTOR, "i1"), "names somebody else", id="another-role"),
     ],
 )
-def test_certificate_of_the_intermediate_that_is_not_acceptable_is_an_authentication_failure(
-    issued: Callable[[], Issued],
+def test_certificate_of_the_intermediate_that_is_not_acceptable_is_told_in_words(
+    issued: Callable[[], Issued], words: str
 ) -> None:
     async def test() -> None:
         owner = Owner()
         async with serving(Intermediate(), issued()) as (target, _):
             GrpcCarrier(target, "i1", agent(), owner)
             await owner.wait_for(lambda: bool(owner.closed))
-        ((reason, _, is_authentication),) = owner.closed
-        assert (reason, is_authentication) == ("unavailable", True)
+        ((reason, detail, is_authentication),) = owner.closed
+        assert (reason, is_authentication) == ("untrusted_intermediate", True)
+        assert detail.startswith(f"intermediate 'i1': its certificate {words}")
+
+    run(test)
+
+
+def test_refusal_that_tls_hides_points_at_the_other_log() -> None:
+    async def test() -> None:
+        owner = Owner()
+        refused = issue(Role.AGENT, "a1", foreign=True)
+        own = parse_credentials(
+            refused.certificate_pem,
+            refused.key_pem,
+            pem(refused).ca + authority(foreign=True).certificate.public_bytes(Encoding.PEM),
+            None,
+            Role.AGENT,
+            NOW,
+        )
+        async with serving(Intermediate()) as (target, _):
+            GrpcCarrier(target, "i1", own, owner)
+            await owner.wait_for(lambda: bool(owner.closed))
+        ((reason, detail, _),) = owner.closed
+        assert reason == "unavailable"
+        assert "refuses this node's certificate, its log says why" in detail
 
     run(test)
 

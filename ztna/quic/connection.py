@@ -17,6 +17,7 @@ from ztna.errors import LocalProtocolError
 from ztna.quic.adapter import INITIAL_RTT_S, Engine
 from ztna.quic.closing import INTERNAL_ERROR, NO_ERROR, TRANSPORT_PARAMETER_ERROR, reason_of
 from ztna.quic.events import (
+    AUTHENTICATION_FAILURES,
     CloseReason,
     ConnectionClosed,
     ConnectionIdsChanged,
@@ -472,11 +473,15 @@ class Connection:
             return
         self._is_closed = True
         code, is_application, message = self._engine.close_details
+        reason = self._close_reason(code, is_application=is_application)
         if self._engine.refusal is not None:
             message = str(self._engine.refusal)
+        elif self._engine.closed_by_peer and reason in AUTHENTICATION_FAILURES:
+            # The reason alone would read as if it were the peer's certificate that has a fault.
+            message = f"the peer refused our certificate ({message or reason})"
         self._events.append(
             ConnectionClosed(
-                reason=self._close_reason(code, is_application=is_application),
+                reason=reason,
                 code=code,
                 is_remote=self._engine.closed_by_peer,
                 message=message,

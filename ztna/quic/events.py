@@ -116,7 +116,7 @@ class ConnectionClosed:
         reason: the label.
         code: error code of RFC 9000 §20 (0x100 + alert for TLS), or the application's.
         is_remote: the peer closed.
-        message: a sentence for people; the peer's words if `is_remote`, so never trust it.
+        message: a sentence for people; it holds the peer's words if `is_remote`, so never trust it.
     """
 
     reason: CloseReason

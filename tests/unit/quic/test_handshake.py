@@ -121,6 +121,15 @@ def test_unacceptable_server_is_refused(connector: Issued, reason: CloseReason) 
     assert (at_server.reason, at_server.is_remote) == (reason, True)
 
 
+def test_who_is_refused_hears_that_its_own_certificate_is_meant() -> None:
+    def refuse(_chain: object) -> object:
+        raise AuthenticationError("revoked", "the certificate of connector 'c1' was revoked")
+
+    at_client, at_server = refused(Pair(server_options=server_options(verify_peer=refuse)))
+    assert at_client.message == "the peer refused our certificate (revoked)"
+    assert at_server.message == "revoked: the certificate of connector 'c1' was revoked"
+
+
 def test_detail_of_a_refusal_stays_at_home() -> None:
     def refuse(_chain: object) -> object:
         raise AuthenticationError("revoked", "serial 4711 of the internal list")
