@@ -165,8 +165,12 @@ class Io(Scheduler, Protocol):
     def wall_time(self) -> float:
         """Seconds since the epoch; for certificates, grants and logs only."""
 
-    def open_udp(self, local: TransportAddress, owner: UdpOwner) -> UdpSocket:
-        """Bind an unconnected UDP socket (IPv6 sockets are v6-only). Raises `OSError`."""
+    def open_udp(self, local: TransportAddress, owner: UdpOwner, *, may_fragment: bool = False) -> UdpSocket:
+        """Bind an unconnected UDP socket (IPv6 sockets are v6-only). Raises `OSError`.
+
+        Without `may_fragment` a datagram above the path's MTU is refused or lost, as QUIC wants it; with it,
+        the kernel fragments, as UDP applications expect.
+        """
 
     def listen_tcp(self, local: TransportAddress, accept: Callable[[TcpStream], TcpOwner]) -> TcpListener:
         """Listen; `accept` is called for each connection and returns its owner (then `connected` is called).

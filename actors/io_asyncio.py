@@ -53,7 +53,9 @@ class AsyncioIo(AsyncioScheduler):
         """Seconds since the epoch; for certificates, grants and logs only."""
         return time.time()
 
-    def open_udp(self, local: TransportAddress, owner: UdpOwner) -> AsyncioUdpSocket:
+    def open_udp(
+        self, local: TransportAddress, owner: UdpOwner, *, may_fragment: bool = False
+    ) -> AsyncioUdpSocket:
         """Bind an unconnected UDP socket (IPv6 sockets are v6-only). Raises `OSError`."""
         return AsyncioUdpSocket(
             self._loop,
@@ -62,6 +64,7 @@ class AsyncioIo(AsyncioScheduler):
             receive_buffer_bytes=self._udp_receive_buffer_bytes,
             send_buffer_bytes=self._udp_send_buffer_bytes,
             use_offload=self._use_udp_offload,
+            may_fragment=may_fragment,
         )
 
     def listen_tcp(

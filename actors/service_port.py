@@ -204,7 +204,7 @@ class ServicePort(ServiceConcern[AgentSession]):
         if service.settings.protocol is ServiceProtocol.TCP:
             service.listener = self.io.listen_tcp(local, partial(self._accept, service))
             return service.listener.local_address
-        service.socket = self.io.open_udp(local, service)
+        service.socket = self.io.open_udp(local, service, may_fragment=True)
         return service.socket.local_address
 
     def _accept(self, service: LocalService, stream: TcpStream) -> TcpOwner:

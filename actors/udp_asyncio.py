@@ -75,6 +75,7 @@ class AsyncioUdpSocket:
         receive_buffer_bytes: int = RECEIVE_BUFFER_BYTES,
         send_buffer_bytes: int = SEND_BUFFER_BYTES,
         use_offload: bool = True,
+        may_fragment: bool = False,
     ) -> None:
         """Bind and start receiving; raises `OSError`. `use_offload=False` leaves GSO and GRO off."""
         self._loop = loop
@@ -88,6 +89,8 @@ class AsyncioUdpSocket:
         self._sock = socket.socket(SOCKET_FAMILY[local.family], socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         try:
             _configure(self._sock, local.family, receive_buffer_bytes, send_buffer_bytes)
+            if not may_fragment:
+                _forbid_fragments(self._sock, local.family)
             self._uses_gro = use_offload and _try_option(self._sock, UDP_GRO, 1)
             # Setting the size to 0 changes nothing, and fails where the kernel knows no segmentation.
             self._uses_gso = use_offload and _try_option(self._sock, UDP_SEGMENT, 0)
@@ -291,13 +294,18 @@ def gso_run_end(payloads: Sequence[bytes], start: int) -> int:
 def _configure(sock: socket.socket, family: Family, receive_bytes: int, send_bytes: int) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_bytes)
-    # PROBE: never fragment, and ignore what ICMP says about the path's MTU; our padded checks prove it.
     if family is Family.IPV4:
         sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
-        sock.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_PROBE)
     else:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+
+
+def _forbid_fragments(sock: socket.socket, family: Family) -> None:
+    # PROBE: never fragment, and ignore what ICMP says about the path's MTU; our padded checks prove it.
+    if family is Family.IPV4:
+        sock.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_PROBE)
+    else:
         sock.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, PMTUDISC_PROBE)
 
 

@@ -87,7 +87,7 @@ class UdpBackend:
             return
         remote = addresses[0]
         try:
-            self._socket = self._owner.io.open_udp(_local_for(remote), self)
+            self._socket = self._owner.io.open_udp(_local_for(remote), self, may_fragment=True)
         except OSError as open_error:
             self._flow.failed(self._flow_id, _describe(open_error, "no socket"))
             return

@@ -221,7 +221,7 @@ class ManualIo(ManualScheduler):
     def wall_time(self) -> float:
         return START_WALL_TIME + self.time() - self._start_time
 
-    def open_udp(self, local: TransportAddress, owner: UdpOwner) -> UdpSocket:
+    def open_udp(self, local: TransportAddress, owner: UdpOwner, *, may_fragment: bool = False) -> UdpSocket:
         socket = RecordedUdpSocket(self._bind(local), owner)
         self.udp_sockets.append(socket)
         return socket

@@ -213,6 +213,16 @@ def test_a_full_buffer_drops_the_rest_and_counts_it(world: RealWorld, sockets: S
     assert told.errors == []
 
 
+@pytest.mark.parametrize(("may_fragment", "discover"), [(False, udp_asyncio.PMTUDISC_PROBE), (True, 1)])
+def test_only_a_socket_of_a_service_lets_the_kernel_fragment(
+    world: RealWorld, may_fragment: bool, discover: int
+) -> None:
+    io = AsyncioIo(world.loop)
+    opened = io.open_udp(TransportAddress(LOOPBACK, 0), UdpRecorder(world), may_fragment=may_fragment)
+    assert opened._sock.getsockopt(socket.IPPROTO_IP, udp_asyncio.IP_MTU_DISCOVER) == discover
+    opened.close()
+
+
 def test_what_the_kernel_drops_on_receiving_is_counted_and_stays_known_after_close(world: RealWorld) -> None:
     io = AsyncioIo(world.loop, udp_receive_buffer_bytes=4096)
     recorder = UdpRecorder(world)

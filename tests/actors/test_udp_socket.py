@@ -47,24 +47,24 @@ class IoWithoutIpv6(ManualIo):
 
     code = errno.EAFNOSUPPORT
 
-    def open_udp(self, local: TransportAddress, owner: UdpOwner) -> Socket:
+    def open_udp(self, local: TransportAddress, owner: UdpOwner, *, may_fragment: bool = False) -> Socket:
         if local.host == V6.host:
             raise OSError(self.code, "no")
-        return super().open_udp(local, owner)
+        return super().open_udp(local, owner, may_fragment=may_fragment)
 
 
 class IoWithoutSockets(ManualIo):
-    def open_udp(self, local: TransportAddress, owner: UdpOwner) -> Socket:
+    def open_udp(self, local: TransportAddress, owner: UdpOwner, *, may_fragment: bool = False) -> Socket:
         raise OSError(errno.EADDRNOTAVAIL, "no")
 
 
 class IoWithPortTaken(ManualIo):
     taken = 4433
 
-    def open_udp(self, local: TransportAddress, owner: UdpOwner) -> Socket:
+    def open_udp(self, local: TransportAddress, owner: UdpOwner, *, may_fragment: bool = False) -> Socket:
         if local.port == self.taken:
             raise OSError(errno.EADDRINUSE, "in use")
-        return super().open_udp(local, owner)
+        return super().open_udp(local, owner, may_fragment=may_fragment)
 
 
 def short(connection_id: bytes, rest: bytes = b"payload") -> bytes:

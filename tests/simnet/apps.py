@@ -142,7 +142,7 @@ class UdpEcho:
     """A UDP service that sends back what it gets."""
 
     def __init__(self, io: SimIo, address: TransportAddress) -> None:
-        self.socket = io.open_udp(address, self)
+        self.socket = io.open_udp(address, self, may_fragment=True)
         self.received = 0
 
     def datagrams_received(self, batches: list[DatagramBatch], now: float) -> None:
@@ -252,7 +252,7 @@ class UdpClient:
         self._remote = TransportAddress(LOOPBACK, port)
         self._on_received = on_received
         self.received: list[bytes] = []
-        self.socket = io.open_udp(TransportAddress(LOOPBACK, 0), self)
+        self.socket = io.open_udp(TransportAddress(LOOPBACK, 0), self, may_fragment=True)
 
     def send(self, *payloads: bytes) -> None:
         """Send datagrams."""

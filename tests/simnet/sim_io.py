@@ -202,9 +202,11 @@ class SimIo:
         """Whether the caller is on the simulation's one thread."""
         return threading.get_ident() == self._thread
 
-    def open_udp(self, local: TransportAddress, owner: UdpOwner) -> SimUdpSocket:
-        """Bind a UDP socket. Raises `OSError`."""
-        return SimUdpSocket(self, local, owner)
+    def open_udp(
+        self, local: TransportAddress, owner: UdpOwner, *, may_fragment: bool = False
+    ) -> SimUdpSocket:
+        """Bind a UDP socket. Raises `OSError`. A fragmented datagram travels as one packet of its size."""
+        return SimUdpSocket(self, local, owner, may_fragment=may_fragment)
 
     def listen_tcp(self, local: TransportAddress, accept: Callable[[TcpStream], TcpOwner]) -> SimTcpListener:
         """Listen. Raises `OSError`."""
@@ -257,9 +259,12 @@ class SimIo:
 class SimUdpSocket:
     """A `UdpSocket` of a simulated host."""
 
-    def __init__(self, io: SimIo, local: TransportAddress, owner: UdpOwner) -> None:
+    def __init__(
+        self, io: SimIo, local: TransportAddress, owner: UdpOwner, *, may_fragment: bool = False
+    ) -> None:
         self.io = io
         self._owner = owner
+        self._may_fragment = may_fragment
         self._local = io.host.bind(io.host.sockets, local, self)
         self._inbox: deque[Packet] = deque()
         self._inbox_bytes = 0
@@ -292,7 +297,8 @@ class SimUdpSocket:
             self._report(remote, error)
             return 0
         host = self.io.host
-        mtu = LOOPBACK_LINK.mtu if host.is_local(remote.host) else host.mtu
+        is_whole = self._may_fragment or host.is_local(remote.host)
+        mtu = LOOPBACK_LINK.mtu if is_whole else host.mtu
         packets = [Packet(source, remote, payload) for payload in payloads]
         fitting = [packet for packet in packets if packet.size <= mtu]
         for packet in fitting:

@@ -51,9 +51,8 @@ from ztna.v1 import (
 
 # Each pair of sites is one link apart: the relay path is two links long, there and back four.
 LINK: Final = LinkConfig(latency_s=0.02)
-# The simulation has no IP fragmentation: inside a site, packets of any size pass whole.
-SITE_MTU: Final = 65_536
-SITE_LINK: Final = LinkConfig(latency_s=0.0002, mtu=SITE_MTU)
+# A fragmented datagram is one packet of its size here, which the links of a site must let through.
+SITE_LINK: Final = LinkConfig(latency_s=0.0002, mtu=65_536)
 QUIC_PORT: Final = 4433
 TCP_SERVICE_PORT: Final = 8080
 UDP_SERVICE_PORT: Final = 5353
@@ -238,7 +237,6 @@ class World:
     ) -> Daemon:
         """Add a connector that provides `files` (TCP) and `echo` (UDP), unless said otherwise."""
         host = self._add_host(node_id, Role.CONNECTOR)
-        host.mtu = SITE_MTU
         self.network.set_link(node_id, "services", SITE_LINK)
         if services is None:
             services = [
@@ -399,7 +397,6 @@ class World:
 
     def _add_service_host(self) -> None:
         host = self.network.host("services", f"{SERVICE_NETWORK}.1")
-        host.mtu = SITE_MTU
         io = host.io()
         self.tcp = TcpService(io, TransportAddress("0.0.0.0", TCP_SERVICE_PORT))
         self.udp = UdpEcho(io, TransportAddress("0.0.0.0", UDP_SERVICE_PORT))
