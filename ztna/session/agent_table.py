@@ -51,7 +51,6 @@ class _Wish:
     asked_at: str = ""  # the intermediate that owes an answer
     ask_at: float | None = None
     is_refused: bool = False
-    has_seen_end: bool = False  # a session that it waited for ended
     failure: tuple[str, str] = ("timeout", "no answer in time")
 
 
@@ -95,6 +94,8 @@ class AgentSessions(SessionBook):
         self._wishes: dict[str, _Wish] = {}
         self._grants: dict[str, _HeldGrant] = {}  # by service
         self._excluded: dict[str, float] = {}  # connector id -> until
+        # By service: a peer that ends every session at once must not be given the next one at once.
+        self._not_before: dict[str, float] = {}
         self._ended: dict[bytes, None] = {}
         self._requests = _Requests()
 
@@ -199,7 +200,9 @@ class AgentSessions(SessionBook):
         self._ended[session_id] = None
         if len(self._ended) > MAX_ENDED_REMEMBERED:
             del self._ended[next(iter(self._ended))]
-        self._grants = {s: g for s, g in self._grants.items() if g.session_id != session_id}
+        for service in [s for s, g in self._grants.items() if g.session_id == session_id]:
+            del self._grants[service]
+            self._not_before[service] = record.opened_at + RETRY_INTERVAL_S
         if record.state is SessionState.OPENING:
             self._exclude(record.peer.id, now)
         self._wish_eagerly()
@@ -207,11 +210,9 @@ class AgentSessions(SessionBook):
             if wish.request_id is not None:
                 continue
             wish.failure = ("session_failed", f"the session with {record.peer.id} ended: {reason}")
-            if wish.deadline is None or wish.has_seen_end:
-                # A peer that ends each session at once must not be asked without end.
-                wish.ask_at = now + RETRY_INTERVAL_S
+            if wish.deadline is None:
+                wish.ask_at = now + RETRY_INTERVAL_S  # nobody waits
             else:
-                wish.has_seen_end = True
                 self._ask(wish, now)
 
     def handle_timeout(self, now: float) -> None:
@@ -278,6 +279,9 @@ class AgentSessions(SessionBook):
             record = self._sessions.get(held.session_id)
             if record is not None and record.state is not SessionState.ESTABLISHED:
                 return  # it is being opened or closed, and either ends within its own limit
+        if now < self._not_before.get(wish.service, now):
+            wish.ask_at = self._not_before[wish.service]
+            return
         if not self._attached:
             wish.failure = ("not_attached", "not attached to any intermediate")
             return

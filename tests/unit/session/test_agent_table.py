@@ -227,22 +227,23 @@ def test_failed_handshake_avoids_the_connector_for_a_while() -> None:
     assert world.of(AskForSession)[0].excluded_connectors == ()
 
 
-def test_connector_that_ends_every_session_at_once_is_not_asked_in_a_spin() -> None:
+@pytest.mark.parametrize("is_established", [False, True], ids=["refused", "established-first"])
+def test_connector_that_ends_every_session_at_once_is_not_asked_in_a_spin(is_established: bool) -> None:
     world = World()
-    world.want()
+    now = 0.0
     for number in range(1, 4):
-        asked_before = len(world.asked)
+        world.want(now=now)
+        assert len(world.asked) == number
         session_id = bytes([number]) * 16
-        now = (number - 1) * RETRY_INTERVAL_S
         world.grant(session_id=session_id, now=now)
+        if is_established:
+            world.establish(session_id, now)
         world.table.handle_closed(session_id, "certificate_revoked", now)
         world.take()
-        if number == 1:
-            assert len(world.asked) == asked_before + 1  # another connector may do better, at once
-        else:
-            assert len(world.asked) == asked_before
-            world.run_until(now + RETRY_INTERVAL_S)
-            assert len(world.asked) == asked_before + 1
+        world.want(now=now)
+        assert len(world.asked) == number
+        now += RETRY_INTERVAL_S
+        world.run_until(now)
 
 
 def test_end_of_an_established_session_excludes_nobody() -> None:
