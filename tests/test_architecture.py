@@ -86,7 +86,7 @@ LAYERS: dict[str, set[str]] = {
     "ztna.path": set(),
     "ztna.session": set(),
     "ztna.service": {"ztna.address", "ztna.errors", "ztna.token_bucket"},
-    "ztna.quic": {"ztna.address", "ztna.errors"},
+    "ztna.quic": {"ztna.address", "ztna.errors", "ztna.token_bucket"},
     "ztna.signaling": {
         "ztna.access",
         "ztna.deadlines",
@@ -101,6 +101,7 @@ LAYERS: dict[str, set[str]] = {
         "ztna.errors",
         "ztna.quic",
         "ztna.signaling",
+        "ztna.token_bucket",
     },
 }
 

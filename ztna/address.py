@@ -8,6 +8,8 @@ from enum import IntEnum
 
 from ztna.errors import ConfigError
 
+_IPV6_PREFIX_SHIFT = 128 - 48
+
 
 class Family(IntEnum):
     """IP version."""
@@ -62,3 +64,10 @@ def split_host_port(text: str) -> tuple[str, int]:
     if not port_text.isascii() or not port_text.isdigit() or int(port_text) > 65535:  # noqa: PLR2004
         raise ConfigError(f"{text!r}: the port is not a number within 0-65535")
     return host, int(port_text)
+
+
+def network_prefix(address: TransportAddress) -> str:
+    """The /24 or /48 that one party usually controls: what a limit per stranger counts by."""
+    if address.family is Family.IPV4:
+        return address.host.rpartition(".")[0]
+    return f"{int(ipaddress.IPv6Address(address.host)) >> _IPV6_PREFIX_SHIFT:x}::"

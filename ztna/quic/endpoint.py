@@ -24,6 +24,7 @@ from aioquic.quic.retry import QuicRetryTokenHandler
 from ztna.address import TransportAddress
 from ztna.errors import RemoteProtocolError
 from ztna.quic.adapter import parse_header
+from ztna.quic.admission import Admission
 from ztna.quic.connection import Connection
 from ztna.quic.demux import (
     LOCAL_CID_BYTES,
@@ -42,15 +43,9 @@ OwnerT = TypeVar("OwnerT", bound=Hashable)
 
 MIN_INITIAL_BYTES = 1200
 """Clients pad their first datagram to this (RFC 9000 §14.1); less gets no answer of any kind."""
-MAX_HANDSHAKING = 256
-"""Connections between accepted and established: about 25 MB, and ten seconds of handshakes at the budget."""
 MAX_STATELESS_REPLIES_PER_S = 2000.0
 """Retry and version negotiation cost about 40 us each: eight per cent of a core."""
 MAX_STATELESS_BURST = 200.0
-HANDSHAKE_COST_S = 0.008
-"""CPU time of one mutually authenticated handshake, as measured."""
-MAX_HANDSHAKE_SHARE = 0.20
-"""Of any second: a storm of reconnections must leave time for the sessions that live."""
 MIN_CLIENT_CID_BYTES = 8
 """RFC 9000 §7.2: the destination connection ID of a client's first Initial."""
 
@@ -90,9 +85,8 @@ class Endpoint(Generic[OwnerT]):
         self._options = options
         self._table = table
         self._tokens = QuicRetryTokenHandler()
-        self._handshaking: list[Connection] = []
         self._replies = TokenBucket(MAX_STATELESS_REPLIES_PER_S, MAX_STATELESS_BURST, 0.0)
-        self._handshakes = TokenBucket(MAX_HANDSHAKE_SHARE, MAX_HANDSHAKE_SHARE, 0.0)
+        self._admission = Admission()
         self.dropped: Counter[str] = Counter()
         self.replied: Counter[str] = Counter()
 
@@ -103,8 +97,7 @@ class Endpoint(Generic[OwnerT]):
     @property
     def handshaking(self) -> int:
         """Accepted connections that are neither established nor closed."""
-        self._handshaking = [c for c in self._handshaking if not (c.is_established or c.is_closed)]
-        return len(self._handshaking)
+        return self._admission.handshaking
 
     def handle_datagram(
         self, datagram: bytes, source: TransportAddress, now: float
@@ -175,11 +168,9 @@ class Endpoint(Generic[OwnerT]):
             )
         except ValueError:
             return self._drop("invalid_token")
-        # The client sends its Initial again, later each time, so what is dropped here only waits.
-        if self.handshaking >= MAX_HANDSHAKING:
-            return self._drop("too_many_handshakes")
-        if not self._handshakes.take(now, HANDSHAKE_COST_S):
-            return self._drop("handshake_budget")
+        refusal = self._admission.admit(source, now)
+        if refusal:
+            return self._drop(refusal)
         connection = Connection.server(
             self._options,
             destination_cid=header.destination_cid,
@@ -187,7 +178,7 @@ class Endpoint(Generic[OwnerT]):
             address=address,
         )
         connection.receive([datagram], now)
-        self._handshaking.append(connection)
+        self._admission.begin(source, connection)
         return Accept(connection)
 
     def _drop(self, reason: str) -> Drop:

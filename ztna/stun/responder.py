@@ -13,12 +13,11 @@ part), and "change port". Departure from §7.4: OTHER-ADDRESS names the alternat
 
 from __future__ import annotations
 
-import ipaddress
 from collections import OrderedDict
 from dataclasses import dataclass, fields
 from typing import Final
 
-from ztna.address import Family, TransportAddress
+from ztna.address import TransportAddress, network_prefix
 from ztna.errors import RemoteProtocolError
 from ztna.stun.attributes import (
     Attribute,
@@ -58,7 +57,6 @@ _UNKNOWN_ATTRIBUTE: Final = ErrorCode(420, "Unknown Attribute")
 # Neither version nor platform: the reader is the whole internet.
 _SOFTWARE: Final = Software("ztna")
 _CREDENTIALS = (Username, MessageIntegrity, MessageIntegritySha256)
-_IPV6_PREFIX_SHIFT = 128 - 48
 _UNSPECIFIED = frozenset({"0.0.0.0", "::"})  # noqa: S104 - recognised, not bound
 
 
@@ -181,7 +179,7 @@ class BindingResponder:
 
     def _admit(self, source: TransportAddress, now: float) -> bool:
         """Take one token from the prefix and one from all; none from either when one of them has none."""
-        prefix = _prefix(source)
+        prefix = network_prefix(source)
         bucket = self._source_buckets.get(prefix) or TokenBucket(SOURCE_RATE_PER_S, SOURCE_BURST, now)
         if bucket.seconds_until(now) > 0:
             self.stats.refused_source_rate += 1
@@ -195,13 +193,6 @@ class BindingResponder:
         if len(self._source_buckets) > MAX_SOURCE_PREFIXES:
             self._source_buckets.popitem(last=False)
         return True
-
-
-def _prefix(source: TransportAddress) -> str:
-    """The /24 or /48 that one party usually controls."""
-    if source.family is Family.IPV4:
-        return source.host.rpartition(".")[0]
-    return f"{int(ipaddress.IPv6Address(source.host)) >> _IPV6_PREFIX_SHIFT:x}::"
 
 
 def _build_within_limit(request: Message, attributes: tuple[Attribute, ...]) -> bytes:

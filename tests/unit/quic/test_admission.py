@@ -1,0 +1,109 @@
+"""Who may begin a handshake while others ask, too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from ztna.address import TransportAddress
+from ztna.quic.admission import (
+    HANDSHAKE_COST_S,
+    MAX_HANDSHAKE_SHARE,
+    MAX_HANDSHAKING,
+    MAX_HANDSHAKING_PER_NETWORK,
+    MAX_NETWORKS,
+    NETWORK_HANDSHAKE_SHARE,
+    Admission,
+)
+
+NOW = 50.0
+ALL_AT_ONCE = round(MAX_HANDSHAKE_SHARE / HANDSHAKE_COST_S)
+
+
+@dataclass
+class Silent:
+    """A client that never goes on."""
+
+    is_established: bool = False
+    is_closed: bool = False
+
+
+def source(network: int) -> TransportAddress:
+    return TransportAddress.of(f"10.{network >> 8}.{network & 255}.1", 4000)
+
+
+def ask(admission: Admission, network: int, now: float = NOW) -> str:
+    refusal = admission.admit(source(network), now)
+    if not refusal:
+        admission.begin(source(network), Silent())
+    return refusal
+
+
+def fill(admission: Admission, network: int, now: float) -> float:
+    """Ask as often as possible until there is no place left; returns the time then."""
+    while "too_many" not in ask(admission, network, now):
+        now += HANDSHAKE_COST_S
+    return now
+
+
+def test_budget_is_for_all_networks_together() -> None:
+    admission = Admission()
+    refusals = [ask(admission, network) for network in range(2 * ALL_AT_ONCE)]
+    assert refusals.count("") == pytest.approx(ALL_AT_ONCE, abs=1)
+    assert refusals[-1] == "handshake_budget"
+    assert ask(admission, 0, NOW + 2 * HANDSHAKE_COST_S / MAX_HANDSHAKE_SHARE) == ""
+
+
+def test_network_that_asks_all_the_time_leaves_half_of_the_budget_to_others() -> None:
+    admission, now = Admission(), NOW
+    accepted = {0: 0, 1: 0}
+    for step in range(1000):
+        now = NOW + step / 1000
+        accepted[0] += not ask(admission, 0, now)
+        if step % 200 == 199:
+            accepted[1] += not ask(admission, 1, now)
+    assert accepted[1] == 5
+    assert accepted[0] * HANDSHAKE_COST_S <= MAX_HANDSHAKE_SHARE * 1.5 + NETWORK_HANDSHAKE_SHARE * 2
+
+
+def test_lone_network_gets_almost_the_whole_rate() -> None:
+    admission = Admission()
+    accepted = sum(not ask(admission, 0, NOW + step / 1000) for step in range(4000))
+    assert accepted * HANDSHAKE_COST_S >= 4 * MAX_HANDSHAKE_SHARE * 0.9
+
+
+def test_network_that_ends_no_handshake_leaves_half_of_the_places_to_others() -> None:
+    admission = Admission()
+    now = fill(admission, 0, NOW)
+    assert admission.handshaking == MAX_HANDSHAKING // 2
+    assert ask(admission, 0, now + 9) == "too_many_network_handshakes"
+    assert ask(admission, 1, now + 9) == ""
+
+
+def test_places_are_bounded_whoever_asks() -> None:
+    admission, now = Admission(), NOW
+    networks = MAX_HANDSHAKING // MAX_HANDSHAKING_PER_NETWORK
+    for network in range(networks):
+        now = fill(admission, network, now + 1)
+    assert ask(admission, networks, now + 9) in {"", "too_many_handshakes"}
+    while not ask(admission, networks, now := now + 1):
+        networks += 1
+    assert admission.handshaking == MAX_HANDSHAKING
+    assert ask(admission, networks + 1, now + 1) == "too_many_handshakes"
+
+
+def test_place_is_free_again_when_the_handshake_ends() -> None:
+    admission, established, closed = Admission(), Silent(), Silent()
+    admission.begin(source(0), established)
+    admission.begin(source(0), closed)
+    assert admission.handshaking == 2
+    established.is_established = closed.is_closed = True
+    assert admission.handshaking == 0
+
+
+def test_networks_remembered_are_bounded() -> None:
+    admission = Admission()
+    for network in range(MAX_NETWORKS + 1):
+        admission.admit(source(network), NOW + network)
+    assert len(admission._shares) == MAX_NETWORKS
