@@ -188,6 +188,8 @@ class World:
         self.log = LogBook(self.clock)
         self.daemons: dict[str, Daemon] = {}
         self.messages: list[MessageRecord] = []
+        # Those of other tests in this process.
+        self._foreign_actors = {ref.actor_urn for ref in pykka.ActorRegistry.get_all()}
         self.tcp: TcpService
         self.udp: UdpEcho
         self._records_messages = records_messages
@@ -328,8 +330,10 @@ class World:
             if daemon.node is not None:
                 self.stop(daemon.id)
         self.check()
-        if left := pykka.ActorRegistry.get_all():
-            pykka.ActorRegistry.stop_all(block=False)
+        left = [ref for ref in pykka.ActorRegistry.get_all() if ref.actor_urn not in self._foreign_actors]
+        for ref in left:
+            pykka.ActorRegistry.unregister(ref)
+        if left:
             raise InvariantError(f"actors left: {left}")
 
     # Time
