@@ -229,7 +229,12 @@ class NodePlan:
             ChildSpec(
                 "quic_session",
                 lambda context: QuicSession(
-                    context, partial(self._open_session, node, peer), is_client=self.is_client
+                    context,
+                    partial(self._open_session, node, peer),
+                    lambda verified: self._credentials.verifier.recheck(
+                        verified, now_wall=node.io.wall_time()
+                    ),
+                    is_client=self.is_client,
                 ),
                 restart=Restart.TEMPORARY,
                 ends_scope=True,

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from actors.base import Concern, Context
 from ztna.access.identity import VerifiedPeer
-from ztna.errors import LocalProtocolError
+from ztna.errors import AuthenticationError, LocalProtocolError
 from ztna.quic import demux, events
 from ztna.quic.connection import Connection
 from ztna.quic.endpoint import MIN_CLIENT_CID_BYTES, MIN_INITIAL_BYTES
@@ -37,6 +37,9 @@ NO_PATH_INTERVAL_S = 1.0
 
 # Application error code of a stream that the peer's limit does not allow (`ztna.service.tcp`).
 STREAM_LIMIT = 7
+
+# Application error code of a session whose peer is no longer accepted (`ztna.service.tcp`).
+ACCESS_DENIED = 5
 
 # Between the numbers of two streams of one kind (RFC 9000 §2.1).
 STREAM_ID_STEP = 4
@@ -78,10 +81,19 @@ class QuicSession(Concern):
     )
 
     def __init__(
-        self, context: Context, open_connection: Callable[[bytes], Connection], *, is_client: bool
+        self,
+        context: Context,
+        open_connection: Callable[[bytes], Connection],
+        recheck: Callable[[VerifiedPeer], None],
+        *,
+        is_client: bool,
     ) -> None:
-        """`open_connection` takes the destination connection ID of the client's first packet (server)."""
+        """`open_connection` takes the destination connection ID of the client's first packet (server).
+
+        `recheck` judges the peer again while the session lives; it raises `AuthenticationError`.
+        """
         super().__init__(context)
+        self._recheck = recheck
         self._session_id = bytes.fromhex(context.key)
         self._open_connection = open_connection
         self._connection: Connection | None = None
@@ -190,6 +202,7 @@ class QuicSession(Concern):
         if self._report_at is not None and now >= self._report_at:
             self._report_at = now + STATISTICS_INTERVAL_S
             self._report()
+            self._recheck_peer()
 
     def next_deadline(self) -> float | None:
         """The earlier of QUIC's deadline and the next report."""
@@ -220,6 +233,16 @@ class QuicSession(Concern):
             )
             self._take_events(connection)
         self._report_closed()
+
+    def _recheck_peer(self) -> None:
+        peer = self._connection.peer if self._connection is not None else None
+        if not isinstance(peer, VerifiedPeer):
+            return
+        try:
+            self._recheck(peer)
+        except AuthenticationError as error:
+            self._end = self._end or _End(error.reason, str(error), is_authentication_failure=True)
+            self._close(ACCESS_DENIED, error.reason)
 
     def _close(self, code: int, reason: str) -> None:
         if self._is_closed:

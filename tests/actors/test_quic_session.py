@@ -11,7 +11,7 @@ from cryptography import x509
 from google.protobuf.message import Message
 
 from actors.base import Context
-from actors.quic_session import MAX_DATAGRAMS_PENDING, STREAM_LIMIT, QuicSession
+from actors.quic_session import MAX_DATAGRAMS_PENDING, STATISTICS_INTERVAL_S, STREAM_LIMIT, QuicSession
 from tests.manual_io import ActorHarness, ManualIo, actor_harness
 from tests.pki_fixtures import NOW, verifier
 from tests.unit.quic.identities import AGENT, CONNECTOR, client_options, server_options
@@ -48,14 +48,23 @@ def judge(expect: Role, key: bytes, *, as_server: bool) -> PeerVerifier:
     return verify
 
 
+def accept(_peer: VerifiedPeer) -> None:
+    """Nothing has changed about a peer."""
+
+
 class ClientSession(QuicSession):
     def __init__(self, context: Context, open_connection: Callable[[bytes], Connection]) -> None:
-        super().__init__(context, open_connection, is_client=True)
+        super().__init__(context, open_connection, accept, is_client=True)
 
 
 class ServerSession(QuicSession):
-    def __init__(self, context: Context, open_connection: Callable[[bytes], Connection]) -> None:
-        super().__init__(context, open_connection, is_client=False)
+    def __init__(
+        self,
+        context: Context,
+        open_connection: Callable[[bytes], Connection],
+        recheck: Callable[[VerifiedPeer], None],
+    ) -> None:
+        super().__init__(context, open_connection, recheck, is_client=False)
 
 
 class World:
@@ -78,12 +87,18 @@ class World:
         self.server: ActorHarness[ServerSession] = actor_harness(
             ServerSession,
             lambda cid: Connection.server(server, destination_cid=cid),
+            self._recheck,
             key=SESSION.hex(),
             io=self.io,
         )
+        self.is_revoked = False
         self.is_cut = False
         self.sent = 0
         self.heard: dict[str, list[Message]] = {"client": [], "server": []}
+
+    def _recheck(self, peer: VerifiedPeer) -> None:
+        if self.is_revoked:
+            raise AuthenticationError("revoked", f"{peer.identity} was revoked")
 
     def exchange(self) -> None:
         for _ in range(2000):
@@ -264,6 +279,17 @@ def test_another_key_than_signaling_named_is_refused_at_both_ends() -> None:
         (closed,) = world.of(name, quic_session_pb2.SessionClosed)
         assert closed.is_authentication_failure
     assert world.of("server", quic_session_pb2.SessionEstablished) == []
+
+
+def test_peer_that_is_revoked_later_loses_its_session_within_a_second() -> None:
+    world = World().established()
+    world.is_revoked = True
+    world.run(STATISTICS_INTERVAL_S)
+    (closed,) = world.of("server", quic_session_pb2.SessionClosed)
+    assert (closed.reason, closed.is_remote, closed.is_authentication_failure) == ("revoked", False, True)
+    (heard,) = world.of("client", quic_session_pb2.SessionClosed)
+    assert heard.is_remote
+    assert heard.was_established
 
 
 def test_silent_peer_ends_the_handshake_in_time() -> None:

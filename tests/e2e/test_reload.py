@@ -5,7 +5,9 @@ from __future__ import annotations
 import signal
 import time
 
-from tests.e2e.backends import content_digest, download
+import pytest
+
+from tests.e2e.backends import connect, content_digest, download
 from tests.e2e.conftest import Site
 from tools.deployment import Deployment
 from ztna.access.identity import Role
@@ -41,6 +43,17 @@ def test_revoked_agent_is_refused_from_the_reload_on_by_connector_and_intermedia
         "the refusal, in words",
     )
     assert not status["is_ready"]
+
+
+def test_session_of_an_agent_that_is_revoked_ends_with_the_reload_of_the_connector(site: Site) -> None:
+    deployment = site.deployment
+    with connect(site.tcp_port) as client:
+        client.sendall(b"HOLD\n")
+        assert client.recv(100) == b"held\n"
+        PkiDirectory(deployment.directory / "pki").revoke(time.time(), role=Role.AGENT, node_id="agent-1")
+        reload(deployment, "connector-1", "daemon.credentials_reloaded")
+        with pytest.raises(ConnectionResetError):
+            client.recv(100)
 
 
 def test_faulty_file_changes_nothing(site: Site) -> None:
