@@ -62,9 +62,18 @@ def _actor_row(table: Wiring, concern: type[Concern], scope: Scope) -> str:
         if row.receiver is concern
     ]
     emitted = [f"`{message.DESCRIPTOR.name}`" for message in concern.emits]
-    summary = (inspect.getdoc(concern) or "").partition("\n")[0].replace("|", "\\|")
+    summary = _possession(concern).replace("|", "\\|")
     cells = (f"`{concern.name}`", scope.value, summary, ", ".join(heard), ", ".join(emitted) or "-")
     return f"| {' | '.join(cells)} |"
+
+
+def _possession(concern: type[Concern]) -> str:
+    """What a concern owns: its module begins with "Owns this; takes that, emits the other."."""
+    text = inspect.getdoc(inspect.getmodule(concern)) or ""
+    sentence = text.partition("\n")[0]
+    if not sentence.startswith("Owns "):
+        return (inspect.getdoc(concern) or "").partition("\n")[0]
+    return sentence.removeprefix("Owns ").partition(";")[0].rstrip(".")
 
 
 def _graph(table: Wiring) -> list[str]:
