@@ -8,13 +8,17 @@ Every callback runs on the loop thread and belongs to exactly one actor.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Sequence
 
     from ztna.address import TransportAddress
+
+
+MAX_READ_BYTES: Final = 64 * 1024
+"""Of a TCP connection at once: about what the kernel holds ready for a fast reader."""
 
 
 class Timer(Protocol):
@@ -93,7 +97,7 @@ class TcpOwner(Protocol):
         """The connection stands. Reading is paused until `resume_reading`."""
 
     def data_received(self, data: bytes) -> None:
-        """Bytes from the other end (at most 64 KiB at once)."""
+        """Bytes from the other end (at most `MAX_READ_BYTES` at once)."""
 
     def eof_received(self) -> None:
         """The other end finished sending; our direction stays open (half-close)."""

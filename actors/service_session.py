@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from actors.io import MAX_READ_BYTES
 from actors.service_wire import ControlDecoder
-from ztna.quic.connection import MAX_SEND_BACKLOG_BYTES
 from ztna.service.agent_flows import AgentFlows
 from ztna.service.connector_flows import ConnectorFlows
 
 if TYPE_CHECKING:
     from actors.tcp_pump import TcpPump
 
-# All streams of a session together may have this much unacknowledged; at it every socket pauses. What sockets
-# have already read (64 KiB each) waits in front of the session, so QUIC's own bound is never reached.
-MAX_SESSION_IN_FLIGHT_BYTES = MAX_SEND_BACKLOG_BYTES // 2
+# With this much of all streams unacknowledged the session is full: four times the largest congestion window,
+# so that only readers which stall fill it. Each stream then has its share of SHARED_BYTES and no more. One with
+# nothing under way may always go on, hence clients that do not read hold up nobody else.
+MAX_SESSION_IN_FLIGHT_BYTES = 16 * 1024 * 1024
 RESUME_SESSION_BELOW_BYTES = MAX_SESSION_IN_FLIGHT_BYTES // 2
+# MAX_STREAMS times one read of a socket. It and what makes a session full stay below MAX_SEND_BACKLOG_BYTES.
+SHARED_BYTES = 64 * 1024 * 1024
 
 
 class ServiceSession:
@@ -44,8 +47,16 @@ class ServiceSession:
 
     @property
     def is_full(self) -> bool:
-        """Whether sockets have to wait for the session."""
+        """Whether streams are held to their share."""
         return self._is_full
+
+    def has_room(self, unacknowledged_bytes: int) -> bool:
+        """Whether a stream with this much under way may read on from its socket."""
+        if not self._is_full or not unacknowledged_bytes:
+            return True
+        share = SHARED_BYTES // max(1, len(self.pumps) + len(self._leftovers))
+        # The next read may be as large as reads are.
+        return unacknowledged_bytes + MAX_READ_BYTES <= share
 
     @property
     def is_idle(self) -> bool:
@@ -53,7 +64,7 @@ class ServiceSession:
         return not self.pumps and not len(self.flow_table)
 
     def sent(self, size_bytes: int) -> None:
-        """Note bytes given to the session; all sockets pause when it has enough."""
+        """Note bytes given to the session; when it has enough, each stream has its share."""
         self._in_flight += size_bytes
         if not self._is_full and self._in_flight >= MAX_SESSION_IN_FLIGHT_BYTES:
             self._is_full = True

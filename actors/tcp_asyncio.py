@@ -19,12 +19,10 @@ from collections.abc import Callable
 from enum import Enum, auto
 from typing import Final
 
-from actors.io import TcpOwner, TcpStream
+from actors.io import MAX_READ_BYTES, TcpOwner, TcpStream
 from actors.sockaddr import SOCKET_FAMILY, from_sockaddr, to_sockaddr
 from ztna.address import Family, TransportAddress
 
-# The port's promise for one `data_received`; also about what the kernel holds ready for a fast reader.
-MAX_READ_BYTES: Final = 64 * 1024
 # Linux takes 1024 buffers at once (UIO_MAXIOV); 64 of a few KiB fill the socket's buffer as well.
 MAX_WRITE_BUFFERS: Final = 64
 # A fast reader on loopback would otherwise keep one stream writing for ever; then it is the others' turn.

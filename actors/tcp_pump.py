@@ -126,6 +126,8 @@ class TcpPump:
         self._release(size_bytes)
         self._running.handle_sent(size_bytes, self._owner.now)
         self._act()
+        if self._session.is_full:
+            self.update_reading()
 
     def stream_aborted(self, code: int, *, is_reset: bool) -> None:
         """The peer gave up a direction."""
@@ -141,11 +143,11 @@ class TcpPump:
         self._act()
 
     def update_reading(self) -> None:
-        """Read from the socket exactly while core and session have room."""
+        """Read from the socket exactly while core and session have room for it."""
         stream, session = self._stream, self.session
         if stream is None or session is None:
             return
-        is_reading = not self._is_core_paused and not session.is_full
+        is_reading = not self._is_core_paused and session.has_room(self._sent_unacknowledged)
         if is_reading != self._is_reading:
             self._is_reading = is_reading
             if is_reading:
@@ -281,6 +283,8 @@ class TcpPump:
             )
         )
         session.sent(size_bytes)
+        if session.is_full:
+            self.update_reading()
 
     def _release(self, size_bytes: int) -> None:
         self._sent_unacknowledged -= size_bytes

@@ -7,10 +7,10 @@ import pytest
 
 from actors import service_wire
 from actors.client_pump import ANSWER_GRACE_S
-from actors.io import DatagramBatch, TcpOwner
+from actors.io import MAX_READ_BYTES, DatagramBatch, TcpOwner
 from actors.local_service import MAX_WAIT_S, MAX_WAITING_DATAGRAMS
 from actors.service_port import ServicePort
-from actors.service_session import MAX_SESSION_IN_FLIGHT_BYTES
+from actors.service_session import MAX_SESSION_IN_FLIGHT_BYTES, SHARED_BYTES
 from actors.tcp_pump import CONSUMED_DELAY_S, CONSUMED_STEP_BYTES
 from tests.actors.service_world import (
     CLIENT,
@@ -24,8 +24,10 @@ from tests.actors.service_world import (
     tcp_service,
     udp_service,
 )
-from tests.manual_io import ActorHarness, ManualIo, RecordedTcpStream, actor_harness
+from tests.manual_io import START_WALL_TIME, ActorHarness, ManualIo, RecordedTcpStream, actor_harness
 from ztna.address import TransportAddress
+from ztna.quic.connection import MAX_SEND_BACKLOG_BYTES
+from ztna.quic.windows import MAX_STREAMS
 from ztna.service.flows import FLOW_IDLE_S
 from ztna.service.fragments import Fragmenter, parse
 from ztna.service.tcp_connection import MAX_IN_FLIGHT_BYTES, encode_prefixed
@@ -338,19 +340,36 @@ def test_client_is_read_no_further_than_its_credit(port: Port) -> None:
     assert client.is_reading
 
 
-def test_all_clients_pause_while_their_session_is_full(port: Port) -> None:
+def test_clients_of_a_full_session_are_held_to_their_share_and_idle_ones_read_on(port: Port) -> None:
     establish(port)
-    count = MAX_SESSION_IN_FLIGHT_BYTES // MAX_IN_FLIGHT_BYTES + 1
+    count = 100
     clients = [connect(port, TransportAddress("127.0.0.1", 1000 + index)) for index in range(count)]
     port.tell(ready("web"), *(received(4 + 4 * index, ACCEPTED) for index in range(count)))
-    for stream, owner in clients[:-1]:
+    *stalled, (idle, idle_owner) = clients
+    for stream, owner in stalled:
         while stream.is_reading:
             owner.data_received(CHUNK)
-    idle = clients[-1][0]
+    session = port.concern._sessions[SESSION]
+    is_full = [session.is_full]
+    assert session._in_flight <= MAX_SESSION_IN_FLIGHT_BYTES + SHARED_BYTES
+    assert idle.is_reading
+    share = SHARED_BYTES // count // len(CHUNK) * len(CHUNK)
+    for _ in range(share // len(CHUNK)):
+        assert idle.is_reading
+        idle_owner.data_received(CHUNK)
     assert not idle.is_reading
+    port.tell(acknowledged(4 + 4 * (count - 1), len(CHUNK)))
+    assert idle.is_reading
     for index in range(count - 1):
         port.tell(acknowledged(4 + 4 * index, 1 << 20))
-    assert idle.is_reading
+    is_full.append(session.is_full)
+    assert is_full == [True, False]
+    assert all(stream.is_reading for stream, _ in clients)
+
+
+def test_full_session_of_as_many_streams_as_there_may_be_stays_within_its_bound() -> None:
+    assert MAX_SESSION_IN_FLIGHT_BYTES + SHARED_BYTES + MAX_READ_BYTES < MAX_SEND_BACKLOG_BYTES
+    assert MAX_STREAMS * MAX_READ_BYTES <= SHARED_BYTES
 
 
 def test_bytes_count_as_consumed_only_when_the_kernel_took_them(port: Port) -> None:
@@ -532,6 +551,19 @@ def test_session_of_a_draining_connector_is_closed_once_it_is_idle(port: Port) -
     owner.connection_lost(ConnectionResetError())
     (close,) = of_type(port.take_emitted(), session_table_pb2.CloseSessionRequested)
     assert (close.session_id, close.reason) == (SESSION, "peer_draining")
+
+
+def test_renewed_grant_is_shown_on_the_control_stream(port: Port) -> None:
+    establish(port)
+    port.take_emitted()
+    grant = make_grant("web", issued_at=int(START_WALL_TIME) + 300)
+    renewed = session_table_pb2.GrantRenewed(session_id=SESSION, service="web", grant=grant)
+    port.tell(renewed)
+    (frame,) = control_frames(port)
+    assert frame.renewed_grant.grant == grant
+    port.take_emitted()
+    port.tell(closed(), renewed)
+    assert of_type(port.take_emitted(), quic_session_pb2.SendPayload) == []
 
 
 def test_session_from_before_a_crash_is_closed_and_asked_for_again(port: Port) -> None:

@@ -42,8 +42,9 @@ SEND_HIGH_WATERMARK_BYTES = 1024 * 1024
 """Stop feeding a stream with this much unacknowledged: a tenth of a second at full speed."""
 SEND_LOW_WATERMARK_BYTES = 256 * 1024
 """Feed it again from here, so that it never runs dry while its source wakes up."""
-MAX_SEND_BACKLOG_BYTES = 64 * 1024 * 1024
-"""Of all streams together: sixty-four at their high watermark, and a bound on memory."""
+MAX_SEND_BACKLOG_BYTES = 96 * 1024 * 1024
+"""Of all streams together: as much as the other end may hold unread at its default windows, so that streams
+which nobody reads can have their share and still leave room for the others."""
 MAX_DATAGRAMS_PENDING = 1024
 """Far above what a caller that looks at `datagrams_pending` lets wait; about 1 MiB."""
 MAX_CLOSE_REPEATS = 8
