@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from actors.tcp_pump import TcpPump
 
 # With this much of all streams unacknowledged the session is full: four times the largest congestion window,
-# so that only readers which stall fill it. Each stream then has its share of SHARED_BYTES and no more. One with
-# nothing under way may always go on, hence clients that do not read hold up nobody else.
+# so that only readers which stall fill it. Each stream then has its share of SHARED_BYTES and no more. One
+# with nothing under way may always go on, hence clients that do not read hold up nobody else.
 MAX_SESSION_IN_FLIGHT_BYTES = 16 * 1024 * 1024
 RESUME_SESSION_BELOW_BYTES = MAX_SESSION_IN_FLIGHT_BYTES // 2
 # MAX_STREAMS times one read of a socket. It and what makes a session full stay below MAX_SEND_BACKLOG_BYTES.
