@@ -22,6 +22,7 @@ class AgentStatusBook(NodeStatusBook):
         service_port_pb2.ListenerChanged: "listener_changed",
         session_table_pb2.ServiceReady: "service_ready",
         session_table_pb2.ServiceUnavailable: "service_unavailable",
+        session_table_pb2.GrantRenewalRefused: "renewal_refused",
     }
     _service_actor = "service_port"
 
@@ -59,6 +60,15 @@ class AgentStatusBook(NodeStatusBook):
         service = self._services.get(message.service)
         if service is not None and service.is_listening:
             service.reason = ""
+
+    def renewal_refused(self, message: session_table_pb2.GrantRenewalRefused) -> None:
+        """What is connected to a service goes on, and nothing new may follow."""
+        reason = sentence(message.code, message.message)
+        self.problems.note(
+            "session_table.renewal_refused",
+            f"service {message.service} at {message.connector_id} is no longer granted: {reason}",
+            self.wall,
+        )
 
     def service_unavailable(self, message: session_table_pb2.ServiceUnavailable) -> None:
         """A service cannot be reached now."""

@@ -49,7 +49,7 @@ from actors.udp_socket import IntermediateUdpSocket, UdpSocket
 from actors.wiring import Wiring
 from ztna.access.identity import Role, VerifiedPeer
 from ztna.access.policy import AccessRule, OfferRule
-from ztna.errors import AuthenticationError
+from ztna.errors import AuthenticationError, LocalProtocolError
 from ztna.quic.connection import Connection
 from ztna.quic.options import ConnectionOptions
 from ztna.session.effects import Peer
@@ -125,8 +125,13 @@ class _Scopes:
     node: Node
     make_specs: Callable[[Peer], Sequence[ChildSpec]]
 
-    def start(self, session_id: bytes, peer: Peer) -> None:
-        self.node.supervisor.start_scope(session_id.hex(), self.make_specs(peer))
+    def start(self, session_id: bytes, peer: Peer) -> bool:
+        try:
+            self.node.supervisor.start_scope(session_id.hex(), self.make_specs(peer))
+        except LocalProtocolError:
+            # An offer or a grant crossed the drain, or names a session whose actors are still stopping.
+            return False
+        return True
 
     def stop(self, session_id: bytes) -> None:
         self.node.supervisor.stop_scope(session_id.hex())

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
-from actors import service_wire
+from actors import service_wire, translate
 from actors.backend_pump import BackendPump
 from actors.base import Context
 from actors.connector_session import AgentUsage, BackendFlow, ConnectorSession
@@ -152,11 +152,22 @@ class ServiceBackend(ServiceConcern[ConnectorSession]):
         if self._is_stopping:
             raise RefusedError(StreamError.SHUTTING_DOWN, "the connector is shutting down")
         self._check_limits(session.usage, protocol)
+        return self._judge(session, service_id, grant, protocol)
+
+    def _judge(
+        self,
+        session: ConnectorSession,
+        service_id: str,
+        grant: grant_pb2.SealedGrant,
+        protocol: ServiceProtocol | None = None,
+    ) -> ConnectorService:
+        """The service that this grant names and allows, or `RefusedError`."""
         is_newest = session.gate.admit(service_id, grant)
         service = self._services.get(service_id)
-        if service is None or service.protocol is not protocol:
+        if service is None or protocol not in {service.protocol, None}:
+            kind = f"{protocol} " if protocol is not None else ""
             raise RefusedError(
-                StreamError.UNKNOWN_SERVICE, f"this connector has no {protocol} service {service_id!r}"
+                StreamError.UNKNOWN_SERVICE, f"this connector has no {kind}service {service_id!r}"
             )
         if ANY not in service.allow and session.peer_id not in service.allow:
             raise RefusedError(
@@ -178,6 +189,28 @@ class ServiceBackend(ServiceConcern[ConnectorSession]):
             return
         raise RefusedError(StreamError.LIMIT, f"limits.{name} ({limit}) is reached")
 
+    def _grant_renewed(self, session: ConnectorSession, grant: grant_pb2.SealedGrant) -> None:
+        """A grant that opens nothing; one that does not hold changes nothing, and what runs goes on."""
+        if not session.usage.opens.take(self.now):
+            self._renewal_refused(session, "limit", "too many grants")
+            return
+        try:
+            self._judge(session, translate.claims_from_bytes(grant.claims).service, grant)
+        except RefusedError as refusal:
+            self._renewal_refused(session, refusal.code.name.lower(), refusal.message)
+        except RemoteProtocolError as error:
+            self._renewal_refused(session, error.reason, str(error))
+
+    def _renewal_refused(self, session: ConnectorSession, code: str, message: str) -> None:
+        self._refusal_log.note(
+            self.now,
+            (session.peer_id, "renewal", code),
+            session=session.session_id.hex(),
+            peer=session.peer_id,
+            code=code,
+            detail=service_wire.shorten(message),
+        )
+
     def _control_received(self, session: ConnectorSession, frame: session_pb2.ControlFrame) -> None:
         match frame.WhichOneof("body"):
             case "open_flow":
@@ -187,6 +220,8 @@ class ServiceBackend(ServiceConcern[ConnectorSession]):
             case "close_flow":
                 session.flows.handle_peer_close(frame.close_flow.flow_id, self.now)
                 self._act_on_flows(session)
+            case "renewed_grant":
+                self._grant_renewed(session, frame.renewed_grant.grant)
             case _:
                 pass  # a draining agent opens nothing more by itself; a newer one may say more
 

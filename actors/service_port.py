@@ -39,6 +39,7 @@ class ServicePort(ServiceConcern[AgentSession]):
         **COMMON_HANDLERS,
         session_table_pb2.ServiceReady: "service_ready",
         session_table_pb2.ServiceUnavailable: "service_unavailable",
+        session_table_pb2.GrantRenewed: "grant_renewed",
     }
     emits = (
         *COMMON_EMITS,
@@ -108,6 +109,13 @@ class ServicePort(ServiceConcern[AgentSession]):
         service = self._services.get(message.service)
         if service is not None:
             self._give_up(service, message.code, message.message)
+
+    def grant_renewed(self, message: session_table_pb2.GrantRenewed) -> None:
+        """The connector is shown the grant now: no new connection may come along to do it."""
+        session = self._sessions.get(message.session_id)
+        if session is not None:
+            session.grants[message.service] = message.grant
+            self._send_control(session, service_wire.renewed_grant(message.grant))
 
     def session_closed(self, message: quic_session_pb2.SessionClosed) -> None:
         """Its clients are reset; who waits for a session is asked for again."""

@@ -98,6 +98,11 @@ def draining() -> session_pb2.ControlFrame:
     return session_pb2.ControlFrame(draining=session_pb2.SessionDraining())
 
 
+def renewed_grant(grant: grant_pb2.SealedGrant) -> session_pb2.ControlFrame:
+    """A fresh grant of the session, shown without opening anything."""
+    return session_pb2.ControlFrame(renewed_grant=session_pb2.RenewedGrant(grant=grant))
+
+
 def shorten(text: str) -> str:
     """A sentence fit for one log line."""
     return text if len(text) <= MAX_MESSAGE_CHARACTERS else text[: MAX_MESSAGE_CHARACTERS - 1] + "…"

@@ -49,11 +49,15 @@ _COMMON_EMITS = (
 )
 
 
+# Why a session that an intermediate gave us never ran: we are stopping, or one of that id still is.
+NOT_STARTED = "not_started"
+
+
 class SessionScopes(Protocol):
     """Starts and stops the actors of one session."""
 
-    def start(self, session_id: bytes, peer: effects.Peer) -> None:
-        """Start them; they can be told messages when this returns."""
+    def start(self, session_id: bytes, peer: effects.Peer) -> bool:
+        """Start them; they can be told messages when this returns. False: not now, and none was started."""
 
     def stop(self, session_id: bytes) -> None:
         """Stop whatever is left of them."""
@@ -132,8 +136,9 @@ class SessionTable(Concern):
         return self._core.next_deadline()
 
     def _act(self) -> None:
-        for effect in self._core.drain():
-            self._perform(effect)
+        while pending := self._core.drain():
+            for effect in pending:
+                self._perform(effect)
 
     def _perform(self, effect: effects.SessionEffect) -> None:
         match effect:
@@ -141,7 +146,8 @@ class SessionTable(Concern):
                 self.log.info(
                     "session_table.session_started", session=effect.session_id.hex(), peer=effect.peer.id
                 )
-                self._scopes.start(effect.session_id, effect.peer)
+                if not self._scopes.start(effect.session_id, effect.peer):
+                    self._core.handle_closed(effect.session_id, NOT_STARTED, self.now)
             case effects.ForgetSession():
                 self._scopes.stop(effect.session_id)
             case effects.CloseSession():
@@ -234,6 +240,8 @@ class AgentSessionTable(SessionTable):
     emits = (
         *_COMMON_EMITS,
         signaling_client_pb2.RequestSession,
+        session_table_pb2.GrantRenewed,
+        session_table_pb2.GrantRenewalRefused,
         session_table_pb2.ServiceReady,
         session_table_pb2.ServiceUnavailable,
     )
@@ -252,6 +260,7 @@ class AgentSessionTable(SessionTable):
         self._sessions = AgentSessions(
             intermediate_ids,
             {name: wanted.connectors for name, wanted in services.items()},
+            context.io.random,
             max_offline_s=max_offline_s,
             is_eager=is_eager,
         )
@@ -299,7 +308,7 @@ class AgentSessionTable(SessionTable):
                         request_id=effect.request_id,
                         service=effect.service,
                         protocol=wanted.protocol,
-                        connectors=wanted.connectors,
+                        connectors=effect.connectors or wanted.connectors,
                         excluded_connectors=effect.excluded_connectors,
                     )
                 )
@@ -312,6 +321,14 @@ class AgentSessionTable(SessionTable):
                         grant=_grant(effect.grant),
                     )
                 )
+            case effects.GrantRenewed():
+                self.emit(
+                    session_table_pb2.GrantRenewed(
+                        session_id=effect.session_id, service=effect.service, grant=_grant(effect.grant)
+                    )
+                )
+            case effects.RenewalRefused():
+                self._renewal_refused(effect)
             case effects.ServiceUnavailable():
                 self.log.warning(
                     "session_table.service_unavailable",
@@ -326,6 +343,25 @@ class AgentSessionTable(SessionTable):
                 )
             case _:
                 super()._perform_wish(effect)
+
+    def _renewal_refused(self, effect: effects.RenewalRefused) -> None:
+        self.log.warning(
+            "session_table.renewal_refused",
+            session=effect.session_id.hex(),
+            peer=effect.connector_id,
+            service=effect.service,
+            code=effect.code,
+            detail=effect.message,
+        )
+        self.emit(
+            session_table_pb2.GrantRenewalRefused(
+                session_id=effect.session_id,
+                service=effect.service,
+                connector_id=effect.connector_id,
+                code=effect.code,
+                message=effect.message,
+            )
+        )
 
 
 def _peer(identity: types_pb2.NodeIdentity) -> effects.Peer:

@@ -85,6 +85,10 @@ def control(**body: Any) -> quic_session_pb2.PayloadReceived:
 HELLO = control(hello=session_pb2.SessionHello(protocol_version=1))
 
 
+def renewed(grant: grant_pb2.SealedGrant) -> quic_session_pb2.PayloadReceived:
+    return control(renewed_grant=session_pb2.RenewedGrant(grant=grant))
+
+
 def open_flow(
     flow_id: int = 1, service: str = "dns", grant: grant_pb2.SealedGrant | None = None
 ) -> quic_session_pb2.PayloadReceived:
@@ -181,6 +185,56 @@ def test_grant_is_presented_once_and_again_when_a_newer_one_comes(backend: Backe
         backend.tell(received(4 + 4 * index, header(grant=grant)))
     presented = of_type(backend.take_emitted(), service_port_pb2.GrantPresented)
     assert [(each.session_id, each.grant) for each in presented] == [(SESSION, first), (SESSION, newer)]
+
+
+def test_renewed_grant_is_judged_and_presented_and_opens_nothing(backend: Backend) -> None:
+    backend.tell(HELLO, received(4, header()))
+    backend.take_emitted()
+    attempts = len(backend.io.tcp_attempts)
+    newer = make_grant("web", issued_at=int(START_WALL_TIME) + 10)
+    backend.tell(renewed(newer))
+    messages = backend.take_emitted()
+    (presented,) = of_type(messages, service_port_pb2.GrantPresented)
+    assert (presented.session_id, presented.grant) == (SESSION, newer)
+    assert of_type(messages, quic_session_pb2.SendPayload) == []
+    assert len(backend.io.tcp_attempts) == attempts
+
+
+def test_renewed_grant_of_a_udp_service_is_presented(backend: Backend) -> None:
+    backend.tell(HELLO, renewed(make_grant("dns")))
+    assert len(of_type(backend.take_emitted(), service_port_pb2.GrantPresented)) == 1
+
+
+@pytest.mark.parametrize(
+    "fault", ["garbage", "signature", "session", "agent", "expired", "unknown service", "not allowed"]
+)
+def test_renewed_grant_that_does_not_hold_changes_nothing(fault: str) -> None:
+    backend = start(tcp_backend(), tcp_backend("ssh", allow=["somebody-else"]))
+    backend.tell(HELLO)
+    stream, _ = opened(backend)
+    grants = {
+        "garbage": lambda: grant_pb2.SealedGrant(claims=b"\xff"),
+        "signature": lambda: make_grant("web", foreign=True),
+        "session": lambda: make_grant("web", session_id=OTHER_SESSION),
+        "agent": lambda: make_grant("web", agent_id="somebody-else"),
+        "expired": lambda: make_grant("web", issued_at=int(START_WALL_TIME) - 3000),
+        "unknown service": lambda: make_grant("nonsense"),
+        "not allowed": lambda: make_grant("ssh"),
+    }
+    backend.tell(renewed(grants[fault]()))
+    (consumed,) = backend.take_emitted()
+    assert isinstance(consumed, quic_session_pb2.PayloadConsumed)
+    assert len([line for line in backend.logs if line["event"] == "service_backend.flow_refused"]) == 1
+    backend.tell(received(4, b"goes on"))
+    assert bytes(stream.written) == b"goes on"
+
+
+def test_renewed_grants_are_limited_like_opens() -> None:
+    backend = start(opens_per_second=1, streams_per_agent=3)
+    grants = [make_grant("web", issued_at=int(START_WALL_TIME) + each) for each in range(10)]
+    backend.tell(HELLO, *map(renewed, grants))
+    assert len(of_type(backend.take_emitted(), service_port_pb2.GrantPresented)) == 3
+    assert backend.concern._sessions[SESSION].gate.verifications == 3
 
 
 def test_many_streams_with_one_grant_cost_one_verification(backend: Backend) -> None:

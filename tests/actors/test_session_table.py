@@ -5,7 +5,7 @@ from typing import TypeVar
 from google.protobuf.message import Message
 
 from actors.base import Context
-from actors.session_table import AgentSessionTable, ConnectorSessionTable, WantedService
+from actors.session_table import NOT_STARTED, AgentSessionTable, ConnectorSessionTable, WantedService
 from tests.manual_io import ActorHarness, actor_harness
 from ztna.session.agent_table import WISH_LIMIT_S
 from ztna.session.book import HANDSHAKE_LIMIT_S
@@ -36,10 +36,14 @@ class Scopes:
     def __init__(self) -> None:
         self.log: list[tuple[str, bytes]] = []
         self.peers: list[Peer] = []
+        self.is_stopping = False
 
-    def start(self, session_id: bytes, peer: Peer) -> None:
+    def start(self, session_id: bytes, peer: Peer) -> bool:
+        if self.is_stopping:
+            return False
         self.log.append(("start", session_id))
         self.peers.append(peer)
+        return True
 
     def stop(self, session_id: bytes) -> None:
         self.log.append(("stop", session_id))
@@ -200,6 +204,62 @@ def test_restarted_signaling_client_is_told_what_it_must_resume() -> None:
     assert (kept.intermediate_id, kept.session_id, kept.grant) == ("i1", S1, GRANT)
 
 
+def test_renewed_grant_is_handed_to_the_service_sockets() -> None:
+    harness, _ = agent()
+    harness.tell(want(), granted(1), quic_session_pb2.SessionEstablished(session_id=S1, peer=CONNECTOR))
+    harness.take_emitted()
+    harness.advance(400.0)
+    (request,) = of(harness.take_emitted(), signaling_client_pb2.RequestSession)
+    assert list(request.connectors) == ["c1"]
+    harness.tell(granted(request.request_id))
+    messages = harness.take_emitted()
+    assert of(messages, session_table_pb2.GrantRenewed) == [
+        session_table_pb2.GrantRenewed(session_id=S1, service="web", grant=GRANT)
+    ]
+    assert len(of(messages, signaling_client_pb2.KeepResumable)) == 2
+
+
+def test_refused_renewal_is_told_and_ends_nothing() -> None:
+    harness, scopes = agent()
+    harness.tell(want(), granted(1), quic_session_pb2.SessionEstablished(session_id=S1, peer=CONNECTOR))
+    harness.advance(400.0)
+    harness.take_emitted()
+    harness.tell(
+        signaling_client_pb2.SessionRequestFailed(
+            intermediate_id="i1", request_id=2, code="access_denied", message="no rule", is_final=True
+        )
+    )
+    assert harness.take_emitted() == [
+        session_table_pb2.GrantRenewalRefused(
+            session_id=S1, service="web", connector_id="c1", code="access_denied", message="no rule"
+        )
+    ]
+    assert [entry["code"] for entry in harness.logs if entry["event"] == "session_table.renewal_refused"] == [
+        "access_denied"
+    ]
+    harness.advance(3000.0)
+    assert harness.take_emitted() == []
+    assert scopes.log == [("start", S1)]
+
+
+def test_grant_that_arrives_during_a_drain_starts_nothing_and_is_reported_closed() -> None:
+    harness, scopes = agent()
+    harness.tell(want())
+    scopes.is_stopping = True
+    harness.take_emitted()
+    harness.tell(granted(1))
+    messages = harness.take_emitted()
+    assert harness.is_alive
+    assert [each.reason for each in of(messages, signaling_client_pb2.ReportSessionClosed)] == [NOT_STARTED]
+    assert of(messages, relay_leg_pb2.ReleaseChannel) == [
+        relay_leg_pb2.ReleaseChannel(intermediate_id="i1", session_id=S1)
+    ]
+    assert [each.HasField("grant") for each in of(messages, signaling_client_pb2.KeepResumable)][-2:] == [
+        False,
+        False,
+    ]
+
+
 # Connector
 
 
@@ -218,6 +278,19 @@ def test_connector_starts_what_is_offered_and_drops_what_no_agent_takes_up() -> 
     harness.advance(HANDSHAKE_LIMIT_S)
     (close,) = of(harness.take_emitted(), quic_session_pb2.CloseQuicSession)
     assert close.reason == "handshake_timeout"
+
+
+def test_offer_that_arrives_during_a_drain_starts_nothing_and_is_reported_closed() -> None:
+    scopes = Scopes()
+    scopes.is_stopping = True
+    harness = actor_harness(ConnectorTable, scopes)
+    harness.tell(ATTACHED, offered())
+    messages = harness.take_emitted()
+    assert harness.is_alive
+    assert [each.reason for each in of(messages, signaling_client_pb2.ReportSessionClosed)] == [NOT_STARTED]
+    assert isinstance(messages[-1], signaling_client_pb2.KeepResumable)
+    harness.advance(HANDSHAKE_LIMIT_S)
+    assert harness.take_emitted() == []
 
 
 def test_grant_that_the_agent_showed_is_kept_for_resumption() -> None:

@@ -250,6 +250,15 @@ def test_a_service_out_of_reach_tells_why_until_it_is_reached(agent: World) -> N
     assert agent.problems == ["service web: no connector available"]
 
 
+def test_a_service_that_is_no_longer_granted_is_a_problem(agent: World) -> None:
+    agent.tell(
+        session_table_pb2.GrantRenewalRefused(
+            session_id=SESSION, service="web", connector_id="office", code="access_denied", message="no rule"
+        )
+    )
+    assert agent.problems == ["service web at office is no longer granted: no rule"]
+
+
 def test_a_session_opens_stands_breaks_and_ends(agent: World) -> None:
     agent.tell(granted())
     session = agent.status.sessions[0]

@@ -2,17 +2,27 @@
 
 A *wish* is a service that somebody is waiting for. It asks the attached intermediate for a session; when that
 fails for a reason that may pass (no connector there, the handshake with one failed), it asks again, without
-the connector that failed, until its time is up. Grants are renewed at half their life while their service is
-in use, so that a new connection never waits for one.
+the connector that failed, until its time is up. Grants are renewed before anybody has to wait for one
+(`ztna.session.grants`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from random import Random
 
 from ztna.session.book import SessionBook, SessionRecord, SessionState
-from ztna.session.effects import AskForSession, Peer, ReportClosed, ServiceReady, ServiceUnavailable
+from ztna.session.effects import (
+    AskForSession,
+    GrantRenewed,
+    Peer,
+    RenewalRefused,
+    ReportClosed,
+    ServiceReady,
+    ServiceUnavailable,
+)
+from ztna.session.grants import GrantBook, HeldGrant
 
 # How long a client connection may wait for a session before it is reset. Above the time in which a restarted
 # intermediate or connector is back (2 s) and below what people take for a hang.
@@ -33,9 +43,6 @@ EXCLUSION_S = 10.0
 # Asking for a service that is eagerly connected goes on for ever, at this pace.
 EAGER_RETRY_INTERVAL_S = 2.0
 
-# A grant is not used for new connections in its last seconds: the connector's clock may run ahead.
-GRANT_MARGIN_S = 5.0
-
 # One per connector in use: what an intermediate allows one agent, so only a faulty one gets here.
 MAX_SESSIONS = 256
 
@@ -55,21 +62,9 @@ class _Wish:
 
 
 @dataclass(slots=True)
-class _HeldGrant:
-    session_id: bytes
-    grant: object
-    renew_at: float
-    expires_at: float
-    is_used: bool = False
-
-    def is_fresh(self, now: float) -> bool:
-        return now < self.expires_at - GRANT_MARGIN_S
-
-
-@dataclass(slots=True)
 class _Requests:
     last_id: int = 0
-    renewals: dict[int, tuple[str, str]] = field(default_factory=dict)  # intermediate id, service
+    renewals: dict[int, str] = field(default_factory=dict)  # intermediate id
 
     def next_id(self) -> int:
         self.last_id += 1
@@ -83,6 +78,7 @@ class AgentSessions(SessionBook):
         self,
         intermediate_ids: Iterable[str],
         services: Mapping[str, Collection[str]],
+        random: Random,
         *,
         max_offline_s: float,
         is_eager: bool = False,
@@ -92,7 +88,7 @@ class AgentSessions(SessionBook):
         self._services = dict(services)
         self._is_eager = is_eager
         self._wishes: dict[str, _Wish] = {}
-        self._grants: dict[str, _HeldGrant] = {}  # by service
+        self._grants = GrantBook(random)
         self._excluded: dict[str, float] = {}  # connector id -> until
         # By service: a peer that ends every session at once must not be given the next one at once.
         self._not_before: dict[str, float] = {}
@@ -129,6 +125,7 @@ class AgentSessions(SessionBook):
     ) -> None:
         """Start or extend the session that an intermediate opened for one of our requests."""
         self._requests.renewals.pop(request_id, None)
+        is_renewal = self._grants.answered(request_id, session_id, now)
         wish = self._wishes.get(service)
         if wish is not None and wish.request_id == request_id:
             wish.request_id = wish.ask_at = None
@@ -138,8 +135,10 @@ class AgentSessions(SessionBook):
             return
         if record.channels.get(intermediate_id) != channel:
             self._bind(record, intermediate_id, channel)
-        self._grants[service] = _HeldGrant(session_id, grant, now + lifetime_s / 2, now + lifetime_s)
+        self._grants.hold(session_id, service, grant, lifetime_s, now, is_renewal=is_renewal)
         self.handle_grant(session_id, grant)
+        if is_renewal:
+            self._effects.append(GrantRenewed(session_id, service, grant))
         self._answer_wishes(now)
         if record.state is SessionState.ESTABLISHED and service in self._wishes:
             self._retry_unasked(wish, now)
@@ -147,10 +146,17 @@ class AgentSessions(SessionBook):
     def handle_request_failed(
         self, request_id: int, code: str, message: str, now: float, *, is_final: bool
     ) -> None:
-        """Give up on a final answer; otherwise ask again until the wish runs out of time."""
-        _, service = self._requests.renewals.pop(request_id, ("", ""))
-        if service and is_final:
-            self._grants.pop(service, None)
+        """Give up on a final answer; otherwise ask again until the wish runs out of time.
+
+        A grant whose renewal is finally refused opens nothing new; what it opened goes on.
+        """
+        self._requests.renewals.pop(request_id, None)
+        refused = self._grants.failed(request_id, now, is_final=is_final)
+        if refused is not None:
+            connector_id = self._sessions[refused.session_id].peer.id
+            self._effects.append(
+                RenewalRefused(refused.session_id, refused.service, connector_id, code, message)
+            )
         wish = next((w for w in self._wishes.values() if w.request_id == request_id), None)
         if wish is None:
             return
@@ -166,6 +172,7 @@ class AgentSessions(SessionBook):
     ) -> None:
         """Ask for whatever is wanted."""
         super().handle_attached(intermediate_id, attach_id, refused_sessions, now)
+        self._grants.spread_overdue(now)
         self._wish_eagerly()
         for wish in self._wishes.values():
             if wish.request_id is None:
@@ -175,7 +182,9 @@ class AgentSessions(SessionBook):
         """Answers to what was asked there will not come; ask elsewhere, if there is an elsewhere."""
         super().handle_detached(intermediate_id, now, is_left=is_left)
         renewals = self._requests.renewals
-        self._requests.renewals = {k: v for k, v in renewals.items() if v[0] != intermediate_id}
+        lost = {request_id for request_id, asked_at in renewals.items() if asked_at == intermediate_id}
+        self._requests.renewals = {k: v for k, v in renewals.items() if k not in lost}
+        self._grants.forget_requests(lost, now)
         for wish in self._wishes.values():
             if wish.request_id is not None and wish.asked_at == intermediate_id:
                 self._ask(wish, now)
@@ -200,8 +209,7 @@ class AgentSessions(SessionBook):
         self._ended[session_id] = None
         if len(self._ended) > MAX_ENDED_REMEMBERED:
             del self._ended[next(iter(self._ended))]
-        for service in [s for s, g in self._grants.items() if g.session_id == session_id]:
-            del self._grants[service]
+        for service in self._grants.drop_session(session_id):
             self._not_before[service] = record.opened_at + RETRY_INTERVAL_S
         if record.state is SessionState.OPENING:
             self._exclude(record.peer.id, now)
@@ -223,20 +231,14 @@ class AgentSessions(SessionBook):
                 self._fail(wish, now)
             elif wish.ask_at is not None and now >= wish.ask_at:
                 self._ask(wish, now)
-        for service, held in list(self._grants.items()):
-            if now >= held.expires_at:
-                del self._grants[service]
-            elif now >= held.renew_at and held.is_used and self._attached:
-                self._renew(service, held)
+        for held in self._grants.take_due(now, self._can_renew):
+            self._renew(held)
 
     def next_deadline(self) -> float | None:
         """The earliest retry, renewal or limit."""
-        deadlines = [super().next_deadline()]
+        deadlines = [super().next_deadline(), self._grants.next_deadline(self._can_renew)]
         for wish in self._wishes.values():
             deadlines += [wish.deadline, wish.ask_at]
-        for held in self._grants.values():
-            wants_renewal = held.is_used and bool(self._attached)
-            deadlines.append(min(held.renew_at, held.expires_at) if wants_renewal else held.expires_at)
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def _admit(
@@ -258,7 +260,7 @@ class AgentSessions(SessionBook):
         return record
 
     def _answer(self, service: str, now: float) -> bool:
-        held = self._grants.get(service)
+        held = self._grants.current(service)
         if held is None or not held.is_fresh(now):
             return False
         record = self._sessions.get(held.session_id)
@@ -274,7 +276,7 @@ class AgentSessions(SessionBook):
 
     def _ask(self, wish: _Wish, now: float) -> None:
         wish.request_id = wish.ask_at = None
-        held = self._grants.get(wish.service)
+        held = self._grants.current(wish.service)
         if held is not None and held.is_fresh(now):
             record = self._sessions.get(held.session_id)
             if record is not None and record.state is not SessionState.ESTABLISHED:
@@ -293,12 +295,23 @@ class AgentSessions(SessionBook):
             AskForSession(wish.asked_at, wish.request_id, wish.service, tuple(self._excluded))
         )
 
-    def _renew(self, service: str, held: _HeldGrant) -> None:
-        held.is_used = False
+    def _renew(self, held: HeldGrant) -> None:
         request_id = self._requests.next_id()
-        intermediate_id = self._latest_attachment()
-        self._requests.renewals[request_id] = (intermediate_id, service)
-        self._effects.append(AskForSession(intermediate_id, request_id, service, ()))
+        intermediate_id = self._carrier(held.session_id)
+        self._requests.renewals[request_id] = intermediate_id
+        self._grants.asked(held, request_id)
+        connector_id = self._sessions[held.session_id].peer.id
+        self._effects.append(AskForSession(intermediate_id, request_id, held.service, (), (connector_id,)))
+
+    def _can_renew(self, session_id: bytes) -> bool:
+        return bool(self._carrier(session_id))
+
+    def _carrier(self, session_id: bytes) -> str:
+        """The latest attachment over which a living session runs; only there is it known."""
+        record = self._sessions.get(session_id)
+        if record is None or record.state is not SessionState.ESTABLISHED:
+            return ""
+        return next((name for name in reversed(self._attached) if name in record.channels), "")
 
     def _retry(self, wish: _Wish, code: str, now: float) -> None:
         if wish.deadline is None:
@@ -329,7 +342,7 @@ class AgentSessions(SessionBook):
     def _wish_eagerly(self) -> None:
         if self._is_eager:
             for service in self._services:
-                if service not in self._grants:
+                if self._grants.current(service) is None:
                     self._wishes.setdefault(service, _Wish(service, None))
 
     def _latest_attachment(self) -> str:

@@ -73,12 +73,36 @@ class KeepResumable:
 
 @dataclass(frozen=True, slots=True)
 class AskForSession:
-    """Ask an intermediate for a session that reaches a service, or for a fresh grant."""
+    """Ask an intermediate for a session that reaches a service, or for a fresh grant.
+
+    `connectors` are the only ones to accept, in place of those that are configured for the service.
+    """
 
     intermediate_id: str
     request_id: int
     service: str
     excluded_connectors: tuple[str, ...]
+    connectors: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GrantRenewed:
+    """Show the connector this grant: it proves the session for another while."""
+
+    session_id: bytes
+    service: str
+    grant: object
+
+
+@dataclass(frozen=True, slots=True)
+class RenewalRefused:
+    """No further grant of this service; what it opened goes on. `code` is a word, `message` for people."""
+
+    session_id: bytes
+    service: str
+    connector_id: str
+    code: str
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +133,8 @@ SessionEffect = (
     | ReportClosed
     | KeepResumable
     | AskForSession
+    | GrantRenewed
+    | RenewalRefused
     | ServiceReady
     | ServiceUnavailable
 )

@@ -56,6 +56,7 @@ class ControlFrame(_message.Message):
     FLOW_REFUSED_FIELD_NUMBER: _builtins.int
     CLOSE_FLOW_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    RENEWED_GRANT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___SessionHello: ...
     @_builtins.property
@@ -68,6 +69,8 @@ class ControlFrame(_message.Message):
     def close_flow(self) -> Global___CloseFlow: ...
     @_builtins.property
     def draining(self) -> Global___SessionDraining: ...
+    @_builtins.property
+    def renewed_grant(self) -> Global___RenewedGrant: ...
     def __init__(
         self,
         *,
@@ -77,12 +80,13 @@ class ControlFrame(_message.Message):
         flow_refused: Global___FlowRefused | None = ...,
         close_flow: Global___CloseFlow | None = ...,
         draining: Global___SessionDraining | None = ...,
+        renewed_grant: Global___RenewedGrant | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "close_flow", b"close_flow", "draining", b"draining", "flow_accepted", b"flow_accepted", "flow_refused", b"flow_refused", "hello", b"hello", "open_flow", b"open_flow"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "close_flow", b"close_flow", "draining", b"draining", "flow_accepted", b"flow_accepted", "flow_refused", b"flow_refused", "hello", b"hello", "open_flow", b"open_flow", "renewed_grant", b"renewed_grant"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "close_flow", b"close_flow", "draining", b"draining", "flow_accepted", b"flow_accepted", "flow_refused", b"flow_refused", "hello", b"hello", "open_flow", b"open_flow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "close_flow", b"close_flow", "draining", b"draining", "flow_accepted", b"flow_accepted", "flow_refused", b"flow_refused", "hello", b"hello", "open_flow", b"open_flow", "renewed_grant", b"renewed_grant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "open_flow", "flow_accepted", "flow_refused", "close_flow", "draining"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "open_flow", "flow_accepted", "flow_refused", "close_flow", "draining", "renewed_grant"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -225,6 +229,28 @@ class SessionDraining(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SessionDraining: _TypeAlias = SessionDraining  # noqa: Y015
+
+@_typing.final
+class RenewedGrant(_message.Message):
+    """Agent to connector, unanswered: a fresh grant of this session, which proves it to an intermediate."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GRANT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def grant(self) -> _grant_pb2.SealedGrant: ...
+    def __init__(
+        self,
+        *,
+        grant: _grant_pb2.SealedGrant | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grant", b"grant"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grant", b"grant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenewedGrant: _TypeAlias = RenewedGrant  # noqa: Y015
 
 @_typing.final
 class StreamHeader(_message.Message):

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from ztna.v1 import grant_pb2 as ztna_dot_v1_dot_grant__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bztna/v1/session_table.proto\x12\x07ztna.v1\x1a\x13ztna/v1/grant.proto\"!\n\x0eRequestService\x12\x0f\n\x07service\x18\x01 \x01(\t\"n\n\x0cServiceReady\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\x0c\x12\x14\n\x0c\x63onnector_id\x18\x03 \x01(\t\x12#\n\x05grant\x18\x04 \x01(\x0b\x32\x14.ztna.v1.SealedGrant\"D\n\x12ServiceUnavailable\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x0c\n\x04\x63ode\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\";\n\x15\x43loseSessionRequested\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x0e\n\x06reason\x18\x02 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bztna/v1/session_table.proto\x12\x07ztna.v1\x1a\x13ztna/v1/grant.proto\"!\n\x0eRequestService\x12\x0f\n\x07service\x18\x01 \x01(\t\"n\n\x0cServiceReady\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\x0c\x12\x14\n\x0c\x63onnector_id\x18\x03 \x01(\t\x12#\n\x05grant\x18\x04 \x01(\x0b\x32\x14.ztna.v1.SealedGrant\"D\n\x12ServiceUnavailable\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x0c\n\x04\x63ode\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"X\n\x0cGrantRenewed\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x0f\n\x07service\x18\x02 \x01(\t\x12#\n\x05grant\x18\x03 \x01(\x0b\x32\x14.ztna.v1.SealedGrant\"o\n\x13GrantRenewalRefused\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x0f\n\x07service\x18\x02 \x01(\t\x12\x14\n\x0c\x63onnector_id\x18\x03 \x01(\t\x12\x0c\n\x04\x63ode\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\";\n\x15\x43loseSessionRequested\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x0e\n\x06reason\x18\x02 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,6 +38,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SERVICEREADY']._serialized_end=206
   _globals['_SERVICEUNAVAILABLE']._serialized_start=208
   _globals['_SERVICEUNAVAILABLE']._serialized_end=276
-  _globals['_CLOSESESSIONREQUESTED']._serialized_start=278
-  _globals['_CLOSESESSIONREQUESTED']._serialized_end=337
+  _globals['_GRANTRENEWED']._serialized_start=278
+  _globals['_GRANTRENEWED']._serialized_end=366
+  _globals['_GRANTRENEWALREFUSED']._serialized_start=368
+  _globals['_GRANTRENEWALREFUSED']._serialized_end=479
+  _globals['_CLOSESESSIONREQUESTED']._serialized_start=481
+  _globals['_CLOSESESSIONREQUESTED']._serialized_end=540
 # @@protoc_insertion_point(module_scope)

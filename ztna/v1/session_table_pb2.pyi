@@ -99,6 +99,69 @@ class ServiceUnavailable(_message.Message):
 Global___ServiceUnavailable: _TypeAlias = ServiceUnavailable  # noqa: Y015
 
 @_typing.final
+class GrantRenewed(_message.Message):
+    """Event: a grant of this session was renewed; the connector is to be shown it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    SERVICE_FIELD_NUMBER: _builtins.int
+    GRANT_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.bytes
+    service: _builtins.str
+    @_builtins.property
+    def grant(self) -> _grant_pb2.SealedGrant: ...
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.bytes = ...,
+        service: _builtins.str = ...,
+        grant: _grant_pb2.SealedGrant | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grant", b"grant"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grant", b"grant", "service", b"service", "session_id", b"session_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GrantRenewed: _TypeAlias = GrantRenewed  # noqa: Y015
+
+@_typing.final
+class GrantRenewalRefused(_message.Message):
+    """Event: no further grant of this service on this session; what it opened goes on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    SERVICE_FIELD_NUMBER: _builtins.int
+    CONNECTOR_ID_FIELD_NUMBER: _builtins.int
+    CODE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.bytes
+    service: _builtins.str
+    connector_id: _builtins.str
+    code: _builtins.str
+    """lower-case word"""
+    message: _builtins.str
+    """for people"""
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.bytes = ...,
+        service: _builtins.str = ...,
+        connector_id: _builtins.str = ...,
+        code: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "connector_id", b"connector_id", "message", b"message", "service", b"service", "session_id", b"session_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GrantRenewalRefused: _TypeAlias = GrantRenewalRefused  # noqa: Y015
+
+@_typing.final
 class CloseSessionRequested(_message.Message):
     """Command: end a session (operator, drain)."""
 

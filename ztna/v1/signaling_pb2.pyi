@@ -93,6 +93,7 @@ class SignalingFrame(_message.Message):
     RESTART_REQUESTED_FIELD_NUMBER: _builtins.int
     PUNCHING_RESULT_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    RESUME_MORE_FIELD_NUMBER: _builtins.int
     seq: _builtins.int
     """counts up from 1 in each direction"""
     @_builtins.property
@@ -139,6 +140,8 @@ class SignalingFrame(_message.Message):
     def punching_result(self) -> Global___PunchingResult: ...
     @_builtins.property
     def error(self) -> Global___SignalingError: ...
+    @_builtins.property
+    def resume_more(self) -> Global___ResumeMore: ...
     def __init__(
         self,
         *,
@@ -165,12 +168,13 @@ class SignalingFrame(_message.Message):
         restart_requested: Global___RestartRequested | None = ...,
         punching_result: Global___PunchingResult | None = ...,
         error: Global___SignalingError | None = ...,
+        resume_more: Global___ResumeMore | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attach_accepted", b"attach_accepted", "attach_request", b"attach_request", "body", b"body", "candidate_added", b"candidate_added", "candidate_answer", b"candidate_answer", "candidate_offer", b"candidate_offer", "close_session", b"close_session", "error", b"error", "goodbye", b"goodbye", "open_session", b"open_session", "ping", b"ping", "pong", b"pong", "punching_result", b"punching_result", "register_service", b"register_service", "registration_accepted", b"registration_accepted", "registration_rejected", b"registration_rejected", "restart_requested", b"restart_requested", "session_ended", b"session_ended", "session_offer", b"session_offer", "session_opened", b"session_opened", "session_rebound", b"session_rebound", "start_punching", b"start_punching", "withdraw_service", b"withdraw_service"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attach_accepted", b"attach_accepted", "attach_request", b"attach_request", "body", b"body", "candidate_added", b"candidate_added", "candidate_answer", b"candidate_answer", "candidate_offer", b"candidate_offer", "close_session", b"close_session", "error", b"error", "goodbye", b"goodbye", "open_session", b"open_session", "ping", b"ping", "pong", b"pong", "punching_result", b"punching_result", "register_service", b"register_service", "registration_accepted", b"registration_accepted", "registration_rejected", b"registration_rejected", "restart_requested", b"restart_requested", "resume_more", b"resume_more", "session_ended", b"session_ended", "session_offer", b"session_offer", "session_opened", b"session_opened", "session_rebound", b"session_rebound", "start_punching", b"start_punching", "withdraw_service", b"withdraw_service"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach_accepted", b"attach_accepted", "attach_request", b"attach_request", "body", b"body", "candidate_added", b"candidate_added", "candidate_answer", b"candidate_answer", "candidate_offer", b"candidate_offer", "close_session", b"close_session", "error", b"error", "goodbye", b"goodbye", "open_session", b"open_session", "ping", b"ping", "pong", b"pong", "punching_result", b"punching_result", "register_service", b"register_service", "registration_accepted", b"registration_accepted", "registration_rejected", b"registration_rejected", "restart_requested", b"restart_requested", "seq", b"seq", "session_ended", b"session_ended", "session_offer", b"session_offer", "session_opened", b"session_opened", "session_rebound", b"session_rebound", "start_punching", b"start_punching", "withdraw_service", b"withdraw_service"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach_accepted", b"attach_accepted", "attach_request", b"attach_request", "body", b"body", "candidate_added", b"candidate_added", "candidate_answer", b"candidate_answer", "candidate_offer", b"candidate_offer", "close_session", b"close_session", "error", b"error", "goodbye", b"goodbye", "open_session", b"open_session", "ping", b"ping", "pong", b"pong", "punching_result", b"punching_result", "register_service", b"register_service", "registration_accepted", b"registration_accepted", "registration_rejected", b"registration_rejected", "restart_requested", b"restart_requested", "resume_more", b"resume_more", "seq", b"seq", "session_ended", b"session_ended", "session_offer", b"session_offer", "session_opened", b"session_opened", "session_rebound", b"session_rebound", "start_punching", b"start_punching", "withdraw_service", b"withdraw_service"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["attach_request", "attach_accepted", "goodbye", "ping", "pong", "register_service", "registration_accepted", "registration_rejected", "withdraw_service", "open_session", "session_opened", "session_offer", "session_rebound", "close_session", "session_ended", "candidate_offer", "candidate_answer", "candidate_added", "start_punching", "restart_requested", "punching_result", "error"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["attach_request", "attach_accepted", "goodbye", "ping", "pong", "register_service", "registration_accepted", "registration_rejected", "withdraw_service", "open_session", "session_opened", "session_offer", "session_rebound", "close_session", "session_ended", "candidate_offer", "candidate_answer", "candidate_added", "start_punching", "restart_requested", "punching_result", "error", "resume_more"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -186,12 +190,15 @@ class AttachRequest(_message.Message):
     NONCE_FIELD_NUMBER: _builtins.int
     SOFTWARE_FIELD_NUMBER: _builtins.int
     RESUME_FIELD_NUMBER: _builtins.int
+    HAS_MORE_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """1"""
     nonce: _builtins.bytes
     """32 bytes, signed by the intermediate in its answer"""
     software: _builtins.str
     """name and version, for logs"""
+    has_more: _builtins.bool
+    """a ResumeMore follows; the answer comes behind the last one"""
     @_builtins.property
     def resume(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResumeSession]:
         """sessions this node still holds"""
@@ -203,14 +210,43 @@ class AttachRequest(_message.Message):
         nonce: _builtins.bytes = ...,
         software: _builtins.str = ...,
         resume: _abc.Iterable[Global___ResumeSession] | None = ...,
+        has_more: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["nonce", b"nonce", "protocol_version", b"protocol_version", "resume", b"resume", "software", b"software"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["has_more", b"has_more", "nonce", b"nonce", "protocol_version", b"protocol_version", "resume", b"resume", "software", b"software"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AttachRequest: _TypeAlias = AttachRequest  # noqa: Y015
+
+@_typing.final
+class ResumeMore(_message.Message):
+    """What did not fit into an AttachRequest, node to intermediate, before the answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESUME_FIELD_NUMBER: _builtins.int
+    HAS_MORE_FIELD_NUMBER: _builtins.int
+    has_more: _builtins.bool
+    """another one follows"""
+    @_builtins.property
+    def resume(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResumeSession]:
+        """at least one"""
+
+    def __init__(
+        self,
+        *,
+        resume: _abc.Iterable[Global___ResumeSession] | None = ...,
+        has_more: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["has_more", b"has_more", "resume", b"resume"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeMore: _TypeAlias = ResumeMore  # noqa: Y015
 
 @_typing.final
 class ResumeSession(_message.Message):

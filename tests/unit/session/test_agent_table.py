@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from random import Random
 from typing import TypeVar
 
 import pytest
@@ -11,7 +12,6 @@ from ztna.session.agent_table import (
     ANSWER_LIMIT_S,
     EAGER_RETRY_INTERVAL_S,
     EXCLUSION_S,
-    GRANT_MARGIN_S,
     MAX_ENDED_REMEMBERED,
     MAX_SESSIONS,
     RETRY_INTERVAL_S,
@@ -25,14 +25,23 @@ from ztna.session.effects import (
     BindChannel,
     CloseSession,
     ForgetSession,
+    GrantRenewed,
     KeepResumable,
     Peer,
     ReleaseChannel,
+    RenewalRefused,
     ReportClosed,
     ServiceReady,
     ServiceUnavailable,
     SessionEffect,
     StartSession,
+)
+from ztna.session.grants import (
+    GRANT_MARGIN_S,
+    MIN_RENEWAL_INTERVAL_S,
+    RENEWAL_JITTER,
+    RENEWAL_RETRY_S,
+    RENEWAL_SPREAD_S,
 )
 
 EffectT = TypeVar("EffectT")
@@ -51,6 +60,7 @@ class World:
         self.table = AgentSessions(
             ["i1", "i2"],
             {"web": (), "db": (), "pinned": ("c1",)},
+            Random(1),
             max_offline_s=MAX_OFFLINE_S,
             is_eager=is_eager,
         )
@@ -95,6 +105,18 @@ class World:
     def fail(self, code: str, now: float, *, is_final: bool = False) -> None:
         self.table.handle_request_failed(self.asked[-1].request_id, code, "why", now, is_final=is_final)
         self.take()
+
+    def renewal(self, now: float = 0.0) -> tuple[AskForSession, float]:
+        """Run from `now` until a grant is to be renewed; returns the question and when it was asked."""
+        count = len(self.asked)
+        for _ in range(1000):
+            deadline = self.table.next_deadline()
+            assert deadline is not None
+            self.table.handle_timeout(deadline)
+            self.take()
+            if len(self.asked) > count:
+                return self.asked[-1], deadline - now
+        raise AssertionError("the timer spins")
 
     def run_until(self, end: float) -> list[SessionEffect]:
         effects: list[SessionEffect] = []
@@ -275,37 +297,191 @@ def test_session_whose_end_is_never_told_is_freed_all_the_same() -> None:
     assert world.table.sessions == []
 
 
-def test_used_grant_is_renewed_at_half_its_life_once() -> None:
+# Renewal
+
+EARLIEST_S = LIFETIME_S / 2 * (1 - RENEWAL_JITTER)
+LATEST_S = LIFETIME_S / 2 * (1 + RENEWAL_JITTER)
+
+
+def test_used_grant_is_renewed_at_half_its_life_once_and_shown_to_the_connector() -> None:
     world = World.established()
-    effects = world.run_until(LIFETIME_S / 2)
-    assert effects == [AskForSession("i1", 2, "web", ())]
+    ask, after_s = world.renewal()
+    assert ask == AskForSession("i1", 2, "web", (), ("c1",))
+    assert EARLIEST_S <= after_s <= LATEST_S
+    assert world.run_until(LATEST_S) == []
     world.grant(now=LIFETIME_S / 2)
     assert world.of(BindChannel) == []
+    (renewed,) = world.of(GrantRenewed)
+    assert (renewed.session_id, renewed.service) == (S1, "web")
     world.want(now=LIFETIME_S)
+    assert [ready.grant for ready in world.of(ServiceReady)] == [renewed.grant]
+
+
+def test_first_grant_is_shown_by_whoever_uses_it() -> None:
+    world = World.established()
+    world.want("db")
+    world.grant("db")
+    assert world.of(GrantRenewed) == []
     assert len(world.of(ServiceReady)) == 1
 
 
-def test_unused_grant_lapses() -> None:
+def test_session_that_only_carries_old_connections_keeps_a_fresh_grant() -> None:
     world = World.established()
-    world.run_until(LIFETIME_S / 2)
-    world.grant(now=LIFETIME_S / 2)
-    assert world.run_until(2 * LIFETIME_S) == []
-    world.want(now=2 * LIFETIME_S)
+    now = 0.0
+    for _ in range(20):
+        ask, after_s = world.renewal(now)
+        assert ask.service == "web"
+        assert EARLIEST_S <= after_s <= LATEST_S
+        now += after_s
+        world.grant(now=now)
+        assert len(world.of(GrantRenewed)) == 1
+
+
+def test_unused_grant_lapses_while_another_one_proves_its_session() -> None:
+    world = World.established()
+    world.want("db")
+    world.grant("db")
+    asked = []
+    now = 0.0
+    for _ in range(6):
+        ask, after_s = world.renewal(now)
+        now += after_s
+        world.grant(ask.service, now=now)
+        asked.append(ask.service)
+    # Both were used at first, then nobody came any more.
+    assert set(asked[:2]) == {"web", "db"}
+    assert len(set(asked[2:])) == 1
+    (lapsed,) = {"web", "db"} - set(asked[2:])
+    world.want(lapsed, now=now)
+    assert [ask.service for ask in world.of(AskForSession)] == [lapsed]
+
+
+def test_agents_that_were_granted_at_the_same_time_renew_at_different_times() -> None:
+    times = set()
+    for seed in range(20):
+        world = World.established()
+        world.table._grants._random.seed(seed)
+        _, after_s = world.renewal()
+        world.grant(now=after_s)
+        times.add(world.renewal(after_s)[1])
+    assert len(times) == 20
+    assert max(times) - min(times) > LIFETIME_S / 2 * RENEWAL_JITTER
+
+
+@pytest.mark.parametrize("code", ["rate_limited", "session_timeout", "no_connector_available"])
+def test_renewal_that_fails_is_tried_again(code: str) -> None:
+    world = World.established()
+    _, now = world.renewal()
+    for _ in range(5):
+        world.fail(code, now)
+        assert world.effects == []
+        _, after_s = world.renewal(now)
+        assert abs(after_s - RENEWAL_RETRY_S) <= RENEWAL_RETRY_S * RENEWAL_JITTER
+        now += after_s
+
+
+def test_renewal_whose_intermediate_left_is_asked_for_where_the_session_is_carried() -> None:
+    world = World.established()
+    _, now = world.renewal()
+    world.table.handle_detached("i1", now, is_left=True)
+    assert [e for e in world.run_until(now + 60.0) if isinstance(e, AskForSession)] == []
+    now += 60.0
+    world.table.handle_attached("i2", b"a2", [], now)
+    assert [e for e in world.run_until(now + 60.0) if isinstance(e, AskForSession)] == []
+    now += 60.0
+    world.table.handle_rebound("i2", S1, C1, 3, now)
+    world.table.handle_timeout(now)
+    (ask,) = [e for e in world.take() if isinstance(e, AskForSession)]
+    assert (ask.intermediate_id, ask.connectors) == ("i2", ("c1",))
+
+
+def test_grant_that_expired_during_an_outage_is_renewed_when_its_session_is_back() -> None:
+    world = World.established()
+    world.table.handle_detached("i1", 1.0, is_left=True)
+    world.run_until(3 * LIFETIME_S)
+    world.want(now=3 * LIFETIME_S)
+    assert world.of(ServiceReady) == []
+    world.run_until(3 * LIFETIME_S + WISH_LIMIT_S)
+    back = 4 * LIFETIME_S
+    world.table.handle_attached("i1", b"a2", [], back)
+    world.table.handle_rebound("i1", S1, C1, 3, back)
+    world.take()
+    ask, after_s = world.renewal(back)
+    assert (ask.service, ask.connectors) == ("web", ("c1",))
+    assert after_s <= RENEWAL_SPREAD_S
+    world.grant(now=back + after_s, channel=3)
+    assert len(world.of(GrantRenewed)) == 1
+    world.want(now=back + after_s)
+    assert len(world.of(ServiceReady)) == 1
+
+
+def test_final_refusal_of_a_renewal_is_told_once_and_closes_nothing() -> None:
+    world = World.established()
+    _, now = world.renewal()
+    world.fail("access_denied", now, is_final=True)
+    assert world.effects == [RenewalRefused(S1, "web", "c1", "access_denied", "why")]
+    assert world.run_until(10 * LIFETIME_S) == []
+    assert [record.state for record in world.table.sessions] == [SessionState.ESTABLISHED]
+    world.want(now=10 * LIFETIME_S)
     assert len(world.of(AskForSession)) == 1
+
+
+def test_session_whose_one_service_is_no_longer_allowed_is_proven_by_another() -> None:
+    world = World.established()
+    world.want("db")
+    world.grant("db")
+    asked = {}
+    for _ in range(2):
+        ask, now = world.renewal()
+        asked[ask.service] = ask
+    world.table.handle_request_failed(asked["db"].request_id, "access_denied", "", now, is_final=True)
+    world.table.handle_granted("i1", asked["web"].request_id, S1, "web", C1, 7, object(), LIFETIME_S, now)
+    world.take()
+    assert len(world.of(GrantRenewed)) == 1
+    assert world.renewal(now)[0].service == "web"
+
+
+def test_renewal_leaves_the_service_where_new_connections_go() -> None:
+    world = World.established()
+    world.table.handle_detached("i1", 1.0)
+    world.table.handle_attached("i2", b"a2", [], 1.0)
+    world.table.handle_rebound("i2", S1, C1, 3, 1.0)
+    world.grant(session_id=S2, connector=C2, now=2.0, intermediate="i2")
+    world.establish(S2)
+    asks = [world.renewal()[0] for _ in range(2)]
+    now = LATEST_S
+    (of_former,) = [ask for ask in asks if ask.connectors == ("c1",)]
+    world.table.handle_granted("i2", of_former.request_id, S1, "web", C1, 3, object(), LIFETIME_S, now)
+    world.take()
+    assert [renewed.session_id for renewed in world.of(GrantRenewed)] == [S1]
+    world.want(now=now)
+    assert [ready.session_id for ready in world.of(ServiceReady)] == [S2]
+
+
+def test_renewal_answered_with_another_session_is_tried_again() -> None:
+    world = World.established()
+    _, now = world.renewal()
+    world.grant(session_id=S2, connector=C2, now=now)
+    assert world.of(GrantRenewed) == []
+    ask, _ = world.renewal(now)
+    assert ask.connectors == ("c1",)
+
+
+@pytest.mark.parametrize("lifetime_s", [-1.0, 0.0, 1.0])
+def test_issuer_of_grants_without_life_is_not_asked_in_a_spin(lifetime_s: float) -> None:
+    world = World.established()
+    now = 1.0
+    for _ in range(5):
+        world.grant(now=now, lifetime_s=lifetime_s)
+        _, after_s = world.renewal(now)
+        assert after_s == MIN_RENEWAL_INTERVAL_S
+        now += after_s
 
 
 def test_grant_is_not_used_in_its_last_seconds() -> None:
     world = World.established()
     world.want(now=LIFETIME_S - GRANT_MARGIN_S)
     assert world.of(ServiceReady) == []
-
-
-def test_finally_refused_renewal_ends_the_use_of_the_grant() -> None:
-    world = World.established()
-    world.run_until(LIFETIME_S / 2)
-    world.fail("access_denied", LIFETIME_S / 2, is_final=True)
-    world.want(now=LIFETIME_S / 2 + 1)
-    assert len(world.of(AskForSession)) == 1
 
 
 @pytest.mark.parametrize("lifetime_s", [-1.0, 0.0, GRANT_MARGIN_S])
@@ -523,7 +699,7 @@ class AgentMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
-        self.table = AgentSessions(["i1", "i2"], {"web": (), "db": ("c1",)}, max_offline_s=60.0)
+        self.table = AgentSessions(["i1", "i2"], {"web": (), "db": ("c1",)}, Random(1), max_offline_s=60.0)
         self.wanted: dict[str, float] = {}
         self.asked: list[AskForSession] = []
         self.alive: set[bytes] = set()
