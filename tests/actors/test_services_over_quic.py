@@ -51,14 +51,18 @@ _TO_QUIC = frozenset(
 )
 
 
+def _accept(_peer: VerifiedPeer) -> None:
+    """Nothing changes about a peer."""
+
+
 class _ClientSession(QuicSession):
     def __init__(self, context: Context, open_connection: Callable[[bytes], Connection]) -> None:
-        super().__init__(context, open_connection, is_client=True)
+        super().__init__(context, open_connection, _accept, is_client=True)
 
 
 class _ServerSession(QuicSession):
     def __init__(self, context: Context, open_connection: Callable[[bytes], Connection]) -> None:
-        super().__init__(context, open_connection, is_client=False)
+        super().__init__(context, open_connection, _accept, is_client=False)
 
 
 class World:
