@@ -27,7 +27,7 @@ from actors.udp_asyncio import (
     gso_run_end,
 )
 from tests.actors.io_worlds import RealWorld, Sockets, TcpRecorder, UdpRecorder, has_ipv6_loopback
-from tests.bench import bench_udp
+from tools.bench import udp as bench_udp
 from ztna.address import TransportAddress
 
 LOOPBACK = "127.0.0.1"

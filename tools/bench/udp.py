@@ -2,13 +2,12 @@
 
 CPU time of this process per datagram of 1200 bytes, the best of a few rounds (the machine may be shared).
 Sending and receiving are timed apart: a burst is sent, then drained. Run it with
-`python -m tests.bench.bench_udp`.
+`python -m tools.bench udp`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import socket
 import time
 from collections.abc import Callable
@@ -119,7 +118,3 @@ def run() -> dict[str, float]:
         results[f"udp_{kind}_send_us"] = send_us
         results[f"udp_{kind}_receive_us"] = receive_us
     return results
-
-
-if __name__ == "__main__":
-    print(json.dumps(run(), indent=2))  # noqa: T201 - a bench's result
