@@ -81,6 +81,10 @@ class GrpcStream:
         else:
             self._outgoing.put_nowait(frame)
 
+    def expect(self, frames: int) -> None:
+        """Let so many frames more wait: the node has asked for them all at once."""
+        self._max_queued += frames
+
     def close(self, status: grpc.StatusCode = grpc.StatusCode.OK, detail: str = "") -> None:
         """End the stream behind what is queued; harmless when repeated."""
         if self._status is None:

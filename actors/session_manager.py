@@ -11,18 +11,24 @@ from typing import ClassVar, Final
 from actors import translate
 from actors.base import Concern, Context
 from actors.credentials import Credentials
+from actors.grant_opener import GrantOpener
+from actors.resumption import Resumptions
 from ztna.access.grant import GRANT_VERSION, GrantClaims
 from ztna.access.identity import Role
 from ztna.access.policy import AccessPolicy, AccessRule
-from ztna.errors import AccessDenied, AuthenticationError, RemoteProtocolError
 from ztna.signaling import session_effects as effects
 from ztna.signaling.session import FrameKind, SessionFrame
 from ztna.signaling.sessions import SessionManager as Core
+from ztna.signaling.values import Code
 from ztna.v1 import quic_relay_pb2, registry_pb2, session_manager_pb2, signaling_pb2, signaling_service_pb2
 
 # A report lists every session, at about 3 us each: a second per thousand keeps it below 0.5 % of the time.
 STATISTICS_INTERVAL_S = 1.0
 SESSIONS_PER_INTERVAL = 1000
+
+# Requests of agents whose own sessions are still being brought back, all agents together: 4 each for a
+# thousand that come back at once. Further ones are refused, and asked again half a second later.
+MAX_DEFERRED_REQUESTS = 4096
 
 # A reason is for a log line; a node may write what it likes into it.
 MAX_REASON_CHARACTERS = 200
@@ -71,46 +77,43 @@ class SessionManager(Concern):
         self._core = Core(
             context.io.random, AccessPolicy(policy), max_offline_s=max_offline_s, max_sessions=max_sessions
         )
+        # Each session is listed by two nodes at most.
+        self._resumptions = Resumptions(GrantOpener(credentials), 2 * max_sessions, self.now)
+        self._deferred: list[registry_pb2.ConnectorChosen] = []
         self._is_changed = False
         self._report_at = self.now
 
     def node_attached(self, message: signaling_service_pb2.NodeAttached) -> None:
-        """Take a node in, with the sessions whose grants verify."""
-        now_wall = self.io.wall_time()
-        resumed: list[GrantClaims] = []
-        rejected: list[bytes] = []
-        for each in message.resume:
-            try:
-                claims = translate.open_grant(each.grant, self._credentials.verifier, now_wall)
-            except (RemoteProtocolError, AuthenticationError, AccessDenied) as error:
-                self.log.warning(
-                    "session_manager.resume_refused", session_id=each.session_id.hex(), reason=str(error)
-                )
-                rejected.append(each.session_id)
-                continue
-            if claims.session_id == each.session_id:
-                resumed.append(claims)
-            else:
-                rejected.append(each.session_id)
+        """Take a node in; its sessions come back as their grants verify."""
         party = translate.party_from_proto(message.node)
-        self._core.handle_attached(message.attach_id, party, resumed, rejected, self.now, now_wall)
-        self._act()
+        waiting, refused = self._resumptions.add(message.attach_id, party, message.resume)
+        self._core.handle_attached(
+            message.attach_id, party, (), refused, self.now, self.io.wall_time(), announced=waiting
+        )
+        self._resume()
 
     def node_detached(self, message: signaling_service_pb2.NodeDetached) -> None:
         """End the sessions of a node that is gone."""
+        self._resumptions.drop(message.attach_id)
         self._core.handle_detached(message.attach_id, is_clean=message.is_clean, reason=message.reason)
         self._act()
 
     def connector_chosen(self, message: registry_pb2.ConnectorChosen) -> None:
-        """Open a session, or extend the one that exists."""
-        self._core.open(
-            message.agent_attach_id,
-            message.request_id,
-            message.service,
-            message.connector_attach_id,
-            self.now,
-        )
-        self._act()
+        """Open a session, or extend the one that exists; it may be among those to be brought back."""
+        if not self._resumptions.is_waiting(message.agent_attach_id):
+            self._open(message)
+        elif len(self._deferred) < MAX_DEFERRED_REQUESTS:
+            self._deferred.append(message)
+        else:
+            self._tell_party(
+                effects.Failed(
+                    message.agent_attach_id,
+                    Code.RATE_LIMITED,
+                    b"",
+                    message.request_id,
+                    "too many nodes attach at once",
+                )
+            )
 
     def channels_bound(self, message: quic_relay_pb2.ChannelsBound) -> None:
         """The relay made channels, or could not."""
@@ -127,18 +130,42 @@ class SessionManager(Concern):
         self._act()
 
     def handle_timeout(self, now: float) -> None:
-        """Drive the core and report."""
+        """Drive the core, bring more sessions back, and report."""
         self._core.handle_timeout(now)
-        self._act()
+        self._resume()
         if self._is_changed and now >= self._report_at:
             self._report(now)
 
     def next_deadline(self) -> float | None:
-        """The earlier of the core's deadline and a report that is due."""
-        deadline = self._core.next_deadline()
-        if self._is_changed and (deadline is None or self._report_at < deadline):
-            return self._report_at
-        return deadline
+        """The earliest of the core's deadline, the next grants to verify, and a report that is due."""
+        deadlines = (
+            self._core.next_deadline(),
+            self._resumptions.next_deadline(),
+            self._report_at if self._is_changed else None,
+        )
+        return min((each for each in deadlines if each is not None), default=None)
+
+    def _resume(self) -> None:
+        now_wall = self.io.wall_time()
+        for verified in self._resumptions.proceed(self.now, now_wall):
+            for session_id, reason in verified.rejected:
+                self._log("session_manager.resume_refused", session_id, reason=reason)
+            rejected = [session_id for session_id, _ in verified.rejected]
+            self._core.handle_resumed(verified.attach_id, verified.resumed, rejected, self.now, now_wall)
+        deferred, self._deferred = self._deferred, []
+        for message in deferred:
+            self.connector_chosen(message)
+        self._act()
+
+    def _open(self, message: registry_pb2.ConnectorChosen) -> None:
+        self._core.open(
+            message.agent_attach_id,
+            message.request_id,
+            message.service,
+            message.connector_attach_id,
+            self.now,
+        )
+        self._act()
 
     def _act(self) -> None:
         for effect in self._core.drain():

@@ -19,15 +19,15 @@ from ztna.access.grant import verify_nonce
 from ztna.access.identity import Role
 from ztna.errors import AuthenticationError, RemoteProtocolError
 from ztna.relay.frame import MAX_CHANNEL, RESERVED_CHANNEL
-from ztna.signaling import client
+from ztna.signaling import client, resume
 from ztna.signaling.framing import MAX_FRAME_BYTES, FrameDecoder, encode
 from ztna.v1 import relay_leg_pb2, signaling_client_pb2, signaling_pb2, types_pb2
 from ztna.v1.grant_pb2 import SealedGrant
 
 PROTOCOL_VERSION = 1
 
-# What an AttachRequest spends on sessions to resume: one frame, less room for its other fields. A grant with
-# its issuer's chain takes 1 to 2 KiB.
+# What one frame spends on sessions to resume; the rest is room for the other fields of an AttachRequest. A
+# session takes about 1 KiB, most of which is its grant's issuer.
 MAX_RESUME_BYTES = MAX_FRAME_BYTES - 1024
 
 # Tag and length of each entry.
@@ -252,28 +252,31 @@ class SignalingClient(Concern):
         )
 
     def _send_attach_request(self, nonce: bytes) -> None:
-        resume: list[signaling_pb2.ResumeSession] = []
-        room = MAX_RESUME_BYTES
         # The newest are the likeliest to be in use.
-        for session_id, grant in reversed(self._resumable.items()):
-            each = signaling_pb2.ResumeSession(session_id=session_id, grant=grant)
-            room -= each.ByteSize() + RESUME_OVERHEAD_BYTES
-            if room < 0:
-                self.log.warning(
-                    "signaling_client.sessions_not_resumed", count=len(self._resumable) - len(resume)
-                )
-                break
-            resume.append(each)
+        held = [
+            signaling_pb2.ResumeSession(session_id=session_id, grant=grant)
+            for session_id, grant in reversed(self._resumable.items())
+        ]
+        sizes = [each.ByteSize() + RESUME_OVERHEAD_BYTES for each in held]
+        first, *others = frames = resume.spread(sizes, MAX_RESUME_BYTES)
+        if frames[-1].stop < len(held):
+            self.log.warning("signaling_client.sessions_not_resumed", count=len(held) - frames[-1].stop)
         self._send(
             signaling_pb2.SignalingFrame(
                 attach_request=signaling_pb2.AttachRequest(
                     protocol_version=PROTOCOL_VERSION,
                     nonce=nonce,
                     software=f"ztna {__version__}",
-                    resume=resume,
+                    resume=held[first.start : first.stop],
+                    has_more=bool(others),
                 )
             )
         )
+        for each in others:
+            more = signaling_pb2.ResumeMore(
+                resume=held[each.start : each.stop], has_more=each is not others[-1]
+            )
+            self._send(signaling_pb2.SignalingFrame(resume_more=more))
 
     def _send(self, frame: signaling_pb2.SignalingFrame) -> None:
         self._sequence += 1

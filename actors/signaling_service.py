@@ -20,7 +20,7 @@ from actors import translate
 from actors.base import Concern, Context, loop_callback
 from actors.credentials import Credentials
 from actors.grpc_signaling import GrpcSignalingServer, GrpcStream, StreamOwner
-from actors.signaling_streams import LegCarrier, Stream, StreamCarrier
+from actors.signaling_streams import Introduction, LegCarrier, Stream, StreamCarrier
 from ztna.access.grant import NONCE_BYTES, sign_nonce
 from ztna.access.identity import Role, VerifiedPeer
 from ztna.errors import AccessDenied, AuthenticationError, LocalProtocolError, RemoteProtocolError
@@ -30,11 +30,19 @@ from ztna.v1 import quic_relay_pb2, signaling_pb2, signaling_service_pb2
 
 PROTOCOL_VERSION = 1
 
-# From the opening of a stream to its AttachRequest: the node sends it in the same flight.
+# From the opening of a stream to its AttachRequest, with all that follows it: the node sends it in the same
+# flight, 8 MiB at most.
 ATTACH_LIMIT_S = 5.0
 
 # Streams before their AttachRequest: a storm of reconnections passes, a flood does not.
 MAX_PENDING_STREAMS = 1024
+
+# Of all nodes whose AttachRequest is not complete: 32 connectors with as many sessions as they may have, or
+# thousands of agents. Whoever comes beyond that tries again.
+MAX_INCOMPLETE_BYTES = 256 << 20
+
+# A resumed session is told anew to the node, and once more when its other party comes back too.
+FRAMES_PER_RESUMED_SESSION = 2
 
 STATISTICS_INTERVAL_S = 1.0
 
@@ -269,6 +277,7 @@ class SignalingService(Concern):
         self._stream_ended(stream)
 
     def _hang_up(self, stream: Stream, status: grpc.StatusCode, message: str) -> None:
+        stream.is_over = True
         stream.carrier.close(status, message)
         self._leg_streams.pop(stream.connection, None)
         if isinstance(stream.carrier, GrpcStream):
@@ -292,6 +301,8 @@ class SignalingService(Concern):
     # Frames
 
     def _frame_received(self, stream: Stream, frame: signaling_pb2.SignalingFrame) -> None:
+        if stream.is_over:
+            return  # it came in one piece with what ended the stream
         self._counters["frames_received"] += 1
         self._is_changed = True
         body = frame.WhichOneof("body")
@@ -301,7 +312,9 @@ class SignalingService(Concern):
             return
         stream.received = frame.seq
         if body == "attach_request":
-            self._attach(stream, frame.attach_request)
+            self._introduce(stream, frame.attach_request)
+        elif stream.introduction is not None:
+            self._introduce_more(stream, frame)
         elif not stream.attach_id:
             self._abandon(stream, Code.INVALID_MESSAGE, "the first frame must be an AttachRequest")
         elif not self._table.admit_frame(stream.attach_id, self.now):
@@ -315,11 +328,55 @@ class SignalingService(Concern):
         if frame.HasField("open_session"):
             self._send_error(stream, Code.RATE_LIMITED, "too many frames", frame.open_session.request_id)
 
-    def _attach(self, stream: Stream, request: signaling_pb2.AttachRequest) -> None:
+    def _introduce(self, stream: Stream, request: signaling_pb2.AttachRequest) -> None:
         if request.protocol_version != PROTOCOL_VERSION or len(request.nonce) != NONCE_BYTES:
             message = f"protocol version {PROTOCOL_VERSION} and a nonce of {NONCE_BYTES} bytes are expected"
             self._abandon(stream, Code.INVALID_MESSAGE, message)
             return
+        if stream.attach_id and not self._table.admit_frame(stream.attach_id, self.now):
+            self._abandon(stream, Code.RATE_LIMITED, "too many attachments")
+            return
+        try:
+            stream.introduction = Introduction(request)
+        except RemoteProtocolError as error:
+            self._abandon(stream, Code.INVALID_MESSAGE, str(error))
+            return
+        if stream.introduction.is_complete:
+            self._attach(stream, stream.introduction)
+        else:
+            self._await_more(stream)
+
+    def _introduce_more(self, stream: Stream, frame: signaling_pb2.SignalingFrame) -> None:
+        introduction = stream.introduction
+        if introduction is None or not frame.HasField("resume_more"):
+            self._abandon(stream, Code.INVALID_MESSAGE, "a ResumeMore was announced")
+            return
+        try:
+            introduction.add(frame.resume_more)
+        except RemoteProtocolError as error:
+            self._abandon(stream, Code.INVALID_MESSAGE, str(error))
+            return
+        if introduction.is_complete:
+            self._attach(stream, introduction)
+        elif self._incomplete_bytes() > MAX_INCOMPLETE_BYTES:
+            self._abandon(stream, Code.RATE_LIMITED, "too many nodes attach at once")
+
+    def _await_more(self, stream: Stream) -> None:
+        name = stream.party.name
+        if self._pending.get(name) is stream:
+            return  # it has the rest of its time
+        if name in self._pending:
+            self._abandon(stream, Code.SUPERSEDED, "another stream of this node was opened")
+            return
+        stream.deadline = self.now + ATTACH_LIMIT_S
+        self._pending[name] = stream
+
+    def _incomplete_bytes(self) -> int:
+        return sum(each.introduction.size_bytes for each in self._pending.values() if each.introduction)
+
+    def _attach(self, stream: Stream, introduction: Introduction) -> None:
+        stream.introduction = None
+        request = introduction.request
         self._forget_pending(stream)
         if self._attached.get(stream.attach_id) is stream:
             # The node begins anew on the same stream: nobody else is to be told that it was replaced.
@@ -331,7 +388,8 @@ class SignalingService(Concern):
             return
         self._attached[stream.attach_id] = stream
         self._counters["attached_total"] += 1
-        self._act(request)
+        stream.carrier.expect(FRAMES_PER_RESUMED_SESSION * len(introduction.event.resume))
+        self._act(introduction)
         accepted = signaling_pb2.AttachAccepted(
             attach_id=stream.attach_id,
             certificate_chain=self._credentials.chain_der,
@@ -393,12 +451,12 @@ class SignalingService(Concern):
 
     # Effects
 
-    def _act(self, request: signaling_pb2.AttachRequest | None = None) -> None:
+    def _act(self, introduction: Introduction | None = None) -> None:
         for effect in self._table.drain():
             self._is_changed = True
             match effect:
                 case attachments.Attached():
-                    self._announce(effect, request)
+                    self._announce(effect, introduction)
                 case attachments.Superseded():
                     former = self._attached.pop(effect.attach_id, None)
                     if former is not None:
@@ -430,28 +488,25 @@ class SignalingService(Concern):
                         )
                     )
 
-    def _announce(self, effect: attachments.Attached, request: signaling_pb2.AttachRequest | None) -> None:
-        if request is None:
+    def _announce(self, effect: attachments.Attached, introduction: Introduction | None) -> None:
+        if introduction is None:
             raise LocalProtocolError("a node attached without a request")
+        event = introduction.event
         self.log.info(
             "signaling_service.node_attached",
             peer_id=effect.party.id,
             role=effect.party.role.value,
             carrier=effect.carrier.value,
-            software=request.software[:MAX_REASON_CHARACTERS],
+            software=introduction.request.software[:MAX_REASON_CHARACTERS],
             is_replacement=bool(effect.superseded),
-            resumed_sessions=len(request.resume),
+            resumed_sessions=len(event.resume),
         )
-        self.emit(
-            signaling_service_pb2.NodeAttached(
-                attach_id=effect.attach_id,
-                node=translate.party_to_proto(effect.party),
-                carrier=effect.carrier.value,
-                superseded_attach_id=effect.superseded,
-                resume=request.resume,
-                connection=self._attached[effect.attach_id].connection,
-            )
-        )
+        event.attach_id = effect.attach_id
+        event.node.CopyFrom(translate.party_to_proto(effect.party))
+        event.carrier = effect.carrier.value
+        event.superseded_attach_id = effect.superseded
+        event.connection = self._attached[effect.attach_id].connection
+        self.emit(event)
 
     def _count_refusal(self, reason: str) -> None:
         self._refused[reason] += 1

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import grpc
 
 from ztna.access.identity import VerifiedPeer
+from ztna.errors import RemoteProtocolError
 from ztna.signaling.attachments import Carrier
-from ztna.signaling.framing import FrameDecoder, encode
+from ztna.signaling.framing import MAX_FRAME_BYTES, FrameDecoder, encode
+from ztna.signaling.resume import MAX_RESUME_BYTES, MAX_RESUMED_SESSIONS
 from ztna.signaling.values import Party
-from ztna.v1 import quic_relay_pb2, signaling_pb2
+from ztna.v1 import quic_relay_pb2, signaling_pb2, signaling_service_pb2
 
 
 class StreamCarrier(Protocol):
@@ -20,6 +22,9 @@ class StreamCarrier(Protocol):
 
     def send(self, frame: signaling_pb2.SignalingFrame) -> None:
         """Send a frame behind those already sent."""
+
+    def expect(self, frames: int) -> None:
+        """So many frames may come in one burst that the node has asked for."""
 
     def close(self, status: grpc.StatusCode = grpc.StatusCode.OK, detail: str = "") -> None:
         """End the stream behind what was sent."""
@@ -38,15 +43,54 @@ class LegCarrier:
         data = encode(frame.SerializeToString())
         self._emit(quic_relay_pb2.SendLegSignalingBytes(connection=self._connection, data=data))
 
+    def expect(self, frames: int) -> None:
+        """The relay counts bytes, of which it has room for thousands of such frames."""
+
     def close(self, status: grpc.StatusCode = grpc.StatusCode.OK, detail: str = "") -> None:
         """End the stream; the leg follows. An error frame has said why."""
         del status, detail
         self._emit(quic_relay_pb2.SendLegSignalingBytes(connection=self._connection, close=True))
 
 
+@dataclass(slots=True)
+class Introduction:
+    """What a node says before it is attached: its AttachRequest, and whatever did not fit into that.
+
+    `event` is what will be told of it, so that thousands of sessions need not be copied at once.
+    """
+
+    request: signaling_pb2.AttachRequest
+    event: signaling_service_pb2.NodeAttached = field(default_factory=signaling_service_pb2.NodeAttached)
+    size_bytes: int = 0
+    is_complete: bool = False
+
+    def __post_init__(self) -> None:
+        """Take the sessions of the request itself; raises as `add` does."""
+        self._take(self.request.ByteSize(), self.request)
+
+    def add(self, more: signaling_pb2.ResumeMore) -> None:
+        """Take further sessions.
+
+        Raises `RemoteProtocolError` (`empty_resume`, `too_many_sessions`): each frame has to bring some, and
+        there are `MAX_RESUMED_SESSIONS` in `MAX_RESUME_BYTES` at most.
+        """
+        if not more.resume:
+            raise RemoteProtocolError("empty_resume", "a frame without a session")
+        self._take(more.ByteSize(), more)
+
+    def _take(self, size_bytes: int, frame: signaling_pb2.AttachRequest | signaling_pb2.ResumeMore) -> None:
+        self.size_bytes += size_bytes
+        count = len(self.event.resume) + len(frame.resume)
+        # The other fields of the request, and each frame's own, are the node's to spend.
+        if count > MAX_RESUMED_SESSIONS or self.size_bytes > MAX_RESUME_BYTES + MAX_FRAME_BYTES:
+            raise RemoteProtocolError("too_many_sessions", f"{count} sessions, {self.size_bytes} bytes")
+        self.event.resume.extend(frame.resume)
+        self.is_complete = not frame.has_more
+
+
 @dataclass(slots=True, eq=False)
 class Stream:
-    """One stream of a verified node. `attach_id` is empty before its AttachRequest, due by `deadline`."""
+    """One stream of a verified node. `attach_id` is empty before its introduction, due by `deadline`."""
 
     carrier: StreamCarrier
     kind: Carrier
@@ -54,8 +98,10 @@ class Stream:
     connection: int
     deadline: float
     attach_id: bytes = b""
+    introduction: Introduction | None = None
     sent: int = 0
     received: int = 0
+    is_over: bool = False
 
     @property
     def party(self) -> Party:

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TypeVar
 
 import pytest
 from google.protobuf.message import Message
 
-from actors import translate
+from actors import session_manager, translate
 from actors.credentials import Credentials, parse_credentials
+from actors.resumption import GRANTS_PER_SLICE
 from actors.session_manager import MAX_REASON_CHARACTERS, SessionManager
 from tests.manual_io import START_WALL_TIME, ActorHarness, actor_harness
 from tests.pki_fixtures import NOW, issue, pem, verifier
+from ztna.access.grant import GrantClaims
 from ztna.access.identity import Role, fingerprint
 from ztna.access.policy import AccessRule
 from ztna.signaling.exchange import ANSWER_LIMIT_S
@@ -43,9 +46,9 @@ def credentials() -> Credentials:
 class Manager:
     """The actor, with a relay that answers at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_sessions: int = 100) -> None:
         self.harness: ActorHarness[SessionManager] = actor_harness(
-            SessionManager, credentials(), [AccessRule(("*",), ("*",))], 600.0, 3600.0, 100
+            SessionManager, credentials(), [AccessRule(("*",), ("*",))], 600.0, 3600.0, max_sessions
         )
         self.released: list[bytes] = []
         self.reports: list[session_manager_pb2.SessionsStatistics] = []
@@ -168,11 +171,12 @@ def test_grant_that_does_not_verify_ends_its_session(manager: Manager, fault: st
             grant = grant_pb2.SealedGrant(claims=b"\xff")
     resume = signaling_pb2.ResumeSession(session_id=session_id, grant=grant)
     frames = manager.attach(b"A'", A1, resume)
-    ended = [(to, frame.session_ended.code) for to, frame in frames]
-    assert ended == [
-        (b"A'", signaling_pb2.SIGNALING_CODE_ACCESS_DENIED),
-        (b"C", signaling_pb2.SIGNALING_CODE_PEER_LOST),
-    ]
+    ended = {to: frame.session_ended.code for to, frame in frames}
+    assert ended == {
+        b"A'": signaling_pb2.SIGNALING_CODE_ACCESS_DENIED,
+        b"C": signaling_pb2.SIGNALING_CODE_PEER_LOST,
+    }
+    assert len(frames) == 2
 
 
 def test_lost_node_ends_its_sessions_for_the_other(manager: Manager) -> None:
@@ -254,3 +258,85 @@ def test_sessions_are_reported_at_most_once_a_second(manager: Manager) -> None:
     manager.harness.advance(10)
     manager.take()
     assert len(manager.reports) == count
+
+
+# Thousands of sessions
+
+
+def resumed(number: int) -> signaling_pb2.ResumeSession:
+    claims = GrantClaims(
+        1,
+        number.to_bytes(16, "big"),
+        f"a{number}",
+        A1.fingerprint,
+        "c1",
+        C1.fingerprint,
+        "web",
+        int(START_WALL_TIME),
+        int(START_WALL_TIME) + 600,
+        "i1",
+    )
+    return signaling_pb2.ResumeSession(
+        session_id=claims.session_id, grant=translate.seal_grant(claims, credentials())
+    )
+
+
+def test_sessions_of_a_node_come_back_in_slices_of_a_few_milliseconds() -> None:
+    count = 10 * GRANTS_PER_SLICE
+    shown = [resumed(number) for number in range(count)]
+    manager = Manager(count)
+    manager.harness.advance(2)
+    assert manager.attach(b"C", C1, *shown) == []
+    core = manager.harness.concern._core
+    seen = [core.resumed_total]
+    while (deadline := manager.harness.concern._resumptions.next_deadline()) is not None:
+        manager.harness.io.run_until(deadline)
+        seen.append(core.resumed_total)
+    assert seen[-1] == count
+    assert max(later - earlier for earlier, later in pairwise(seen)) <= GRANTS_PER_SLICE
+
+
+def test_request_of_an_agent_waits_until_its_own_sessions_are_back(manager: Manager) -> None:
+    _, opened = manager.open()
+    resume = signaling_pb2.ResumeSession(session_id=opened.session_id, grant=opened.grant)
+    # The connector uses up what the rate allows at once.
+    manager.attach(b"X", node(Role.CONNECTOR, "c9"), *(resumed(n) for n in range(2 * GRANTS_PER_SLICE)))
+    assert manager.attach(b"A'", A1, resume) == []
+    chosen = registry_pb2.ConnectorChosen(
+        agent_attach_id=b"A'", agent=A1, request_id=8, service="web", connector_attach_id=b"C", connector=C1
+    )
+    assert manager.tell(chosen) == []
+    manager.harness.advance(1)
+    frames = dict(manager.take())
+    assert frames[b"A'"].session_opened.request_id == 8
+    assert frames[b"A'"].session_opened.session_id == opened.session_id
+
+
+def test_waiting_requests_are_bounded(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_manager, "MAX_DEFERRED_REQUESTS", 1)
+    _, opened = manager.open()
+    resume = signaling_pb2.ResumeSession(session_id=opened.session_id, grant=opened.grant)
+    manager.attach(b"X", node(Role.CONNECTOR, "c9"), *(resumed(n) for n in range(2 * GRANTS_PER_SLICE)))
+    manager.attach(b"A'", A1, resume)
+    chosen = registry_pb2.ConnectorChosen(
+        agent_attach_id=b"A'", agent=A1, request_id=8, service="web", connector_attach_id=b"C", connector=C1
+    )
+    assert manager.tell(chosen) == []
+    ((to, frame),) = manager.tell(chosen)
+    assert (to, frame.error.code, frame.error.request_id) == (
+        b"A'",
+        signaling_pb2.SIGNALING_CODE_RATE_LIMITED,
+        8,
+    )
+
+
+def test_node_that_left_is_verified_no_further(manager: Manager) -> None:
+    manager.attach(b"X", node(Role.CONNECTOR, "c9"), *(resumed(n) for n in range(3 * GRANTS_PER_SLICE)))
+    manager.tell(
+        signaling_service_pb2.NodeDetached(
+            attach_id=b"X", node=node(Role.CONNECTOR, "c9"), reason="no_answer"
+        )
+    )
+    assert manager.harness.concern._resumptions._waiting == 0
+    manager.harness.advance(1)
+    assert manager.take() == []

@@ -21,6 +21,7 @@ from tests.pki_fixtures import NOW, issue, pem
 from ztna.access.grant import sign_nonce
 from ztna.access.identity import Role
 from ztna.pki.authority import Issued
+from ztna.signaling import resume
 from ztna.signaling.client import ATTACH_LIMIT_S, PING_INTERVAL_S, PONG_LIMIT_S, REQUEST_LIMIT_S
 from ztna.signaling.framing import MAX_FRAME_BYTES, FrameDecoder, encode
 from ztna.v1 import grant_pb2, relay_leg_pb2, signaling_client_pb2, signaling_pb2, types_pb2
@@ -378,18 +379,39 @@ def test_sessions_are_presented_with_their_grants_until_forgotten() -> None:
     assert [(each.session_id, each.grant) for each in resumed] == [(S1, GRANT)]
 
 
-def test_what_is_resumed_fits_one_frame_and_the_newest_go_first() -> None:
+@pytest.mark.parametrize("carrier", ["grpc", "quic"])
+def test_sessions_that_do_not_fit_one_frame_follow_in_others_the_newest_first(carrier: str) -> None:
     world = World()
+    client = world.client if carrier == "grpc" else actor_harness(AgentClient, None, key="i1")
     grant = grant_pb2.SealedGrant(claims=b"x" * 1500)
     for number in range(100):
-        world.client.tell(keep(number.to_bytes(16, "big"), grant))
+        client.tell(keep(number.to_bytes(16, "big"), grant))
+    client.tell(ATTACH)
+    if carrier == "quic":
+        client.tell(relay_leg_pb2.LegConnected(intermediate_id="i1"))
+    sent = world.carrier.sent if carrier == "grpc" else frames(client.take_emitted())
+    assert [frame.seq for frame in sent] == [1, 2, 3]
+    assert all(frame.ByteSize() <= MAX_FRAME_BYTES for frame in sent)
+    request, *more = sent
+    parts: list[Any] = [request.attach_request, *(frame.resume_more for frame in more)]
+    assert [part.has_more for part in parts] == [True, True, False]
+    assert len(parts[0].resume) == MAX_RESUME_BYTES // (1500 + 18 + 6 + 4)
+    assert [each.session_id for part in parts for each in part.resume] == [
+        number.to_bytes(16, "big") for number in reversed(range(100))
+    ]
+
+
+def test_sessions_beyond_the_bound_are_left_out_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resume, "MAX_RESUMED_SESSIONS", 3)
+    world = World()
+    for number in range(5):
+        world.client.tell(keep(number.to_bytes(16, "big"), GRANT))
     world.client.tell(ATTACH)
     (request,) = world.carrier.sent
-    resumed = request.attach_request.resume
-    assert request.ByteSize() <= MAX_FRAME_BYTES
-    assert len(resumed) == MAX_RESUME_BYTES // (1500 + 18 + 6 + 4)
-    assert resumed[0].session_id == (99).to_bytes(16, "big")
-    assert any(entry["event"] == "signaling_client.sessions_not_resumed" for entry in world.client.logs)
+    assert len(request.attach_request.resume) == 3
+    assert not request.attach_request.has_more
+    (line,) = [line for line in world.client.logs if line["event"] == "signaling_client.sessions_not_resumed"]
+    assert line["count"] == 2
 
 
 @pytest.mark.parametrize("has_session", [False, True])

@@ -8,7 +8,7 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 from google.protobuf.message import Message
 
-from actors import signaling_service
+from actors import signaling_service, signaling_streams
 from actors.credentials import parse_credentials
 from actors.signaling_service import ATTACH_LIMIT_S, SignalingService
 from tests.manual_io import ActorHarness, actor_harness
@@ -18,7 +18,7 @@ from ztna.access.identity import Role, fingerprint
 from ztna.pki.authority import Issued
 from ztna.signaling.attachments import JUDGEMENT_LIMIT_S
 from ztna.signaling.framing import FrameDecoder, encode
-from ztna.v1 import quic_relay_pb2, signaling_pb2, signaling_service_pb2, types_pb2
+from ztna.v1 import grant_pb2, quic_relay_pb2, signaling_pb2, signaling_service_pb2, types_pb2
 
 MessageT = TypeVar("MessageT", bound=Message)
 Frame = signaling_pb2.SignalingFrame
@@ -387,3 +387,139 @@ def test_bytes_of_an_unknown_stream_are_dropped() -> None:
     world.feed(99, b"\0\0\0\1x")
     world.close(99)
     assert world.harness.is_alive
+
+
+# Sessions that do not fit one frame
+
+
+GRANT = grant_pb2.SealedGrant(claims=b"x" * 1000)
+
+
+def resuming(*numbers: int, more: bool, seq: int = 1) -> Frame:
+    entries = [
+        signaling_pb2.ResumeSession(session_id=number.to_bytes(16, "big"), grant=GRANT) for number in numbers
+    ]
+    if seq > 1:
+        return Frame(seq=seq, resume_more=signaling_pb2.ResumeMore(resume=entries, has_more=more))
+    request = attach_request()
+    request.attach_request.resume.extend(entries)
+    request.attach_request.has_more = more
+    return request
+
+
+def test_node_is_attached_behind_the_last_of_its_frames(connector: Issued) -> None:
+    world = World()
+    world.open(5, connector)
+    world.send(5, resuming(1, 2, more=True), resuming(3, more=True, seq=2))
+    assert world.received(5) == []
+    assert not world.take(signaling_service_pb2.NodeAttached)
+    world.send(5, resuming(4, more=False, seq=3))
+    (accepted,) = world.received(5)
+    (event,) = world.take(signaling_service_pb2.NodeAttached)
+    assert event.attach_id == accepted.attach_accepted.attach_id
+    assert [int.from_bytes(each.session_id, "big") for each in event.resume] == [1, 2, 3, 4]
+    assert event.node.id == "c1"
+    world.send(5, Frame(seq=4, ping=signaling_pb2.SignalingPing(id=1)))
+    assert world.received(5)[0].HasField("pong")
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        Frame(seq=2, ping=signaling_pb2.SignalingPing(id=1)),
+        Frame(seq=2),
+        resuming(more=True, seq=2),
+        resuming(more=False, seq=2),
+        resuming(1, more=False, seq=3),
+    ],
+    ids=["ping", "unknown", "empty", "empty-last", "gap"],
+)
+def test_anything_but_what_was_announced_ends_the_stream(connector: Issued, frame: Frame) -> None:
+    world = World()
+    world.open(5, connector)
+    world.send(5, resuming(1, more=True), frame)
+    assert codes(world.received(5)) == [signaling_pb2.SIGNALING_CODE_INVALID_MESSAGE]
+    assert world.closed == [5]
+    assert not world.take(signaling_service_pb2.NodeAttached)
+
+
+def test_sessions_out_of_place_are_refused(connector: Issued) -> None:
+    world = World()
+    world.open(5, connector)
+    first = Frame(seq=1, resume_more=resuming(1, more=False, seq=2).resume_more)
+    world.send(5, first)
+    assert codes(world.received(5)) == [signaling_pb2.SIGNALING_CODE_INVALID_MESSAGE]
+    world.attached(6, connector)
+    world.send(6, resuming(1, more=False, seq=2))
+    assert codes(world.received(6)) == [signaling_pb2.SIGNALING_CODE_INVALID_MESSAGE]
+
+
+def test_node_that_goes_on_for_too_long_is_let_go(connector: Issued) -> None:
+    world = World()
+    world.open(5, connector)
+    world.send(5, resuming(1, more=True))
+    world.harness.advance(ATTACH_LIMIT_S / 2)
+    world.send(5, resuming(2, more=True, seq=2))
+    world.harness.advance(ATTACH_LIMIT_S / 2)
+    assert codes(world.received(5)) == [signaling_pb2.SIGNALING_CODE_INVALID_MESSAGE]
+    assert world.closed == [5]
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize("bound", ["MAX_RESUMED_SESSIONS", "MAX_RESUME_BYTES"])
+def test_sessions_of_one_attachment_are_bounded(
+    connector: Issued, monkeypatch: pytest.MonkeyPatch, bound: str, is_first: bool
+) -> None:
+    monkeypatch.setattr(signaling_streams, "MAX_FRAME_BYTES", 0)
+    monkeypatch.setattr(signaling_streams, bound, 2 if bound == "MAX_RESUMED_SESSIONS" else 2500)
+    world = World()
+    world.open(5, connector)
+    if is_first:
+        world.send(5, resuming(1, 2, 3, more=False))
+    else:
+        world.send(5, resuming(1, 2, more=True), resuming(3, more=False, seq=2))
+    assert codes(world.received(5)) == [signaling_pb2.SIGNALING_CODE_INVALID_MESSAGE]
+    assert not world.take(signaling_service_pb2.NodeAttached)
+
+
+def test_unfinished_attachments_of_all_nodes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signaling_service, "MAX_INCOMPLETE_BYTES", 5000)
+    world = World()
+    for number in (1, 2):
+        world.open(number, issue(Role.CONNECTOR, f"c{number}"))
+        world.send(number, resuming(1, more=True), resuming(2, more=True, seq=2))
+        assert world.received(number) == []
+    world.send(1, resuming(3, more=True, seq=3))
+    assert codes(world.received(1)) == [signaling_pb2.SIGNALING_CODE_RATE_LIMITED]
+    world.send(2, resuming(3, more=False, seq=3))
+    assert len(world.take(signaling_service_pb2.NodeAttached)) == 1
+
+
+def test_node_may_begin_anew_with_many_sessions_on_the_same_stream(connector: Issued) -> None:
+    world = World()
+    world.attached(5, connector)
+    world.send(5, resuming(1, more=True))
+    assert world.received(5) == []
+    world.send(5, resuming(2, more=False, seq=2))
+    (event,) = world.take(signaling_service_pb2.NodeAttached)
+    assert (len(event.resume), len(event.superseded_attach_id)) == (2, 16)
+    assert [frame.WhichOneof("body") for frame in world.received(5)] == ["attach_accepted"]
+
+
+def test_node_that_begins_anew_and_never_ends_is_let_go(connector: Issued) -> None:
+    world = World()
+    attach_id = world.attached(5, connector)
+    world.send(5, resuming(1, more=True))
+    world.harness.advance(ATTACH_LIMIT_S)
+    assert codes(world.received(5)) == [signaling_pb2.SIGNALING_CODE_INVALID_MESSAGE]
+    assert [each.attach_id for each in world.take(signaling_service_pb2.JudgeLeg)] == [attach_id]
+
+
+def test_beginning_anew_is_no_way_around_the_limit_of_frames(connector: Issued) -> None:
+    world = World(frames_per_second=5.0)
+    world.open(5, connector)
+    world.send(5, *[attach_request()] * 50)
+    answers = world.received(5)
+    assert codes(answers)[-1] == signaling_pb2.SIGNALING_CODE_RATE_LIMITED
+    assert len(answers) <= 12
+    assert world.closed == [5]

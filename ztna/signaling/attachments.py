@@ -158,6 +158,8 @@ class AttachmentTable:
             self._forget(former)
         attach_id = self._random.randbytes(ATTACH_ID_BYTES)
         frames = TokenBucket(self._frames_per_second, self._frames_per_second * FRAME_BURST_S, now)
+        if former is not None:
+            frames = former.frames  # attaching anew is no way around the limit
         attachment = Attachment(attach_id, party, carrier, now, frames)
         self._by_id[attach_id] = self._by_name[party.name] = attachment
         self._effects.append(Attached(attach_id, party, carrier, former.attach_id if former else b""))

@@ -1,14 +1,50 @@
-"""Whether a grant brings a session back, as far as the grant alone can tell.
+"""Sessions that a node brings along when it attaches: how many, and whether a grant brings one back.
 
-Its signature and its issuer are verified before; which sessions there are is judged after.
+The latter as far as the grant alone can tell: its signature and its issuer are verified before; which
+sessions there are is judged after.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
 
 from ztna.access.grant import GRANT_LIFETIME_S, GRANT_TOLERANCE_S, SESSION_ID_BYTES, GrantClaims
 from ztna.access.identity import Role
 from ztna.access.policy import AccessPolicy
 from ztna.signaling.values import Code, Party
+
+MAX_RESUMED_SESSIONS: Final = 4096
+"""Per attachment: what a connector accepts in all, and 16 times what an agent may have. An intermediate
+verifies that many grants in three seconds."""
+
+MAX_RESUME_BYTES: Final = MAX_RESUMED_SESSIONS * 2048
+"""Per attachment: a session's id and a grant with its issuer's certificate take about 1 KiB, twice that with
+a second certificate in the chain."""
+
+
+def spread(sizes: Sequence[int], max_frame_bytes: int) -> list[range]:
+    """Which entries go into which frame, as indices: each frame as full as it gets, in order.
+
+    `sizes` are encoded bytes, framing included. There is always a first frame, be it empty; an entry that
+    fits into none ends the list, as do `MAX_RESUMED_SESSIONS` and `MAX_RESUME_BYTES`.
+    """
+    frames: list[range] = []
+    start = total = room_taken = 0
+    end = 0
+    for end, size in enumerate(sizes):
+        total += size
+        if size > max_frame_bytes or total > MAX_RESUME_BYTES or end >= MAX_RESUMED_SESSIONS:
+            break
+        if room_taken + size > max_frame_bytes:
+            frames.append(range(start, end))
+            start, room_taken = end, 0
+        room_taken += size
+    else:
+        end = len(sizes)
+    if end > start or not frames:
+        frames.append(range(start, end))
+    return frames
 
 
 def parties_of(claims: GrantClaims) -> tuple[Party, Party]:

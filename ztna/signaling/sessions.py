@@ -25,7 +25,7 @@ from ztna.access.policy import AccessPolicy
 from ztna.deadlines import Deadlines
 from ztna.errors import RemoteProtocolError
 from ztna.signaling.exchange import START_DELAY_MS
-from ztna.signaling.resume import judge_grant, parties_of
+from ztna.signaling.resume import MAX_RESUMED_SESSIONS, judge_grant, parties_of
 from ztna.signaling.session import DIRECTIONS, FrameKind, Session, SessionFrame, SessionState
 from ztna.signaling.session_effects import (
     BindWanted,
@@ -54,9 +54,6 @@ MAX_SESSIONS_PER_CONNECTOR = 4096
 MAX_PENDING_REQUESTS = 1024
 """Per session while its channels are made: an agent that starts eagerly asks for all its services at once."""
 
-MAX_RESUMED_SESSIONS = MAX_SESSIONS_PER_CONNECTOR
-"""Per attachment; more than a node may hold is refused."""
-
 MAX_SERVICES_SHOWN = 64
 """Per session: names kept for people to see."""
 
@@ -78,6 +75,7 @@ BIND_LIMIT_S = 5.0
 class _Node:
     party: Party
     opens: TokenBucket
+    resumed: int = 0
 
 
 _OTHER: Final = {Role.AGENT: Role.CONNECTOR, Role.CONNECTOR: Role.AGENT}
@@ -126,29 +124,50 @@ class SessionManager:
         attach_id: bytes,
         party: Party,
         resumed: Sequence[GrantClaims],
-        rejected: Iterable[bytes],
+        rejected: Collection[bytes],
         now: float,
         now_wall: float,
+        *,
+        announced: Collection[bytes] = (),
     ) -> None:
         """A node attached and brings sessions.
 
         `resumed` are claims whose signature and issuer are verified, of sessions to bring back; `rejected`
-        are ids of sessions whose grant did not verify. `now_wall` is unix seconds.
+        are ids of sessions whose grant did not verify. `now_wall` is unix seconds. Grants of `announced`
+        sessions are still being verified: `handle_resumed` follows.
         """
         former = self._attached.get(party.name)
         if former is not None:
             del self._nodes[former]
         self._nodes[attach_id] = _Node(party, TokenBucket(OPENS_PER_SECOND, OPEN_BURST, now))
         self._attached[party.name] = attach_id
+        self._end_all_but({*announced, *rejected, *(claims.session_id for claims in resumed)}, party)
+        for session_id in announced:
+            self._suspend(session_id, party, now)
+        self.handle_resumed(attach_id, resumed, rejected, now, now_wall)
+
+    def handle_resumed(
+        self,
+        attach_id: bytes,
+        resumed: Sequence[GrantClaims],
+        rejected: Iterable[bytes],
+        now: float,
+        now_wall: float,
+    ) -> None:
+        """Grants of sessions that an attached node brings are verified, or are not; see `handle_attached`."""
+        node = self._nodes.get(attach_id)
+        if node is None:
+            return
         for session_id in rejected:
             self._refuse_resume(attach_id, session_id, Code.ACCESS_DENIED, "the grant is not valid")
-        self._end_all_but({claims.session_id for claims in resumed}, party)
+            self._end_unresumed(session_id, node.party, attach_id)
         accepted: dict[bytes, Session] = {}
         for claims in resumed:
-            session = self._resume(attach_id, party, claims, len(accepted), now, now_wall)
-            if session is not None:
+            session = self._resume(attach_id, node, claims, now, now_wall)
+            if session is None:
+                self._end_unresumed(claims.session_id, node.party, attach_id)
+            else:
                 accepted[session.session_id] = session
-        self._end_all_but(accepted.keys(), party)
         for session in accepted.values():
             self._rebind(session, now)
 
@@ -297,15 +316,15 @@ class SessionManager:
     def _resume(
         self,
         attach_id: bytes,
-        party: Party,
+        node: _Node,
         claims: GrantClaims,
-        resumed: int,
         now: float,
         now_wall: float,
     ) -> Session | None:
+        party = node.party
         verdict = judge_grant(
             party, claims, self._access, self._max_offline_s, now_wall
-        ) or self._judge_session(claims, resumed)
+        ) or self._judge_session(claims, node.resumed)
         if verdict is not None:
             self._refuse_resume(attach_id, claims.session_id, *verdict)
             return None
@@ -316,6 +335,7 @@ class SessionManager:
             session.is_announced = True
             session.services[claims.service] = None
         self.resumed_total += 1
+        node.resumed += 1
         session.attachments[party.role] = attach_id
         other_role = _OTHER[party.role]
         if other_role not in session.attachments:
@@ -438,6 +458,21 @@ class SessionManager:
             if session.session_id not in kept:
                 session.attachments.pop(party.role, None)
                 self._end(session, Code.PEER_LOST, f"{party} attached anew without this session")
+
+    def _end_unresumed(self, session_id: bytes, party: Party, attach_id: bytes) -> None:
+        session = self._held.get(party.name, {}).get(session_id)
+        if session is not None and session.attachments.get(party.role) != attach_id:
+            session.attachments.pop(party.role, None)
+            self._end(session, Code.PEER_LOST, f"{party} attached anew without this session")
+
+    def _suspend(self, session_id: bytes, party: Party, now: float) -> None:
+        """Whoever wants the session waits until its grant is verified; its packets flow on meanwhile."""
+        session = self._held.get(party.name, {}).get(session_id)
+        if session is not None and session.attachments.pop(party.role, None) is not None:
+            if session.state is SessionState.RELAYED:
+                session.state = SessionState.BINDING
+            session.deadline = now + self._max_offline_s
+            self._watch(session)
 
     def _remember_ended(self, session_id: bytes) -> None:
         self._ended[session_id] = None

@@ -581,3 +581,68 @@ class AnyNodesDoAnything(RuleBasedStateMachine):
 
 AnyNodesDoAnything.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestAnyNodesDoAnything = AnyNodesDoAnything.TestCase
+
+
+# Grants that are verified later
+
+
+def announce(world: World, attach_id: bytes, who: Party, *session_ids: bytes) -> list[SessionEffect]:
+    world.core.handle_attached(attach_id, who, (), (), world.now, WALL, announced=session_ids)
+    return world.take()
+
+
+def verified(
+    world: World, attach_id: bytes, *resumed: GrantClaims, rejected: tuple[bytes, ...] = ()
+) -> list[SessionEffect]:
+    world.core.handle_resumed(attach_id, resumed, rejected, world.now, WALL)
+    return world.take()
+
+
+def test_announced_session_lives_on_and_is_rebound_when_its_grant_is_verified(
+    world: World, session_id: bytes
+) -> None:
+    assert announce(world, b"A'", A1, session_id) == []
+    assert {type(e) for e in verified(world, b"A'", claims(session_id))} == {Rebound}
+    assert len(world.core) == 1
+
+
+def test_announced_session_whose_grant_does_not_verify_ends_with_its_channels(
+    world: World, session_id: bytes
+) -> None:
+    announce(world, b"A'", A1, session_id)
+    effects = verified(world, b"A'", rejected=(session_id,))
+    assert codes(effects) == [(b"A'", Code.ACCESS_DENIED), (b"C", Code.PEER_LOST)]
+    assert ReleaseWanted(session_id) in effects
+    assert len(world.core) == 0
+
+
+def test_session_that_is_not_announced_ends_at_once(world: World, session_id: bytes) -> None:
+    effects = announce(world, b"A'", A1, b"?" * 16)
+    assert codes(effects) == [(b"C", Code.PEER_LOST)]
+    assert ReleaseWanted(session_id) in effects
+
+
+def test_who_wants_an_announced_session_waits_for_its_grant(world: World, session_id: bytes) -> None:
+    announce(world, b"A'", A1, session_id)
+    assert world.open(7, agent=b"A'") == []
+    effects = verified(world, b"A'", claims(session_id))
+    assert [e.request_id for e in effects if isinstance(e, Opened)] == [7]
+
+
+def test_node_that_leaves_takes_its_announced_sessions_along(world: World, session_id: bytes) -> None:
+    announce(world, b"A'", A1, session_id)
+    world.core.handle_detached(b"A'", is_clean=False, reason="leg_dead")
+    assert codes(world.take()) == [(b"C", Code.PEER_LOST)]
+    assert verified(world, b"A'", claims(session_id)) == []
+    assert len(world.core) == 0
+
+
+def test_sessions_of_several_slices_are_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "MAX_RESUMED_SESSIONS", 2)
+    world = World()
+    announce(world, b"A", A1, *(bytes([n]) * 16 for n in range(3)))
+    refused = []
+    for n in range(3):
+        shown = claims(bytes([n]) * 16, connector=party(Role.CONNECTOR, f"c{n}"))
+        refused += codes(verified(world, b"A", shown))
+    assert refused == [(b"A", Code.RATE_LIMITED)]
