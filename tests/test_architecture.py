@@ -21,6 +21,7 @@ GENERATED = "ztna.v1"
 
 CORES = (
     "ztna.access",
+    "ztna.ice",
     "ztna.path",
     "ztna.quic",
     "ztna.relay",
@@ -83,6 +84,7 @@ LAYERS: dict[str, set[str]] = {
     "ztna.settings": {"ztna.address", "ztna.errors"},
     "ztna.access": {"ztna.errors"},
     "ztna.stun": {"ztna.address", "ztna.core", "ztna.errors", "ztna.token_bucket"},
+    "ztna.ice": {"ztna.address", "ztna.errors"},
     "ztna.path": set(),
     "ztna.session": set(),
     "ztna.service": {"ztna.address", "ztna.errors", "ztna.token_bucket"},

@@ -6,11 +6,14 @@ The id of a case names where the value comes from.
 from __future__ import annotations
 
 import importlib
+from enum import Enum
 from functools import cache
 from typing import Any
 
 import pytest
 
+from ztna.ice.pair import PairState, pair_priority
+from ztna.ice.timing import HolePunchState, PathState
 from ztna.quic import adapter, options
 from ztna.relay import frame
 from ztna.service import flows
@@ -29,6 +32,35 @@ CONSTANTS: list[tuple[str, str, str, Any]] = [
     ("ours, three direct path limits", "ztna.signaling.exchange", "PUNCHING_LIMIT_S", 15.0),
     ("ours, while an RTT is unknown", "ztna.signaling.exchange", "START_DELAY_MS", 100),
     ("ours, candidates per side", "ztna.signaling.exchange", "MAX_CANDIDATES", 32),
+    ("RFC 8445 §5.1.2.2", "ztna.ice.candidate", "CandidateType.HOST.preference", 126),
+    ("RFC 8445 §5.1.2.2", "ztna.ice.candidate", "CandidateType.PEER_REFLEXIVE.preference", 110),
+    ("RFC 8445 §5.1.2.2", "ztna.ice.candidate", "CandidateType.SERVER_REFLEXIVE.preference", 100),
+    ("RFC 8445 §5.1.2.2", "ztna.ice.candidate", "CandidateType.RELAY.preference", 0),
+    ("RFC 8445 §6.1.2.5", "ztna.ice.pair", "MAX_PAIRS", 100),
+    ("ours, ta", "ztna.ice.timing", "CHECK_PACING_S", 0.02),
+    ("ours, direct path limit", "ztna.ice.timing", "DIRECT_PATH_LIMIT_S", 5.0),
+    ("ours, relay reported", "ztna.ice.timing", "RELAY_REPORTED_LIMIT_S", 10.0),
+    # Keepalive, which is the consent check
+    ("RFC 7675 §5.1", "ztna.ice.timing", "KEEPALIVE_ACTIVE_S", 5.0),
+    ("ours, docs/wire.md §7", "ztna.ice.timing", "KEEPALIVE_IDLE_S", 15.0),
+    ("RFC 7675 §5.1", "ztna.ice.timing", "KEEPALIVE_JITTER", (0.8, 1.2)),
+    ("ours, docs/wire.md §7", "ztna.ice.timing", "KEEPALIVE_ACTIVITY_S", 30.0),
+    ("ours, docs/wire.md §7", "ztna.ice.timing", "KEEPALIVE_TIMEOUT_S", 5.0),
+    ("ours, docs/wire.md §7", "ztna.ice.timing", "DEGRADED_AFTER_MISSED", 1),
+    ("ours, docs/wire.md §7", "ztna.ice.timing", "FAILED_AFTER_MISSED", 3),
+    ("RFC 7675 §5.1", "ztna.ice.timing", "CONSENT_LIMIT_S", 30.0),
+    # Paths
+    ("ours, bound of fail-over", "ztna.ice.timing", "FAIL_OVER_MIN_S", 1.0),
+    ("ours, bound of fail-over", "ztna.ice.timing", "FAIL_OVER_ROUND_TRIPS", 4),
+    ("ours, cooldown", "ztna.ice.timing", "COOLDOWN_FIRST_S", 30.0),
+    ("ours, cooldown", "ztna.ice.timing", "COOLDOWN_MAX_S", 600.0),
+    ("ours, cooldown", "ztna.ice.timing", "COOLDOWN_JITTER", 0.2),
+    ("ours, a pair that carried data", "ztna.ice.timing", "RECHECK_S", (1.0, 2.0, 4.0)),
+    ("ours, lowest_rtt", "ztna.ice.timing", "LOWEST_RTT_SHARE", 0.5),
+    ("ours, lowest_rtt", "ztna.ice.timing", "LOWEST_RTT_ANSWERED_SHARE", 0.8),
+    ("ours, lowest_rtt", "ztna.ice.timing", "LOWEST_RTT_WINDOW_CHECKS", 10),
+    ("ours, lowest_rtt", "ztna.ice.timing", "LOWEST_RTT_FIRST_SHARE", 0.7),
+    ("ours, lowest_rtt", "ztna.ice.timing", "LOWEST_RTT_HELD_SAMPLES", 3),
     # Datagram sizes
     ("IPv6 minimum MTU, measured", "ztna.quic.options", "LEG_MAX_DATAGRAM_BYTES", 1232),
     ("RFC 9000 §14", "ztna.quic.options", "INNER_MAX_DATAGRAM_BYTES", 1200),
@@ -104,6 +136,17 @@ DEFAULTS: list[tuple[str, DaemonKind, str, Any]] = [
 ]
 
 
+STATES = [
+    ("RFC 8445 §6.1.2.6", PairState, "frozen waiting in_progress succeeded failed"),
+    (
+        "ours, hole punching",
+        HolePunchState,
+        "idle gathering signaling waiting_to_start checking connected fallback_relay failed",
+    ),
+    ("ours, docs/wire.md §7", PathState, "active degraded failed recovering"),
+]
+
+
 @cache
 def defaults(kind: DaemonKind) -> dict[str, Any]:
     return {key.path: key.default for key in describe_keys(MODELS[kind])}
@@ -119,6 +162,19 @@ def test_constant_has_the_agreed_value(module: str, name: str, value: Any) -> No
     for part in name.split("."):
         found = getattr(found, part)
     assert found == value
+
+
+@pytest.mark.parametrize(
+    ("states", "names"), [row[1:] for row in STATES], ids=[f"{row[1].__name__} ({row[0]})" for row in STATES]
+)
+def test_states_are_the_agreed_ones(states: type[Enum], names: str) -> None:
+    assert [state.value for state in states] == names.split()
+
+
+def test_priority_of_a_pair_follows_the_formula() -> None:
+    # RFC 8445 §6.1.2.3: 2^32·min(G,D) + 2·max(G,D) + (G>D)
+    assert pair_priority(7, 5) == 2**32 * 5 + 2 * 7 + 1
+    assert pair_priority(5, 7) == 2**32 * 5 + 2 * 7
 
 
 @pytest.mark.parametrize(
