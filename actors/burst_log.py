@@ -18,8 +18,8 @@ written unthinned rather than lost."""
 class BurstLog:
     """Writes the first event of a kind at once, and how many followed when its burst is over."""
 
-    def __init__(self, log: FilteringBoundLogger, event: str) -> None:
-        self._log = log
+    def __init__(self, log: FilteringBoundLogger, event: str, *, is_warning: bool = False) -> None:
+        self._write = log.warning if is_warning else log.info
         self._event = event
         self._bursts: dict[tuple[str, ...], tuple[float, int, dict[str, object]]] = {}
 
@@ -31,7 +31,7 @@ class BurstLog:
             return
         if burst is not None:
             self._close(key)
-        self._log.info(self._event, **facts)
+        self._write(self._event, **facts)
         if len(self._bursts) < MAX_BURSTS:
             self._bursts[key] = (now + BURST_S, 0, facts)
 
@@ -40,7 +40,11 @@ class BurstLog:
         for key in [key for key, burst in self._bursts.items() if now >= burst[0]]:
             self._close(key)
 
+    def next_deadline(self) -> float | None:
+        """When the first burst is over, or None."""
+        return min((ends_at for ends_at, _, _ in self._bursts.values()), default=None)
+
     def _close(self, key: tuple[str, ...]) -> None:
         _, count, facts = self._bursts.pop(key)
         if count:
-            self._log.info(f"{self._event}_repeated", count=count, **facts)
+            self._write(f"{self._event}_repeated", count=count, **facts)

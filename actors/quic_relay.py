@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 
 from actors import translate
 from actors.base import Concern, Context
+from actors.burst_log import BurstLog
 from actors.credentials import Credentials
 from ztna.access.identity import Role, VerifiedPeer
 from ztna.address import TransportAddress
@@ -85,6 +86,9 @@ class QuicRelay(Concern):
             queue_packets=queue_packets,
             queue_s=queue_s,
         )
+        # Strangers cause these, so that a flood of them must not become one of the log.
+        self._refusal_log = BurstLog(self.log, "quic_relay.leg_refused", is_warning=True)
+        self._hello_log = BurstLog(self.log, "quic_relay.hello_rejected", is_warning=True)
         self._reported: tuple[int, ...] = ()
         self._report_at: float | None = None
 
@@ -159,15 +163,20 @@ class QuicRelay(Concern):
         """Drive the core and report figures."""
         self._hub.handle_timeout(now)
         self._act()
+        for log in (self._refusal_log, self._hello_log):
+            log.handle_timeout(now)
         if self._report_at is not None and now >= self._report_at:
             self._report(now)
 
     def next_deadline(self) -> float | None:
-        """The earlier of the core's deadline and the next report."""
-        deadline = self._hub.next_deadline()
-        if self._report_at is None or (deadline is not None and deadline < self._report_at):
-            return deadline
-        return self._report_at
+        """The earliest of the core's deadline, the next report and what the log has to sum up."""
+        deadlines = (
+            self._hub.next_deadline(),
+            self._report_at,
+            self._refusal_log.next_deadline(),
+            self._hello_log.next_deadline(),
+        )
+        return min((each for each in deadlines if each is not None), default=None)
 
     def _verify(self, chain: Sequence[x509.Certificate]) -> VerifiedPeer:
         return self._credentials.verifier.verify(
@@ -245,8 +254,9 @@ class QuicRelay(Concern):
                     remote=str(effect.remote),
                 )
             case effects.LegRefused():
-                self.log.warning(
-                    "quic_relay.leg_refused",
+                self._refusal_log.note(
+                    self.now,
+                    (effect.reason, effect.message),
                     remote=str(effect.remote),
                     reason=effect.reason,
                     detail=effect.message,
@@ -273,7 +283,7 @@ class QuicRelay(Concern):
 
     def _answer_hello(self, effect: effects.HelloAnswered) -> None:
         if effect.rejection:
-            self.log.warning("quic_relay.hello_rejected", reason=effect.rejection)
+            self._hello_log.note(self.now, (effect.rejection,), reason=effect.rejection)
             rejected = relay_pb2.LegRejected(reason=effect.rejection)
             self._send_control(effect.connection, relay_pb2.LegFrame(rejected=rejected))
             return

@@ -9,12 +9,13 @@ from structlog.typing import FilteringBoundLogger
 from actors.burst_log import BURST_S, MAX_BURSTS, BurstLog
 
 
-def make() -> tuple[BurstLog, LogCapture]:
+def make(*, is_warning: bool = False) -> tuple[BurstLog, LogCapture]:
     capture = LogCapture()
     log = structlog.wrap_logger(
         None, processors=[capture], wrapper_class=structlog.make_filtering_bound_logger(0)
     )
-    return BurstLog(cast("FilteringBoundLogger", log), "port.refused"), capture
+    bursts = BurstLog(cast("FilteringBoundLogger", log), "port.refused", is_warning=is_warning)
+    return bursts, capture
 
 
 def test_first_event_is_logged_at_once_and_the_others_are_counted() -> None:
@@ -57,3 +58,14 @@ def test_kinds_beyond_the_bound_are_logged_each_time() -> None:
     for _ in range(3):
         bursts.note(0.0, ("one more",))
     assert len(capture.entries) == MAX_BURSTS + 3
+
+
+def test_bursts_of_warnings_are_summed_up_as_warnings_when_they_are_due() -> None:
+    bursts, capture = make(is_warning=True)
+    assert bursts.next_deadline() is None
+    bursts.note(0.0, ("expired",))
+    bursts.note(1.0, ("expired",))
+    assert bursts.next_deadline() == BURST_S
+    bursts.handle_timeout(BURST_S)
+    assert [entry["log_level"] for entry in capture.entries] == ["warning", "warning"]
+    assert bursts.next_deadline() is None
