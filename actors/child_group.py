@@ -57,6 +57,8 @@ class ChildSpec:
         after: the child of the node whose restart makes this one stale (for children of a session).
         runtime: where it runs, if not where the others do.
         is_alone: nothing depends on it, wherever it stands in the list: only it is restarted.
+        restart_from: a child before this one that holds what only this one could take back; when this one
+            fails, the group is restarted from there.
     """
 
     name: str
@@ -67,6 +69,7 @@ class ChildSpec:
     after: str = ""
     runtime: Runtime | None = None
     is_alone: bool = False
+    restart_from: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +259,9 @@ class ChildGroup:
                     self.surroundings.log.warning("supervisor.restarting_alone", child=spec.name)
                     self._start(child)
                     return
-                self._restart_from(self.children.index(child), f"{spec.name}_failed")
+                first = spec.restart_from or spec.name
+                index = next(i for i, each in enumerate(self.children) if each.spec.name == first)
+                self._restart_from(index, f"{spec.name}_failed")
             else:
                 self.surroundings.log.error("supervisor.gave_up", child=spec.name, key=self.key)
                 self.end("too_many_restarts")

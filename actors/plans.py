@@ -243,7 +243,9 @@ class NodePlan:
                 ),
                 restart=Restart.TEMPORARY,
                 ends_scope=True,
-                after="relay_leg",
+                # It follows the sockets and legs, so its restart tells of theirs too. Whichever it was: the
+                # table that freed this session, and the service sockets that it carries, have forgotten it.
+                after="session_table",
             ),
             ChildSpec("path_manager", PathManager),
         )
@@ -384,9 +386,12 @@ class IntermediatePlan:
             ),
             ChildSpec("udp_socket", self._udp_socket),
             ChildSpec("quic_relay", self._quic_relay),
+            # These share the attachments that the last of them tells of, and so does the relay: what one has
+            # forgotten the others must not keep. Nodes come back at once, with their sessions.
             ChildSpec(
                 "registry",
                 lambda context: Registry(context, access, offers, settings.limits.services_per_connector),
+                restart_from="quic_relay",
             ),
             ChildSpec(
                 "session_manager",
@@ -398,8 +403,9 @@ class IntermediatePlan:
                     settings.access.max_offline_s,
                     settings.limits.sessions,
                 ),
+                restart_from="quic_relay",
             ),
-            ChildSpec("signaling_service", self._signaling_service),
+            ChildSpec("signaling_service", self._signaling_service, restart_from="quic_relay"),
         ]
 
     def _udp_socket(self, context: Context) -> IntermediateUdpSocket:

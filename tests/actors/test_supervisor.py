@@ -255,6 +255,15 @@ def test_a_child_that_is_alone_is_restarted_without_those_behind_it(world: World
     assert world.take() == ["-b", "-a"]
 
 
+def test_a_child_may_be_restarted_along_with_some_before_it(world: World) -> None:
+    world.start("a", "b", world.spec("c", restart_from="b"), "d")
+    world.take()
+    world.fail("c")
+    assert world.take() == ["-c", "-d", "-b", "+b", "+c", "+d"]
+    world.fail("b")
+    assert world.take() == ["-b", "-d", "-c", "+b", "+c", "+d"]
+
+
 def test_a_temporary_child_that_cannot_start_does_not_hold_up_the_others(world: World) -> None:
     world.broken_starts.add("a")
     world.start(world.spec("a", restart=Restart.TEMPORARY), "b")
