@@ -27,6 +27,9 @@ from ztna.settings import ConnectorLimits, ConnectorService, ServiceProtocol
 from ztna.token_bucket import TokenBucket
 from ztna.v1 import grant_pb2, quic_session_pb2, service_port_pb2, session_pb2, types_pb2
 
+# Answers that an agent does not read: ten thousand, while it has a few hundred flows to hear of.
+MAX_CONTROL_BACKLOG_BYTES = 1 << 20
+
 
 class ServiceBackend(ServiceConcern[ConnectorSession]):
     """The connector's end of every service."""
@@ -231,6 +234,14 @@ class ServiceBackend(ServiceConcern[ConnectorSession]):
             session.is_greeted = True
             self._send_control(session, service_wire.hello())
         super()._control_bytes(session, message)
+
+    def _send_control(self, session: ConnectorSession, frame: session_pb2.ControlFrame) -> None:
+        if session.control_backlog_bytes > MAX_CONTROL_BACKLOG_BYTES:
+            return  # its end is on the way
+        super()._send_control(session, frame)
+        if session.control_backlog_bytes > MAX_CONTROL_BACKLOG_BYTES:
+            error = RemoteProtocolError("control_stream_unread", "the agent does not take our answers")
+            self._protocol_broken(session, error)
 
     def _act_on_flows(self, session: ConnectorSession, grant: grant_pb2.SealedGrant | None = None) -> None:
         frames: list[bytes] = []

@@ -136,7 +136,9 @@ class ServiceConcern(Concern, Generic[SessionT]):
         if session is None:
             return
         pump = session.pumps.get(message.stream_id)
-        if pump is not None:
+        if message.stream_id == service_wire.CONTROL_STREAM_ID:
+            session.control_backlog_bytes -= message.size_bytes
+        elif pump is not None:
             pump.stream_acknowledged(message.size_bytes)
         else:
             session.leftover_acknowledged(message.stream_id, message.size_bytes)
@@ -290,14 +292,15 @@ class ServiceConcern(Concern, Generic[SessionT]):
         self._close_session(session.session_id, StreamError.INVALID, error.reason)
 
     def _send_control(self, session: SessionT, frame: session_pb2.ControlFrame) -> None:
-        if session.is_open:
-            self.emit(
-                quic_session_pb2.SendPayload(
-                    session_id=session.session_id,
-                    stream_id=service_wire.CONTROL_STREAM_ID,
-                    data=service_wire.encode_control(frame),
-                )
+        if not session.is_open:
+            return
+        data = service_wire.encode_control(frame)
+        session.control_backlog_bytes += len(data)
+        self.emit(
+            quic_session_pb2.SendPayload(
+                session_id=session.session_id, stream_id=service_wire.CONTROL_STREAM_ID, data=data
             )
+        )
 
     def _send_close_flow(self, session: SessionT, effect: flows.CloseFlow) -> None:
         self._send_control(

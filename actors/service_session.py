@@ -30,6 +30,7 @@ class ServiceSession:
         flows: UDP flows.
         is_open: False once `SessionClosed` came; nothing is sent then.
         is_draining: the peer wants nothing new.
+        control_backlog_bytes: of the control stream, not yet acknowledged.
     """
 
     def __init__(self, session_id: bytes, peer_id: str, flows: AgentFlows | ConnectorFlows) -> None:
@@ -40,6 +41,7 @@ class ServiceSession:
         self.pumps: dict[int, TcpPump] = {}
         self.is_open = True
         self.is_draining = False
+        self.control_backlog_bytes = 0
         self._in_flight = 0
         self._is_full = False
         # Streams that are over for us and not yet for QUIC: it still holds these bytes.

@@ -8,7 +8,7 @@ from actors import service_wire
 from actors.connector_session import MAX_UNSEEN_STREAMS
 from actors.grant_gate import MAX_GRANTS
 from actors.io import DatagramBatch, TcpOwner
-from actors.service_backend import ServiceBackend
+from actors.service_backend import MAX_CONTROL_BACKLOG_BYTES, ServiceBackend
 from actors.tcp_pump import CONSUMED_STEP_BYTES
 from tests.actors.service_world import (
     AGENT_ID,
@@ -485,6 +485,25 @@ def test_early_bytes_beyond_the_bound_end_the_stream(backend: Backend) -> None:
 
 
 # UDP
+
+
+def test_agent_that_does_not_read_its_control_stream_loses_its_session(backend: Backend) -> None:
+    backend.tell(HELLO)
+    session = backend.concern._sessions[SESSION]
+    backend.tell(
+        acknowledged_control := quic_session_pb2.PayloadAcknowledged(
+            session_id=SESSION, size_bytes=session.control_backlog_bytes
+        )
+    )
+    assert acknowledged_control.size_bytes > 0
+    assert session.control_backlog_bytes == 0
+    session.control_backlog_bytes = MAX_CONTROL_BACKLOG_BYTES - 1
+    backend.take_emitted()
+    backend.tell(open_flow(1))
+    (closed,) = of_type(backend.take_emitted(), quic_session_pb2.CloseQuicSession)
+    assert closed.reason == "control_stream_unread"
+    backend.tell(open_flow(2))
+    assert not of_type(backend.take_emitted(), quic_session_pb2.SendPayload)
 
 
 def test_flow_gets_a_socket_of_its_own_and_what_came_early(backend: Backend) -> None:
