@@ -17,7 +17,7 @@ from ztna.session import effects
 from ztna.session.agent_table import AgentSessions
 from ztna.session.book import SessionBook
 from ztna.session.connector_table import ConnectorSessions
-from ztna.signaling.client import LEFT
+from ztna.signaling.client import EXPELLED, LEFT
 from ztna.v1 import (
     grant_pb2,
     quic_session_pb2,
@@ -90,7 +90,12 @@ class SessionTable(Concern):
 
     def detached(self, message: signaling_client_pb2.Detached) -> None:
         """An attachment is lost."""
-        self._core.handle_detached(message.intermediate_id, self.now, is_left=message.reason == LEFT)
+        self._core.handle_detached(
+            message.intermediate_id,
+            self.now,
+            is_left=message.reason == LEFT,
+            is_expelled=message.reason in EXPELLED,
+        )
         self._act()
 
     def session_rebound(self, message: signaling_client_pb2.SessionReboundReceived) -> None:

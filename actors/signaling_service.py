@@ -62,6 +62,9 @@ _STATUS: Final = {
     Code.RATE_LIMITED: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 
+# Ten thousand nodes at 1 us each are 10 ms in five seconds; nobody needs to be sent away faster than that.
+RECHECK_INTERVAL_S = 5.0
+
 OpenServer = Callable[[StreamOwner], GrpcSignalingServer]
 
 
@@ -107,6 +110,7 @@ class SignalingService(Concern):
         self._leg_streams: dict[int, Stream] = {}
         self._pending: dict[tuple[Role, str], Stream] = {}
         self._attached: dict[bytes, Stream] = {}
+        self._recheck_at = self.now + RECHECK_INTERVAL_S
         self._counters: Counter[str] = Counter()
         self._refused: Counter[str] = Counter()
         self._is_changed = False
@@ -213,6 +217,9 @@ class SignalingService(Concern):
             self._abandon(stream, Code.INVALID_MESSAGE, f"no AttachRequest within {ATTACH_LIMIT_S:g} s")
         self._table.handle_timeout(now)
         self._act()
+        if self._attached and now >= self._recheck_at:
+            self._recheck_at = now + RECHECK_INTERVAL_S
+            self._recheck_nodes()
         if self._is_changed and now >= self._report_at:
             self._report(now)
 
@@ -223,6 +230,7 @@ class SignalingService(Concern):
             self._table.next_deadline(),
             None if oldest is None else oldest.deadline,
             self._report_at if self._is_changed else None,
+            self._recheck_at if self._attached else None,
         )
         return min((each for each in deadlines if each is not None), default=None)
 
@@ -257,6 +265,20 @@ class SignalingService(Concern):
             del self._attached[stream.attach_id]
             self._table.handle_stream_broken(stream.attach_id, self.now)
             self._act()
+
+    def _recheck_nodes(self) -> None:
+        """Send away whoever was revoked, or has expired, since it attached."""
+        now_wall = self.io.wall_time()
+        for attach_id, stream in list(self._attached.items()):
+            try:
+                self._credentials.verifier.recheck(stream.peer, now_wall=now_wall)
+            except AuthenticationError as error:
+                self._refuse(error, str(stream.peer.identity))
+                del self._attached[attach_id]
+                self._table.handle_goodbye(attach_id, error.reason)
+                self._send_error(stream, Code.ACCESS_DENIED, str(error))
+                self._hang_up(stream, grpc.StatusCode.UNAUTHENTICATED, str(error))
+        self._act()
 
     def _forget_pending(self, stream: Stream) -> None:
         if self._pending.get(stream.party.name) is stream:

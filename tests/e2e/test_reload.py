@@ -56,6 +56,25 @@ def test_session_of_an_agent_that_is_revoked_ends_with_the_reload_of_the_connect
             client.recv(100)
 
 
+def test_intermediate_sends_an_attached_agent_away_once_it_is_revoked(site: Site) -> None:
+    deployment = site.deployment
+    with connect(site.tcp_port) as client:
+        client.sendall(b"HOLD\n")
+        assert client.recv(100) == b"held\n"
+        # The connector does not know: its file is read again only when it is told to.
+        PkiDirectory(deployment.directory / "pki").revoke(time.time(), role=Role.AGENT, node_id="agent-1")
+        reload(deployment, "intermediate-1", "daemon.credentials_reloaded")
+        client.settimeout(15)
+        with pytest.raises(ConnectionResetError):
+            client.recv(100)
+    deployment.wait_for(
+        "agent-1",
+        lambda status: "revoked" in status["intermediates"][0]["reason"],
+        "the refusal, in words",
+    )
+    deployment.wait_for("intermediate-1", lambda status: len(status["nodes"]) == 1, "one node")
+
+
 def test_faulty_file_changes_nothing(site: Site) -> None:
     deployment = site.deployment
     (deployment.directory / "pki" / CRL).write_bytes(b"-----BEGIN nonsense\n")

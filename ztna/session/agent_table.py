@@ -178,9 +178,11 @@ class AgentSessions(SessionBook):
             if wish.request_id is None:
                 self._ask(wish, now)
 
-    def handle_detached(self, intermediate_id: str, now: float, *, is_left: bool = False) -> None:
+    def handle_detached(
+        self, intermediate_id: str, now: float, *, is_left: bool = False, is_expelled: bool = False
+    ) -> None:
         """Answers to what was asked there will not come; ask elsewhere, if there is an elsewhere."""
-        super().handle_detached(intermediate_id, now, is_left=is_left)
+        super().handle_detached(intermediate_id, now, is_left=is_left, is_expelled=is_expelled)
         renewals = self._requests.renewals
         lost = {request_id for request_id, asked_at in renewals.items() if asked_at == intermediate_id}
         self._requests.renewals = {k: v for k, v in renewals.items() if k not in lost}

@@ -89,11 +89,19 @@ class SessionBook:
         for session_id in refused_sessions:
             self.handle_revoked(intermediate_id, session_id, "not_resumable", now)
 
-    def handle_detached(self, intermediate_id: str, now: float, *, is_left: bool = False) -> None:
-        """Take note that an attachment is lost; sessions live on. `is_left`: on purpose, with its leg.
+    def handle_detached(
+        self, intermediate_id: str, now: float, *, is_left: bool = False, is_expelled: bool = False
+    ) -> None:
+        """Take note that an attachment is lost; sessions live on.
 
-        What proves them is handed out again, since whoever kept it may have lost it too.
+        What proves them is handed out again, since whoever kept it may have lost it too. `is_left`: we left
+        on purpose, with the leg. `is_expelled`: the intermediate refuses us, so the sessions that it alone
+        carries will not come back, and whoever uses them should know at once.
         """
+        if is_expelled:
+            for session_id in list(self._sessions):
+                if intermediate_id in self._sessions[session_id].channels:
+                    self.handle_revoked(intermediate_id, session_id, "expelled", now)
         for record in self._sessions.values():
             if is_left:
                 record.channels.pop(intermediate_id, None)

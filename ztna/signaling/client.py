@@ -31,6 +31,9 @@ PONG_LIMIT_S = 5.0
 SUPERSEDED_HOLD_S = 30.0
 
 # What `Lost` says after `detach`: nobody comes back from there by itself.
+# Reasons by which an intermediate says that this node, or this process, is not to use it any longer.
+EXPELLED = frozenset({"superseded", "unauthenticated", "permission_denied"})
+
 LEFT = "detached"
 
 # Requests of one node that wait for an answer: one per configured service, and renewals.

@@ -821,3 +821,22 @@ class AgentMachine(RuleBasedStateMachine):
 
 TestAgentMachine = AgentMachine.TestCase
 TestAgentMachine.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
+
+
+@pytest.mark.parametrize("is_expelled", [True, False], ids=["expelled", "merely lost"])
+def test_intermediate_that_refuses_us_ends_the_sessions_that_it_alone_carries(is_expelled: bool) -> None:
+    world = World.established()
+    world.table.handle_detached("i1", 1.0, is_expelled=is_expelled)
+    closed = [e.reason for e in world.take() if isinstance(e, CloseSession)]
+    assert closed == (["expelled"] if is_expelled else [])
+
+
+def test_session_that_another_intermediate_carries_outlives_our_expulsion() -> None:
+    world = World.established()
+    world.table.handle_attached("i2", b"a2", [], 1.0)
+    world.table.handle_rebound("i2", S1, C1, 3, 1.0)
+    world.take()
+    world.table.handle_detached("i1", 2.0, is_expelled=True)
+    effects = world.take()
+    assert ReleaseChannel("i1", S1) in effects
+    assert not [e for e in effects if isinstance(e, CloseSession)]
