@@ -40,7 +40,9 @@ class GetStatusResponse(_message.Message):
 
     STATUS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def status(self) -> Global___DaemonStatus: ...
+    def status(self) -> Global___DaemonStatus:
+        """as of now"""
+
     def __init__(
         self,
         *,
@@ -75,7 +77,9 @@ class WatchStatusResponse(_message.Message):
 
     STATUS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def status(self) -> Global___DaemonStatus: ...
+    def status(self) -> Global___DaemonStatus:
+        """as of now"""
+
     def __init__(
         self,
         *,
@@ -95,6 +99,7 @@ class OpenSessionRequest(_message.Message):
 
     SERVICE_FIELD_NUMBER: _builtins.int
     service: _builtins.str
+    """id of a service in the configuration of this agent"""
     def __init__(
         self,
         *,
@@ -115,7 +120,9 @@ class OpenSessionResponse(_message.Message):
     SESSION_ID_FIELD_NUMBER: _builtins.int
     CONNECTOR_ID_FIELD_NUMBER: _builtins.int
     session_id: _builtins.bytes
+    """16 bytes"""
     connector_id: _builtins.str
+    """id of the connector at the other end"""
     def __init__(
         self,
         *,
@@ -136,6 +143,7 @@ class CloseSessionRequest(_message.Message):
 
     SESSION_ID_FIELD_NUMBER: _builtins.int
     session_id: _builtins.bytes
+    """16 bytes"""
     def __init__(
         self,
         *,
@@ -208,12 +216,19 @@ class DaemonStatus(_message.Message):
     daemon: _builtins.str
     """agent, connector or intermediate"""
     id: _builtins.str
+    """node id, a DNS label"""
     version: _builtins.str
+    """of ztna"""
     uptime_s: _builtins.float
+    """seconds since the start, at least 0"""
     is_ready: _builtins.bool
+    """it can do what it is there for"""
     not_ready_reason: _builtins.str
+    """for people; empty when ready"""
     @_builtins.property
-    def udp_addresses(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.TransportAddress]: ...
+    def udp_addresses(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.TransportAddress]:
+        """local addresses of the UDP sockets"""
+
     @_builtins.property
     def intermediates(self) -> _containers.RepeatedCompositeFieldContainer[Global___IntermediateStatus]:
         """agent and connector"""
@@ -223,7 +238,9 @@ class DaemonStatus(_message.Message):
         """agent and connector"""
 
     @_builtins.property
-    def sessions(self) -> _containers.RepeatedCompositeFieldContainer[Global___SessionStatus]: ...
+    def sessions(self) -> _containers.RepeatedCompositeFieldContainer[Global___SessionStatus]:
+        """newest first"""
+
     @_builtins.property
     def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeStatus]:
         """intermediate"""
@@ -233,7 +250,9 @@ class DaemonStatus(_message.Message):
         """intermediate"""
 
     @_builtins.property
-    def actors(self) -> _containers.RepeatedCompositeFieldContainer[Global___ActorStatus]: ...
+    def actors(self) -> _containers.RepeatedCompositeFieldContainer[Global___ActorStatus]:
+        """in the order of their start"""
+
     @_builtins.property
     def problems(self) -> _containers.RepeatedCompositeFieldContainer[Global___Problem]:
         """newest first"""
@@ -281,15 +300,21 @@ class IntermediateStatus(_message.Message):
     RTT_MS_FIELD_NUMBER: _builtins.int
     OBSERVED_ADDRESS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
+    """DNS label"""
     state: _builtins.str
     """idle, connecting, attached, detached"""
     reason: _builtins.str
     """why not attached"""
     is_leg_up: _builtins.bool
+    """the relay leg carries packets"""
     leg_reason: _builtins.str
+    """why the leg is not up"""
     rtt_ms: _builtins.float
+    """smoothed round-trip time of the leg (RFC 9002 section 5.3); 0: unknown"""
     @_builtins.property
-    def observed_address(self) -> _types_pb2.TransportAddress: ...
+    def observed_address(self) -> _types_pb2.TransportAddress:
+        """ours, as the intermediate sees it"""
+
     def __init__(
         self,
         *,
@@ -325,18 +350,27 @@ class ServiceStatus(_message.Message):
     BYTES_TO_SERVICE_FIELD_NUMBER: _builtins.int
     BYTES_FROM_SERVICE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
+    """DNS label"""
     protocol: _types_pb2.ServiceProtocol.ValueType
+    """TCP or UDP"""
     address: _builtins.str
     """listen address or backend"""
     state: _builtins.str
     """agent: listening, failed; connector: registered, pending, rejected"""
     reason: _builtins.str
+    """for people: why it is in this state"""
     active: _builtins.int
+    """TCP connections or UDP flows now"""
     total: _builtins.int
+    """connections or flows opened"""
     refused: _builtins.int
+    """connections or flows refused"""
     errors: _builtins.int
+    """connections or flows that failed"""
     bytes_to_service: _builtins.int
+    """payload bytes from clients"""
     bytes_from_service: _builtins.int
+    """payload bytes to clients"""
     def __init__(
         self,
         *,
@@ -381,7 +415,9 @@ class SessionStatus(_message.Message):
     SERVICES_FIELD_NUMBER: _builtins.int
     OUTAGE_S_FIELD_NUMBER: _builtins.int
     session_id: _builtins.bytes
+    """16 bytes"""
     peer_id: _builtins.str
+    """agent and connector: the node at the other end"""
     state: _builtins.str
     """opening, established, relayed (intermediate)"""
     path: _builtins.str
@@ -389,12 +425,19 @@ class SessionStatus(_message.Message):
     via: _builtins.str
     """id of the intermediate, for a relayed path"""
     path_reason: _builtins.str
+    """for people: why this path"""
     rtt_ms: _builtins.float
+    """smoothed round-trip time (RFC 9002 section 5.3); 0: unknown"""
     bytes_sent: _builtins.int
+    """UDP payload bytes of sealed packets; intermediate: relayed in both directions"""
     bytes_received: _builtins.int
+    """as above"""
     packets_lost: _builtins.int
+    """declared lost (RFC 9002 section 6.1)"""
     open_streams: _builtins.int
+    """TCP connections now"""
     age_s: _builtins.float
+    """seconds since it was opened, at least 0"""
     agent_id: _builtins.str
     """intermediate"""
     connector_id: _builtins.str
@@ -402,7 +445,9 @@ class SessionStatus(_message.Message):
     outage_s: _builtins.float
     """without any path, so far"""
     @_builtins.property
-    def services(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def services(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """ids of the services it carried"""
+
     def __init__(
         self,
         *,
@@ -441,10 +486,15 @@ class NodeStatus(_message.Message):
     IS_LEG_UP_FIELD_NUMBER: _builtins.int
     ATTACHED_S_FIELD_NUMBER: _builtins.int
     role: _types_pb2.Role.ValueType
+    """agent or connector"""
     id: _builtins.str
+    """DNS label"""
     carrier: _builtins.str
+    """of its signaling: grpc or quic"""
     is_leg_up: _builtins.bool
+    """its relay leg carries packets"""
     attached_s: _builtins.float
+    """seconds since it attached, at least 0"""
     def __init__(
         self,
         *,
@@ -470,9 +520,13 @@ class RegisteredService(_message.Message):
     PROTOCOL_FIELD_NUMBER: _builtins.int
     CONNECTORS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
+    """DNS label"""
     protocol: _types_pb2.ServiceProtocol.ValueType
+    """TCP or UDP"""
     @_builtins.property
-    def connectors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def connectors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """ids of those that offer it"""
+
     def __init__(
         self,
         *,
@@ -500,13 +554,19 @@ class ActorStatus(_message.Message):
     HANDLING_S_FIELD_NUMBER: _builtins.int
     SLOWEST_MS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    """concern and, for one of many, its key"""
     state: _builtins.str
+    """waiting, starting, running, stopping, stopped, failed or abandoned"""
     restarts: _builtins.int
+    """since the start of the daemon"""
     inbox_depth: _builtins.int
+    """messages that wait now"""
     messages: _builtins.int
+    """handled by this incarnation"""
     handling_s: _builtins.float
-    """total"""
+    """seconds in handlers, in all"""
     slowest_ms: _builtins.float
+    """longest handler"""
     def __init__(
         self,
         *,
@@ -535,10 +595,13 @@ class Problem(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     COUNT_FIELD_NUMBER: _builtins.int
     at_s: _builtins.float
-    """seconds since the epoch"""
+    """seconds since the epoch, the latest of its kind"""
     event: _builtins.str
+    """name of the log event"""
     message: _builtins.str
+    """for people"""
     count: _builtins.int
+    """how often, at least 1"""
     def __init__(
         self,
         *,

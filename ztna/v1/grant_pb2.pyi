@@ -39,12 +39,15 @@ class GrantClaims(_message.Message):
     session_id: _builtins.bytes
     """16 bytes"""
     agent_id: _builtins.str
+    """DNS label"""
     agent_fingerprint: _builtins.bytes
     """SHA-256 of the agent's SubjectPublicKeyInfo"""
     connector_id: _builtins.str
+    """DNS label"""
     connector_fingerprint: _builtins.bytes
     """SHA-256 of the connector's SubjectPublicKeyInfo"""
     service: _builtins.str
+    """DNS label"""
     issued_at_s: _builtins.int
     """seconds since the epoch"""
     expires_at_s: _builtins.int

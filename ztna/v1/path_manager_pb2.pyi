@@ -31,6 +31,7 @@ class PathSelected(_message.Message):
     MAX_PACKET_BYTES_FIELD_NUMBER: _builtins.int
     IS_RESUMED_FIELD_NUMBER: _builtins.int
     session_id: _builtins.bytes
+    """16 bytes"""
     kind: _types_pb2.PathKind.ValueType
     """unspecified: no path at all"""
     intermediate_id: _builtins.str
@@ -38,6 +39,7 @@ class PathSelected(_message.Message):
     local_host: _builtins.str
     """for a direct path"""
     max_packet_bytes: _builtins.int
+    """largest sealed packet that the path carries; 0: no path"""
     is_resumed: _builtins.bool
     """the same path came back after an outage"""
     @_builtins.property

@@ -23,7 +23,9 @@ class ObservedAddress(_message.Message):
 
     ADDRESS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def address(self) -> _types_pb2.TransportAddress: ...
+    def address(self) -> _types_pb2.TransportAddress:
+        """source of the node's packets, as the intermediate sees it"""
+
     def __init__(
         self,
         *,

@@ -30,10 +30,15 @@ class ChannelsBound(_message.Message):
     CONNECTOR_ATTACH_ID_FIELD_NUMBER: _builtins.int
     CONNECTOR_CHANNEL_FIELD_NUMBER: _builtins.int
     session_id: _builtins.bytes
+    """16 bytes"""
     agent_attach_id: _builtins.bytes
+    """16 bytes, the agent's attachment"""
     agent_channel: _builtins.int
+    """1-65535 on the agent's leg, or 0"""
     connector_attach_id: _builtins.bytes
+    """16 bytes, the connector's attachment"""
     connector_channel: _builtins.int
+    """1-65535 on the connector's leg, or 0"""
     def __init__(
         self,
         *,
@@ -59,6 +64,7 @@ class LegOpened(_message.Message):
 
     ATTACH_ID_FIELD_NUMBER: _builtins.int
     attach_id: _builtins.bytes
+    """16 bytes"""
     def __init__(
         self,
         *,
@@ -82,8 +88,11 @@ class LegJudged(_message.Message):
     IS_ALIVE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     attach_id: _builtins.bytes
+    """16 bytes"""
     is_alive: _builtins.bool
+    """it answered lately"""
     reason: _builtins.str
+    """snake_case, when it is not alive"""
     def __init__(
         self,
         *,
@@ -109,7 +118,9 @@ class LegSignalingChanged(_message.Message):
     IS_OPEN_FIELD_NUMBER: _builtins.int
     CERTIFICATE_FIELD_NUMBER: _builtins.int
     connection: _builtins.int
+    """number of the connection at the relay"""
     is_open: _builtins.bool
+    """it opened; otherwise it ended"""
     certificate: _builtins.bytes
     """DER, the node's own"""
     def __init__(
@@ -136,7 +147,9 @@ class LegSignalingBytesReceived(_message.Message):
     CONNECTION_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     connection: _builtins.int
+    """number of the connection at the relay"""
     data: _builtins.bytes
+    """in order; frames may be split anywhere"""
     def __init__(
         self,
         *,
@@ -161,8 +174,11 @@ class SendLegSignalingBytes(_message.Message):
     DATA_FIELD_NUMBER: _builtins.int
     CLOSE_FIELD_NUMBER: _builtins.int
     connection: _builtins.int
+    """number of the connection at the relay"""
     data: _builtins.bytes
+    """whole frames, may be empty with close"""
     close: _builtins.bool
+    """nothing follows"""
     def __init__(
         self,
         *,
@@ -192,8 +208,11 @@ class RelayStatistics(_message.Message):
         PACKETS_FIELD_NUMBER: _builtins.int
         BYTES_FIELD_NUMBER: _builtins.int
         session_id: _builtins.bytes
+        """16 bytes"""
         packets: _builtins.int
+        """relayed in both directions"""
         bytes: _builtins.int
+        """of those packets, in bytes"""
         def __init__(
             self,
             *,
@@ -256,20 +275,27 @@ class RelayStatistics(_message.Message):
     SESSIONS_FIELD_NUMBER: _builtins.int
     HANDSHAKES_FIELD_NUMBER: _builtins.int
     legs: _builtins.int
+    """authenticated ones, now"""
     packets_relayed: _builtins.int
+    """since the start"""
     bytes_relayed: _builtins.int
+    """since the start"""
     retry_tokens_validated: _builtins.int
+    """Retry tokens that held (RFC 9000 section 8.1.2)"""
     handshakes: _builtins.int
+    """completed, since the start"""
     @_builtins.property
     def dropped(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """by reason"""
+        """packets since the start, by reason"""
 
     @_builtins.property
     def refused(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """connections, by reason"""
 
     @_builtins.property
-    def sessions(self) -> _containers.RepeatedCompositeFieldContainer[Global___RelayStatistics.Session]: ...
+    def sessions(self) -> _containers.RepeatedCompositeFieldContainer[Global___RelayStatistics.Session]:
+        """those that have channels now"""
+
     def __init__(
         self,
         *,

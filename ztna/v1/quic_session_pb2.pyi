@@ -30,9 +30,13 @@ class SendPayload(_message.Message):
     DATA_FIELD_NUMBER: _builtins.int
     END_OF_STREAM_FIELD_NUMBER: _builtins.int
     session_id: _builtins.bytes
+    """16 bytes"""
     stream_id: _builtins.int
+    """0 to 2^62-1 (RFC 9000 section 2.1)"""
     data: _builtins.bytes
+    """bytes in order, may be empty with end_of_stream"""
     end_of_stream: _builtins.bool
+    """nothing follows (FIN, RFC 9000 section 19.8)"""
     def __init__(
         self,
         *,
@@ -59,8 +63,11 @@ class PayloadConsumed(_message.Message):
     STREAM_ID_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     session_id: _builtins.bytes
+    """16 bytes"""
     stream_id: _builtins.int
+    """0 to 2^62-1 (RFC 9000 section 2.1)"""
     size_bytes: _builtins.int
+    """at least 1"""
     def __init__(
         self,
         *,
@@ -88,12 +95,15 @@ class AbortStream(_message.Message):
     RESET_FIELD_NUMBER: _builtins.int
     STOP_FIELD_NUMBER: _builtins.int
     session_id: _builtins.bytes
+    """16 bytes"""
     stream_id: _builtins.int
+    """0 to 2^62-1 (RFC 9000 section 2.1)"""
     code: _builtins.int
+    """of our own StreamError (RFC 9000 section 20.2)"""
     reset: _builtins.bool
-    """our direction"""
+    """end our direction (RFC 9000 section 19.4)"""
     stop: _builtins.bool
-    """the peer's direction"""
+    """end the peer's direction (RFC 9000 section 19.5)"""
     def __init__(
         self,
         *,
@@ -120,8 +130,11 @@ class SendDatagramPayloads(_message.Message):
     SESSION_ID_FIELD_NUMBER: _builtins.int
     PAYLOADS_FIELD_NUMBER: _builtins.int
     session_id: _builtins.bytes
+    """16 bytes"""
     @_builtins.property
-    def payloads(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    def payloads(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """each at most max_datagram_payload_bytes (RFC 9221 section 5)"""
+
     def __init__(
         self,
         *,
@@ -146,8 +159,11 @@ class CloseQuicSession(_message.Message):
     CODE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     session_id: _builtins.bytes
+    """16 bytes"""
     code: _builtins.int
+    """application error code (RFC 9000 section 19.19)"""
     reason: _builtins.str
+    """snake_case, shown to the peer"""
     def __init__(
         self,
         *,
@@ -174,10 +190,15 @@ class SessionEstablished(_message.Message):
     MAX_DATAGRAM_PAYLOAD_BYTES_FIELD_NUMBER: _builtins.int
     HANDSHAKE_MS_FIELD_NUMBER: _builtins.int
     session_id: _builtins.bytes
+    """16 bytes"""
     max_datagram_payload_bytes: _builtins.int
+    """largest payload of one DATAGRAM frame (RFC 9221 section 3)"""
     handshake_ms: _builtins.float
+    """since the connection was opened"""
     @_builtins.property
-    def peer(self) -> _types_pb2.NodeIdentity: ...
+    def peer(self) -> _types_pb2.NodeIdentity:
+        """from its certificate"""
+
     def __init__(
         self,
         *,
@@ -207,13 +228,17 @@ class SessionClosed(_message.Message):
     WAS_ESTABLISHED_FIELD_NUMBER: _builtins.int
     IS_AUTHENTICATION_FAILURE_FIELD_NUMBER: _builtins.int
     session_id: _builtins.bytes
+    """16 bytes"""
     reason: _builtins.str
     """snake_case"""
     message: _builtins.str
     """for people"""
     is_remote: _builtins.bool
+    """the peer ended it"""
     was_established: _builtins.bool
+    """the handshake had been complete"""
     is_authentication_failure: _builtins.bool
+    """the peer could not prove who it is"""
     def __init__(
         self,
         *,
@@ -243,9 +268,13 @@ class PayloadReceived(_message.Message):
     DATA_FIELD_NUMBER: _builtins.int
     END_OF_STREAM_FIELD_NUMBER: _builtins.int
     session_id: _builtins.bytes
+    """16 bytes"""
     stream_id: _builtins.int
+    """0 to 2^62-1 (RFC 9000 section 2.1)"""
     data: _builtins.bytes
+    """may be empty with end_of_stream"""
     end_of_stream: _builtins.bool
+    """nothing follows (FIN, RFC 9000 section 19.8)"""
     def __init__(
         self,
         *,
@@ -272,8 +301,11 @@ class PayloadAcknowledged(_message.Message):
     STREAM_ID_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     session_id: _builtins.bytes
+    """16 bytes"""
     stream_id: _builtins.int
+    """0 to 2^62-1 (RFC 9000 section 2.1)"""
     size_bytes: _builtins.int
+    """at least 1"""
     def __init__(
         self,
         *,
@@ -300,7 +332,9 @@ class StreamAborted(_message.Message):
     CODE_FIELD_NUMBER: _builtins.int
     IS_RESET_FIELD_NUMBER: _builtins.int
     session_id: _builtins.bytes
+    """16 bytes"""
     stream_id: _builtins.int
+    """0 to 2^62-1 (RFC 9000 section 2.1)"""
     code: _builtins.int
     """the peer's: any 62-bit number (RFC 9000 section 19.4)"""
     is_reset: _builtins.bool
@@ -330,8 +364,11 @@ class DatagramPayloadsReceived(_message.Message):
     SESSION_ID_FIELD_NUMBER: _builtins.int
     PAYLOADS_FIELD_NUMBER: _builtins.int
     session_id: _builtins.bytes
+    """16 bytes"""
     @_builtins.property
-    def payloads(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    def payloads(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """in order of arrival (RFC 9221 section 5)"""
+
     def __init__(
         self,
         *,
@@ -362,16 +399,23 @@ class SessionStatistics(_message.Message):
     DATAGRAMS_DROPPED_FIELD_NUMBER: _builtins.int
     CONGESTION_WINDOW_BYTES_FIELD_NUMBER: _builtins.int
     session_id: _builtins.bytes
+    """16 bytes"""
     rtt_ms: _builtins.float
+    """smoothed (RFC 9002 section 5.3)"""
     bytes_sent: _builtins.int
     """UDP payload bytes of the sealed packets"""
     bytes_received: _builtins.int
+    """as above"""
     packets_sent: _builtins.int
+    """sealed packets"""
     packets_received: _builtins.int
+    """sealed packets"""
     packets_lost: _builtins.int
+    """declared lost (RFC 9002 section 6.1)"""
     datagrams_dropped: _builtins.int
     """DATAGRAM frames, while the congestion window was full"""
     congestion_window_bytes: _builtins.int
+    """now (RFC 9002 section 7)"""
     def __init__(
         self,
         *,

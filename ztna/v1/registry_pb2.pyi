@@ -32,13 +32,21 @@ class ConnectorChosen(_message.Message):
     CONNECTOR_ATTACH_ID_FIELD_NUMBER: _builtins.int
     CONNECTOR_FIELD_NUMBER: _builtins.int
     agent_attach_id: _builtins.bytes
+    """16 bytes, the agent's attachment"""
     request_id: _builtins.int
+    """the agent's own, unique within its attachment"""
     service: _builtins.str
+    """id of the service, a DNS label"""
     connector_attach_id: _builtins.bytes
+    """16 bytes, the connector's attachment"""
     @_builtins.property
-    def agent(self) -> _types_pb2.NodeIdentity: ...
+    def agent(self) -> _types_pb2.NodeIdentity:
+        """who asked"""
+
     @_builtins.property
-    def connector(self) -> _types_pb2.NodeIdentity: ...
+    def connector(self) -> _types_pb2.NodeIdentity:
+        """who was chosen"""
+
     def __init__(
         self,
         *,
@@ -71,9 +79,13 @@ class RegistryStatistics(_message.Message):
         PROTOCOL_FIELD_NUMBER: _builtins.int
         CONNECTORS_FIELD_NUMBER: _builtins.int
         service: _builtins.str
+        """id of the service, a DNS label"""
         protocol: _types_pb2.ServiceProtocol.ValueType
+        """TCP or UDP"""
         @_builtins.property
-        def connectors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+        def connectors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+            """ids of those that offer it"""
+
         def __init__(
             self,
             *,
@@ -111,8 +123,11 @@ class RegistryStatistics(_message.Message):
     REGISTRATIONS_FIELD_NUMBER: _builtins.int
     REJECTIONS_FIELD_NUMBER: _builtins.int
     registrations: _builtins.int
+    """accepted since the start"""
     @_builtins.property
-    def services(self) -> _containers.RepeatedCompositeFieldContainer[Global___RegistryStatistics.Service]: ...
+    def services(self) -> _containers.RepeatedCompositeFieldContainer[Global___RegistryStatistics.Service]:
+        """those that somebody offers now"""
+
     @_builtins.property
     def rejections(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """by reason"""

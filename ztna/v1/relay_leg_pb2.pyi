@@ -27,6 +27,7 @@ class ConnectLeg(_message.Message):
 
     INTERMEDIATE_ID_FIELD_NUMBER: _builtins.int
     intermediate_id: _builtins.str
+    """id of the intermediate, a DNS label"""
     def __init__(
         self,
         *,
@@ -48,6 +49,7 @@ class DisconnectLeg(_message.Message):
 
     INTERMEDIATE_ID_FIELD_NUMBER: _builtins.int
     intermediate_id: _builtins.str
+    """id of the intermediate, a DNS label"""
     def __init__(
         self,
         *,
@@ -70,6 +72,7 @@ class PresentAttachment(_message.Message):
     INTERMEDIATE_ID_FIELD_NUMBER: _builtins.int
     ATTACH_ID_FIELD_NUMBER: _builtins.int
     intermediate_id: _builtins.str
+    """id of the intermediate, a DNS label"""
     attach_id: _builtins.bytes
     """16 bytes"""
     def __init__(
@@ -96,7 +99,9 @@ class BindChannel(_message.Message):
     SESSION_ID_FIELD_NUMBER: _builtins.int
     CHANNEL_FIELD_NUMBER: _builtins.int
     intermediate_id: _builtins.str
+    """id of the intermediate, a DNS label"""
     session_id: _builtins.bytes
+    """16 bytes"""
     channel: _builtins.int
     """1-65535"""
     def __init__(
@@ -123,7 +128,9 @@ class ReleaseChannel(_message.Message):
     INTERMEDIATE_ID_FIELD_NUMBER: _builtins.int
     SESSION_ID_FIELD_NUMBER: _builtins.int
     intermediate_id: _builtins.str
+    """id of the intermediate, a DNS label"""
     session_id: _builtins.bytes
+    """16 bytes"""
     def __init__(
         self,
         *,
@@ -148,9 +155,13 @@ class SendSealed(_message.Message):
     SESSION_ID_FIELD_NUMBER: _builtins.int
     PACKETS_FIELD_NUMBER: _builtins.int
     intermediate_id: _builtins.str
+    """id of the intermediate, a DNS label"""
     session_id: _builtins.bytes
+    """16 bytes"""
     @_builtins.property
-    def packets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    def packets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """each 1 to max_packet_bytes"""
+
     def __init__(
         self,
         *,
@@ -176,9 +187,13 @@ class SealedReceived(_message.Message):
     SESSION_ID_FIELD_NUMBER: _builtins.int
     PACKETS_FIELD_NUMBER: _builtins.int
     intermediate_id: _builtins.str
+    """id of the intermediate, a DNS label"""
     session_id: _builtins.bytes
+    """16 bytes"""
     @_builtins.property
-    def packets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    def packets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """each 1 to max_packet_bytes, in order of arrival"""
+
     def __init__(
         self,
         *,
@@ -203,7 +218,9 @@ class SendLegSignaling(_message.Message):
     INTERMEDIATE_ID_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     intermediate_id: _builtins.str
+    """id of the intermediate, a DNS label"""
     data: _builtins.bytes
+    """whole frames"""
     def __init__(
         self,
         *,
@@ -227,7 +244,9 @@ class LegSignalingReceived(_message.Message):
     INTERMEDIATE_ID_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     intermediate_id: _builtins.str
+    """id of the intermediate, a DNS label"""
     data: _builtins.bytes
+    """in order; frames may be split anywhere"""
     def __init__(
         self,
         *,
@@ -251,8 +270,11 @@ class LegConnected(_message.Message):
     INTERMEDIATE_ID_FIELD_NUMBER: _builtins.int
     REMOTE_FIELD_NUMBER: _builtins.int
     intermediate_id: _builtins.str
+    """id of the intermediate, a DNS label"""
     @_builtins.property
-    def remote(self) -> _types_pb2.TransportAddress: ...
+    def remote(self) -> _types_pb2.TransportAddress:
+        """address of the intermediate"""
+
     def __init__(
         self,
         *,
@@ -276,7 +298,9 @@ class RelayLegUp(_message.Message):
     INTERMEDIATE_ID_FIELD_NUMBER: _builtins.int
     MAX_PACKET_BYTES_FIELD_NUMBER: _builtins.int
     intermediate_id: _builtins.str
+    """id of the intermediate, a DNS label"""
     max_packet_bytes: _builtins.int
+    """largest sealed packet that the leg carries"""
     def __init__(
         self,
         *,
@@ -302,11 +326,13 @@ class RelayLegDown(_message.Message):
     DETAIL_FIELD_NUMBER: _builtins.int
     IS_AUTHENTICATION_FAILURE_FIELD_NUMBER: _builtins.int
     intermediate_id: _builtins.str
+    """id of the intermediate, a DNS label"""
     reason: _builtins.str
     """snake_case"""
     detail: _builtins.str
     """for people"""
     is_authentication_failure: _builtins.bool
+    """one side does not accept the certificate of the other"""
     def __init__(
         self,
         *,
@@ -334,9 +360,13 @@ class RelayPathChanged(_message.Message):
     IS_UP_FIELD_NUMBER: _builtins.int
     MAX_PACKET_BYTES_FIELD_NUMBER: _builtins.int
     intermediate_id: _builtins.str
+    """id of the intermediate, a DNS label"""
     session_id: _builtins.bytes
+    """16 bytes"""
     is_up: _builtins.bool
+    """it can be reached; otherwise no longer"""
     max_packet_bytes: _builtins.int
+    """largest sealed packet that the leg carries"""
     def __init__(
         self,
         *,
@@ -362,8 +392,11 @@ class AddressObserved(_message.Message):
     INTERMEDIATE_ID_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
     intermediate_id: _builtins.str
+    """id of the intermediate, a DNS label"""
     @_builtins.property
-    def address(self) -> _types_pb2.TransportAddress: ...
+    def address(self) -> _types_pb2.TransportAddress:
+        """ours"""
+
     def __init__(
         self,
         *,
@@ -412,14 +445,20 @@ class LegStatistics(_message.Message):
     BYTES_RELAYED_RECEIVED_FIELD_NUMBER: _builtins.int
     DROPPED_FIELD_NUMBER: _builtins.int
     intermediate_id: _builtins.str
+    """id of the intermediate, a DNS label"""
     rtt_ms: _builtins.float
+    """smoothed (RFC 9002 section 5.3)"""
     packets_relayed_sent: _builtins.int
+    """sealed packets"""
     packets_relayed_received: _builtins.int
+    """sealed packets"""
     bytes_relayed_sent: _builtins.int
+    """of those packets"""
     bytes_relayed_received: _builtins.int
+    """of those packets"""
     @_builtins.property
     def dropped(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """by reason"""
+        """packets, by reason"""
 
     def __init__(
         self,

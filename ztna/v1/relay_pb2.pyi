@@ -29,13 +29,21 @@ class LegFrame(_message.Message):
     REJECTED_FIELD_NUMBER: _builtins.int
     OBSERVED_ADDRESS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def hello(self) -> Global___LegHello: ...
+    def hello(self) -> Global___LegHello:
+        """node to intermediate, first"""
+
     @_builtins.property
-    def accepted(self) -> Global___LegAccepted: ...
+    def accepted(self) -> Global___LegAccepted:
+        """intermediate to node"""
+
     @_builtins.property
-    def rejected(self) -> Global___LegRejected: ...
+    def rejected(self) -> Global___LegRejected:
+        """intermediate to node, last"""
+
     @_builtins.property
-    def observed_address(self) -> _qad_pb2.ObservedAddress: ...
+    def observed_address(self) -> _qad_pb2.ObservedAddress:
+        """intermediate to node, when accepted and at each change"""
+
     def __init__(
         self,
         *,

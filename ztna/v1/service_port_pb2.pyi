@@ -31,9 +31,13 @@ class FlowOpened(_message.Message):
     PROTOCOL_FIELD_NUMBER: _builtins.int
     PEER_ID_FIELD_NUMBER: _builtins.int
     session_id: _builtins.bytes
+    """16 bytes"""
     service: _builtins.str
+    """id of the service, a DNS label"""
     protocol: _types_pb2.ServiceProtocol.ValueType
+    """TCP or UDP"""
     peer_id: _builtins.str
+    """id of the node at the other end, a DNS label"""
     def __init__(
         self,
         *,
@@ -65,14 +69,21 @@ class FlowClosed(_message.Message):
     BYTES_FROM_SERVICE_FIELD_NUMBER: _builtins.int
     DURATION_S_FIELD_NUMBER: _builtins.int
     session_id: _builtins.bytes
+    """16 bytes"""
     service: _builtins.str
+    """id of the service, a DNS label"""
     protocol: _types_pb2.ServiceProtocol.ValueType
+    """TCP or UDP"""
     peer_id: _builtins.str
+    """id of the node at the other end, a DNS label"""
     reason: _builtins.str
     """snake_case"""
     bytes_to_service: _builtins.int
+    """payload bytes from the client"""
     bytes_from_service: _builtins.int
+    """payload bytes to the client"""
     duration_s: _builtins.float
+    """seconds since it was opened, at least 0"""
     def __init__(
         self,
         *,
@@ -105,10 +116,15 @@ class FlowRefusedReported(_message.Message):
     CODE_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     session_id: _builtins.bytes
+    """16 bytes"""
     service: _builtins.str
+    """id of the service, a DNS label"""
     peer_id: _builtins.str
+    """id of the node at the other end, a DNS label"""
     code: _builtins.str
+    """lower-case word"""
     message: _builtins.str
+    """for people"""
     def __init__(
         self,
         *,
@@ -135,8 +151,11 @@ class GrantPresented(_message.Message):
     SESSION_ID_FIELD_NUMBER: _builtins.int
     GRANT_FIELD_NUMBER: _builtins.int
     session_id: _builtins.bytes
+    """16 bytes"""
     @_builtins.property
-    def grant(self) -> _grant_pb2.SealedGrant: ...
+    def grant(self) -> _grant_pb2.SealedGrant:
+        """its signature is verified"""
+
     def __init__(
         self,
         *,
@@ -162,10 +181,15 @@ class ListenerChanged(_message.Message):
     IS_LISTENING_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     service: _builtins.str
+    """id of the service, a DNS label"""
     is_listening: _builtins.bool
+    """clients can connect"""
     error: _builtins.str
+    """for people; empty when listening"""
     @_builtins.property
-    def address(self) -> _types_pb2.TransportAddress: ...
+    def address(self) -> _types_pb2.TransportAddress:
+        """as bound, or as configured when it is not"""
+
     def __init__(
         self,
         *,
@@ -219,16 +243,23 @@ class ServiceStatistics(_message.Message):
     PACKETS_FROM_SERVICE_FIELD_NUMBER: _builtins.int
     DROPPED_FIELD_NUMBER: _builtins.int
     service: _builtins.str
+    """id of the service, a DNS label"""
     active: _builtins.int
     """TCP connections or UDP flows"""
     total: _builtins.int
+    """opened since the start"""
     refused: _builtins.int
+    """since the start"""
     errors: _builtins.int
+    """connections or flows that failed, since the start"""
     bytes_to_service: _builtins.int
+    """payload bytes from clients"""
     bytes_from_service: _builtins.int
+    """payload bytes to clients"""
     packets_to_service: _builtins.int
     """UDP payloads, or chunks of TCP"""
     packets_from_service: _builtins.int
+    """likewise"""
     @_builtins.property
     def dropped(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """by reason"""

@@ -28,8 +28,11 @@ class BindChannels(_message.Message):
     AGENT_ATTACH_ID_FIELD_NUMBER: _builtins.int
     CONNECTOR_ATTACH_ID_FIELD_NUMBER: _builtins.int
     session_id: _builtins.bytes
+    """16 bytes"""
     agent_attach_id: _builtins.bytes
+    """16 bytes, the agent's attachment"""
     connector_attach_id: _builtins.bytes
+    """16 bytes, the connector's attachment"""
     def __init__(
         self,
         *,
@@ -53,6 +56,7 @@ class ReleaseChannels(_message.Message):
 
     SESSION_ID_FIELD_NUMBER: _builtins.int
     session_id: _builtins.bytes
+    """16 bytes"""
     def __init__(
         self,
         *,
@@ -83,13 +87,19 @@ class SessionsStatistics(_message.Message):
         STATE_FIELD_NUMBER: _builtins.int
         OPENED_AT_S_FIELD_NUMBER: _builtins.int
         session_id: _builtins.bytes
+        """16 bytes"""
         agent_id: _builtins.str
+        """DNS label"""
         connector_id: _builtins.str
+        """DNS label"""
         state: _builtins.str
+        """waiting, binding or relayed"""
         opened_at_s: _builtins.float
         """seconds since the epoch"""
         @_builtins.property
-        def services(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+        def services(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+            """ids of the services it was opened for"""
+
         def __init__(
             self,
             *,
@@ -131,9 +141,13 @@ class SessionsStatistics(_message.Message):
     RESUMED_TOTAL_FIELD_NUMBER: _builtins.int
     REFUSED_FIELD_NUMBER: _builtins.int
     opened_total: _builtins.int
+    """since the start"""
     resumed_total: _builtins.int
+    """since the start"""
     @_builtins.property
-    def sessions(self) -> _containers.RepeatedCompositeFieldContainer[Global___SessionsStatistics.Session]: ...
+    def sessions(self) -> _containers.RepeatedCompositeFieldContainer[Global___SessionsStatistics.Session]:
+        """oldest first"""
+
     @_builtins.property
     def refused(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """by reason"""

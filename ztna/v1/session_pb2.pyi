@@ -58,19 +58,33 @@ class ControlFrame(_message.Message):
     DRAINING_FIELD_NUMBER: _builtins.int
     RENEWED_GRANT_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def hello(self) -> Global___SessionHello: ...
+    def hello(self) -> Global___SessionHello:
+        """both directions, first"""
+
     @_builtins.property
-    def open_flow(self) -> Global___OpenFlow: ...
+    def open_flow(self) -> Global___OpenFlow:
+        """agent to connector"""
+
     @_builtins.property
-    def flow_accepted(self) -> Global___FlowAccepted: ...
+    def flow_accepted(self) -> Global___FlowAccepted:
+        """connector to agent"""
+
     @_builtins.property
-    def flow_refused(self) -> Global___FlowRefused: ...
+    def flow_refused(self) -> Global___FlowRefused:
+        """connector to agent"""
+
     @_builtins.property
-    def close_flow(self) -> Global___CloseFlow: ...
+    def close_flow(self) -> Global___CloseFlow:
+        """both directions"""
+
     @_builtins.property
-    def draining(self) -> Global___SessionDraining: ...
+    def draining(self) -> Global___SessionDraining:
+        """both directions"""
+
     @_builtins.property
-    def renewed_grant(self) -> Global___RenewedGrant: ...
+    def renewed_grant(self) -> Global___RenewedGrant:
+        """agent to connector"""
+
     def __init__(
         self,
         *,
@@ -128,10 +142,13 @@ class OpenFlow(_message.Message):
     SERVICE_FIELD_NUMBER: _builtins.int
     GRANT_FIELD_NUMBER: _builtins.int
     flow_id: _builtins.int
-    """chosen by the agent, unique within the session"""
+    """1 to 2^32-1, chosen by the agent, each above the last"""
     service: _builtins.str
+    """id of the service, a DNS label"""
     @_builtins.property
-    def grant(self) -> _grant_pb2.SealedGrant: ...
+    def grant(self) -> _grant_pb2.SealedGrant:
+        """for this service"""
+
     def __init__(
         self,
         *,
@@ -153,6 +170,7 @@ class FlowAccepted(_message.Message):
 
     FLOW_ID_FIELD_NUMBER: _builtins.int
     flow_id: _builtins.int
+    """from OpenFlow"""
     def __init__(
         self,
         *,
@@ -174,8 +192,11 @@ class FlowRefused(_message.Message):
     CODE_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     flow_id: _builtins.int
+    """from OpenFlow"""
     code: Global___RefusalCode.ValueType
+    """why"""
     message: _builtins.str
+    """for people"""
     def __init__(
         self,
         *,
@@ -198,7 +219,9 @@ class CloseFlow(_message.Message):
     FLOW_ID_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     flow_id: _builtins.int
+    """from OpenFlow"""
     reason: _builtins.str
+    """snake_case, for logs"""
     def __init__(
         self,
         *,
@@ -238,7 +261,9 @@ class RenewedGrant(_message.Message):
 
     GRANT_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def grant(self) -> _grant_pb2.SealedGrant: ...
+    def grant(self) -> _grant_pb2.SealedGrant:
+        """of a service that this session carries"""
+
     def __init__(
         self,
         *,
@@ -261,8 +286,11 @@ class StreamHeader(_message.Message):
     SERVICE_FIELD_NUMBER: _builtins.int
     GRANT_FIELD_NUMBER: _builtins.int
     service: _builtins.str
+    """id of the service, a DNS label"""
     @_builtins.property
-    def grant(self) -> _grant_pb2.SealedGrant: ...
+    def grant(self) -> _grant_pb2.SealedGrant:
+        """for this service"""
+
     def __init__(
         self,
         *,
@@ -287,6 +315,7 @@ class StreamAnswer(_message.Message):
     CODE_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     accepted: _builtins.bool
+    """bytes follow in both directions; otherwise the stream ends"""
     code: Global___RefusalCode.ValueType
     """when refused"""
     message: _builtins.str

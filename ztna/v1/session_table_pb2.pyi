@@ -25,6 +25,7 @@ class RequestService(_message.Message):
 
     SERVICE_FIELD_NUMBER: _builtins.int
     service: _builtins.str
+    """id of the service, a DNS label"""
     def __init__(
         self,
         *,
@@ -49,10 +50,15 @@ class ServiceReady(_message.Message):
     CONNECTOR_ID_FIELD_NUMBER: _builtins.int
     GRANT_FIELD_NUMBER: _builtins.int
     service: _builtins.str
+    """id of the service, a DNS label"""
     session_id: _builtins.bytes
+    """16 bytes"""
     connector_id: _builtins.str
+    """id of the connector, a DNS label"""
     @_builtins.property
-    def grant(self) -> _grant_pb2.SealedGrant: ...
+    def grant(self) -> _grant_pb2.SealedGrant:
+        """to show to the connector"""
+
     def __init__(
         self,
         *,
@@ -79,6 +85,7 @@ class ServiceUnavailable(_message.Message):
     CODE_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     service: _builtins.str
+    """id of the service, a DNS label"""
     code: _builtins.str
     """lower-case word"""
     message: _builtins.str
@@ -108,9 +115,13 @@ class GrantRenewed(_message.Message):
     SERVICE_FIELD_NUMBER: _builtins.int
     GRANT_FIELD_NUMBER: _builtins.int
     session_id: _builtins.bytes
+    """16 bytes"""
     service: _builtins.str
+    """id of the service, a DNS label"""
     @_builtins.property
-    def grant(self) -> _grant_pb2.SealedGrant: ...
+    def grant(self) -> _grant_pb2.SealedGrant:
+        """the new one"""
+
     def __init__(
         self,
         *,
@@ -138,8 +149,11 @@ class GrantRenewalRefused(_message.Message):
     CODE_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     session_id: _builtins.bytes
+    """16 bytes"""
     service: _builtins.str
+    """id of the service, a DNS label"""
     connector_id: _builtins.str
+    """id of the connector, a DNS label"""
     code: _builtins.str
     """lower-case word"""
     message: _builtins.str
@@ -170,7 +184,9 @@ class CloseSessionRequested(_message.Message):
     SESSION_ID_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     session_id: _builtins.bytes
+    """16 bytes"""
     reason: _builtins.str
+    """snake_case"""
     def __init__(
         self,
         *,

@@ -28,6 +28,7 @@ class Attach(_message.Message):
 
     INTERMEDIATE_ID_FIELD_NUMBER: _builtins.int
     intermediate_id: _builtins.str
+    """id of the intermediate, a DNS label"""
     def __init__(
         self,
         *,
@@ -50,7 +51,9 @@ class Detach(_message.Message):
     INTERMEDIATE_ID_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     intermediate_id: _builtins.str
+    """id of the intermediate, a DNS label"""
     reason: _builtins.str
+    """snake_case"""
     def __init__(
         self,
         *,
@@ -78,13 +81,21 @@ class RequestSession(_message.Message):
     CONNECTORS_FIELD_NUMBER: _builtins.int
     EXCLUDED_CONNECTORS_FIELD_NUMBER: _builtins.int
     intermediate_id: _builtins.str
+    """id of the intermediate, a DNS label"""
     request_id: _builtins.int
+    """the asker's own, unique within the attachment"""
     service: _builtins.str
+    """id of the service, a DNS label"""
     protocol: _types_pb2.ServiceProtocol.ValueType
+    """TCP or UDP"""
     @_builtins.property
-    def connectors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def connectors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """ids; only these, when not empty"""
+
     @_builtins.property
-    def excluded_connectors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def excluded_connectors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """ids; not these: they just failed"""
+
     def __init__(
         self,
         *,
@@ -113,8 +124,11 @@ class ReportSessionClosed(_message.Message):
     SESSION_ID_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     intermediate_id: _builtins.str
+    """id of the intermediate, a DNS label"""
     session_id: _builtins.bytes
+    """16 bytes"""
     reason: _builtins.str
+    """snake_case"""
     def __init__(
         self,
         *,
@@ -140,9 +154,13 @@ class KeepResumable(_message.Message):
     SESSION_ID_FIELD_NUMBER: _builtins.int
     GRANT_FIELD_NUMBER: _builtins.int
     intermediate_id: _builtins.str
+    """id of the intermediate, a DNS label"""
     session_id: _builtins.bytes
+    """16 bytes"""
     @_builtins.property
-    def grant(self) -> _grant_pb2.SealedGrant: ...
+    def grant(self) -> _grant_pb2.SealedGrant:
+        """any grant of that session"""
+
     def __init__(
         self,
         *,
@@ -168,6 +186,7 @@ class Attached(_message.Message):
     ATTACH_ID_FIELD_NUMBER: _builtins.int
     REFUSED_SESSIONS_FIELD_NUMBER: _builtins.int
     intermediate_id: _builtins.str
+    """id of the intermediate, a DNS label"""
     attach_id: _builtins.bytes
     """16 bytes"""
     @_builtins.property
@@ -201,12 +220,15 @@ class Detached(_message.Message):
     IS_AUTHENTICATION_FAILURE_FIELD_NUMBER: _builtins.int
     RETRY_IN_S_FIELD_NUMBER: _builtins.int
     intermediate_id: _builtins.str
+    """id of the intermediate, a DNS label"""
     reason: _builtins.str
     """snake_case"""
     detail: _builtins.str
     """for people"""
     is_authentication_failure: _builtins.bool
+    """one side does not accept the certificate of the other"""
     retry_in_s: _builtins.float
+    """seconds until the next attempt; 0: none, or at once"""
     def __init__(
         self,
         *,
@@ -233,7 +255,9 @@ class ServiceRegistered(_message.Message):
     INTERMEDIATE_ID_FIELD_NUMBER: _builtins.int
     SERVICE_FIELD_NUMBER: _builtins.int
     intermediate_id: _builtins.str
+    """id of the intermediate, a DNS label"""
     service: _builtins.str
+    """id of the service, a DNS label"""
     def __init__(
         self,
         *,
@@ -259,9 +283,13 @@ class ServiceRejected(_message.Message):
     CODE_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     intermediate_id: _builtins.str
+    """id of the intermediate, a DNS label"""
     service: _builtins.str
+    """id of the service, a DNS label"""
     code: _builtins.str
+    """a signaling code, lower case"""
     message: _builtins.str
+    """for people"""
     def __init__(
         self,
         *,
@@ -292,14 +320,23 @@ class SessionGranted(_message.Message):
     CHANNEL_FIELD_NUMBER: _builtins.int
     GRANT_FIELD_NUMBER: _builtins.int
     intermediate_id: _builtins.str
+    """id of the intermediate, a DNS label"""
     request_id: _builtins.int
+    """from RequestSession"""
     session_id: _builtins.bytes
+    """16 bytes"""
     service: _builtins.str
+    """id of the service, a DNS label"""
     channel: _builtins.int
+    """1-65535, on our leg to this intermediate"""
     @_builtins.property
-    def connector(self) -> _types_pb2.NodeIdentity: ...
+    def connector(self) -> _types_pb2.NodeIdentity:
+        """the node at the other end"""
+
     @_builtins.property
-    def grant(self) -> _grant_pb2.SealedGrant: ...
+    def grant(self) -> _grant_pb2.SealedGrant:
+        """to show to the connector"""
+
     def __init__(
         self,
         *,
@@ -331,10 +368,13 @@ class SessionRequestFailed(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     IS_FINAL_FIELD_NUMBER: _builtins.int
     intermediate_id: _builtins.str
+    """id of the intermediate, a DNS label"""
     request_id: _builtins.int
+    """from RequestSession"""
     code: _builtins.str
     """a signaling code, lower case"""
     message: _builtins.str
+    """for people"""
     is_final: _builtins.bool
     """policy says no: asking again will not help"""
     def __init__(
@@ -365,10 +405,15 @@ class SessionOffered(_message.Message):
     AGENT_FIELD_NUMBER: _builtins.int
     CHANNEL_FIELD_NUMBER: _builtins.int
     intermediate_id: _builtins.str
+    """id of the intermediate, a DNS label"""
     session_id: _builtins.bytes
+    """16 bytes"""
     channel: _builtins.int
+    """1-65535, on our leg to this intermediate"""
     @_builtins.property
-    def agent(self) -> _types_pb2.NodeIdentity: ...
+    def agent(self) -> _types_pb2.NodeIdentity:
+        """the node at the other end"""
+
     def __init__(
         self,
         *,
@@ -396,10 +441,15 @@ class SessionReboundReceived(_message.Message):
     PEER_FIELD_NUMBER: _builtins.int
     CHANNEL_FIELD_NUMBER: _builtins.int
     intermediate_id: _builtins.str
+    """id of the intermediate, a DNS label"""
     session_id: _builtins.bytes
+    """16 bytes"""
     channel: _builtins.int
+    """1-65535, on our leg to this intermediate"""
     @_builtins.property
-    def peer(self) -> _types_pb2.NodeIdentity: ...
+    def peer(self) -> _types_pb2.NodeIdentity:
+        """the node at the other end"""
+
     def __init__(
         self,
         *,
@@ -427,9 +477,13 @@ class SessionRevoked(_message.Message):
     CODE_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     intermediate_id: _builtins.str
+    """id of the intermediate, a DNS label"""
     session_id: _builtins.bytes
+    """16 bytes"""
     code: _builtins.str
+    """a signaling code, lower case"""
     message: _builtins.str
+    """for people"""
     def __init__(
         self,
         *,

@@ -97,51 +97,97 @@ class SignalingFrame(_message.Message):
     seq: _builtins.int
     """counts up from 1 in each direction"""
     @_builtins.property
-    def attach_request(self) -> Global___AttachRequest: ...
+    def attach_request(self) -> Global___AttachRequest:
+        """node to intermediate, first"""
+
     @_builtins.property
-    def attach_accepted(self) -> Global___AttachAccepted: ...
+    def attach_accepted(self) -> Global___AttachAccepted:
+        """intermediate to node, first"""
+
     @_builtins.property
-    def goodbye(self) -> Global___Goodbye: ...
+    def goodbye(self) -> Global___Goodbye:
+        """both directions, last"""
+
     @_builtins.property
-    def ping(self) -> Global___SignalingPing: ...
+    def ping(self) -> Global___SignalingPing:
+        """both directions"""
+
     @_builtins.property
-    def pong(self) -> Global___SignalingPong: ...
+    def pong(self) -> Global___SignalingPong:
+        """both directions"""
+
     @_builtins.property
-    def register_service(self) -> Global___RegisterService: ...
+    def register_service(self) -> Global___RegisterService:
+        """connector to intermediate"""
+
     @_builtins.property
-    def registration_accepted(self) -> Global___RegistrationAccepted: ...
+    def registration_accepted(self) -> Global___RegistrationAccepted:
+        """intermediate to connector"""
+
     @_builtins.property
-    def registration_rejected(self) -> Global___RegistrationRejected: ...
+    def registration_rejected(self) -> Global___RegistrationRejected:
+        """intermediate to connector"""
+
     @_builtins.property
-    def withdraw_service(self) -> Global___WithdrawService: ...
+    def withdraw_service(self) -> Global___WithdrawService:
+        """connector to intermediate"""
+
     @_builtins.property
-    def open_session(self) -> Global___OpenSession: ...
+    def open_session(self) -> Global___OpenSession:
+        """agent to intermediate"""
+
     @_builtins.property
-    def session_opened(self) -> Global___SessionOpened: ...
+    def session_opened(self) -> Global___SessionOpened:
+        """intermediate to agent"""
+
     @_builtins.property
-    def session_offer(self) -> Global___SessionOffer: ...
+    def session_offer(self) -> Global___SessionOffer:
+        """intermediate to connector"""
+
     @_builtins.property
-    def session_rebound(self) -> Global___SessionRebound: ...
+    def session_rebound(self) -> Global___SessionRebound:
+        """intermediate to node"""
+
     @_builtins.property
-    def close_session(self) -> Global___CloseSession: ...
+    def close_session(self) -> Global___CloseSession:
+        """node to intermediate"""
+
     @_builtins.property
-    def session_ended(self) -> Global___SessionEnded: ...
+    def session_ended(self) -> Global___SessionEnded:
+        """intermediate to node"""
+
     @_builtins.property
-    def candidate_offer(self) -> Global___CandidateOffer: ...
+    def candidate_offer(self) -> Global___CandidateOffer:
+        """agent to connector"""
+
     @_builtins.property
-    def candidate_answer(self) -> Global___CandidateAnswer: ...
+    def candidate_answer(self) -> Global___CandidateAnswer:
+        """connector to agent"""
+
     @_builtins.property
-    def candidate_added(self) -> Global___CandidateAdded: ...
+    def candidate_added(self) -> Global___CandidateAdded:
+        """either party to the other"""
+
     @_builtins.property
-    def start_punching(self) -> Global___StartPunching: ...
+    def start_punching(self) -> Global___StartPunching:
+        """intermediate to both parties"""
+
     @_builtins.property
-    def restart_requested(self) -> Global___RestartRequested: ...
+    def restart_requested(self) -> Global___RestartRequested:
+        """either party to the other"""
+
     @_builtins.property
-    def punching_result(self) -> Global___PunchingResult: ...
+    def punching_result(self) -> Global___PunchingResult:
+        """either party to the other"""
+
     @_builtins.property
-    def error(self) -> Global___SignalingError: ...
+    def error(self) -> Global___SignalingError:
+        """intermediate to node"""
+
     @_builtins.property
-    def resume_more(self) -> Global___ResumeMore: ...
+    def resume_more(self) -> Global___ResumeMore:
+        """node to intermediate, behind attach_request"""
+
     def __init__(
         self,
         *,
@@ -322,6 +368,7 @@ class Goodbye(_message.Message):
 
     REASON_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
+    """snake_case, for logs"""
     def __init__(
         self,
         *,
@@ -341,6 +388,7 @@ class SignalingPing(_message.Message):
 
     ID_FIELD_NUMBER: _builtins.int
     id: _builtins.int
+    """the sender's own"""
     def __init__(
         self,
         *,
@@ -360,6 +408,7 @@ class SignalingPong(_message.Message):
 
     ID_FIELD_NUMBER: _builtins.int
     id: _builtins.int
+    """from the ping"""
     def __init__(
         self,
         *,
@@ -382,7 +431,9 @@ class RegisterService(_message.Message):
     SERVICE_FIELD_NUMBER: _builtins.int
     PROTOCOL_FIELD_NUMBER: _builtins.int
     service: _builtins.str
+    """id of the service, a DNS label"""
     protocol: _types_pb2.ServiceProtocol.ValueType
+    """TCP or UDP"""
     def __init__(
         self,
         *,
@@ -403,6 +454,7 @@ class RegistrationAccepted(_message.Message):
 
     SERVICE_FIELD_NUMBER: _builtins.int
     service: _builtins.str
+    """id of the service, a DNS label"""
     def __init__(
         self,
         *,
@@ -424,8 +476,11 @@ class RegistrationRejected(_message.Message):
     CODE_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     service: _builtins.str
+    """id of the service, a DNS label"""
     code: Global___SignalingCode.ValueType
+    """why"""
     message: _builtins.str
+    """for people"""
     def __init__(
         self,
         *,
@@ -449,6 +504,7 @@ class WithdrawService(_message.Message):
 
     SERVICE_FIELD_NUMBER: _builtins.int
     service: _builtins.str
+    """id of the service, a DNS label"""
     def __init__(
         self,
         *,
@@ -474,8 +530,11 @@ class OpenSession(_message.Message):
     CONNECTORS_FIELD_NUMBER: _builtins.int
     EXCLUDED_CONNECTORS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.int
+    """chosen by the agent, unique within the attachment"""
     service: _builtins.str
+    """id of the service, a DNS label"""
     protocol: _types_pb2.ServiceProtocol.ValueType
+    """TCP or UDP"""
     @_builtins.property
     def connectors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """only these, when not empty"""
@@ -514,15 +573,21 @@ class SessionOpened(_message.Message):
     CHANNEL_FIELD_NUMBER: _builtins.int
     GRANT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.int
+    """from OpenSession"""
     session_id: _builtins.bytes
     """16 bytes"""
     service: _builtins.str
+    """id of the service, a DNS label"""
     channel: _builtins.int
     """on this node's leg to this intermediate"""
     @_builtins.property
-    def connector(self) -> _types_pb2.NodeIdentity: ...
+    def connector(self) -> _types_pb2.NodeIdentity:
+        """the node at the other end"""
+
     @_builtins.property
-    def grant(self) -> _grant_pb2.SealedGrant: ...
+    def grant(self) -> _grant_pb2.SealedGrant:
+        """to show to the connector"""
+
     def __init__(
         self,
         *,
@@ -555,7 +620,9 @@ class SessionOffer(_message.Message):
     channel: _builtins.int
     """on this node's leg to this intermediate"""
     @_builtins.property
-    def agent(self) -> _types_pb2.NodeIdentity: ...
+    def agent(self) -> _types_pb2.NodeIdentity:
+        """the node at the other end"""
+
     def __init__(
         self,
         *,
@@ -585,7 +652,9 @@ class SessionRebound(_message.Message):
     channel: _builtins.int
     """on this node's leg to this intermediate"""
     @_builtins.property
-    def peer(self) -> _types_pb2.NodeIdentity: ...
+    def peer(self) -> _types_pb2.NodeIdentity:
+        """the node at the other end"""
+
     def __init__(
         self,
         *,
@@ -612,6 +681,7 @@ class CloseSession(_message.Message):
     session_id: _builtins.bytes
     """16 bytes"""
     reason: _builtins.str
+    """snake_case, told to the other party"""
     def __init__(
         self,
         *,
@@ -638,7 +708,9 @@ class SessionEnded(_message.Message):
     session_id: _builtins.bytes
     """16 bytes"""
     code: Global___SignalingCode.ValueType
+    """why"""
     message: _builtins.str
+    """for people"""
     def __init__(
         self,
         *,
@@ -668,10 +740,15 @@ class CandidateOffer(_message.Message):
     session_id: _builtins.bytes
     """16 bytes"""
     generation: _builtins.int
+    """each above the last of this session"""
     ufrag: _builtins.str
+    """4-256 characters (RFC 8445 section 5.3)"""
     pwd: _builtins.str
+    """22-256 characters (RFC 8445 section 5.3)"""
     @_builtins.property
-    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Candidate]: ...
+    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Candidate]:
+        """at most 32 per side and generation, trickled ones included"""
+
     def __init__(
         self,
         *,
@@ -703,10 +780,15 @@ class CandidateAnswer(_message.Message):
     session_id: _builtins.bytes
     """16 bytes"""
     generation: _builtins.int
+    """from the offer"""
     ufrag: _builtins.str
+    """4-256 characters (RFC 8445 section 5.3)"""
     pwd: _builtins.str
+    """22-256 characters (RFC 8445 section 5.3)"""
     @_builtins.property
-    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Candidate]: ...
+    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Candidate]:
+        """at most 32 per side and generation, trickled ones included"""
+
     def __init__(
         self,
         *,
@@ -737,9 +819,13 @@ class CandidateAdded(_message.Message):
     session_id: _builtins.bytes
     """16 bytes"""
     generation: _builtins.int
+    """from the offer"""
     end_of_candidates: _builtins.bool
+    """true: there are no more (RFC 8838 section 8)"""
     @_builtins.property
-    def candidate(self) -> _types_pb2.Candidate: ...
+    def candidate(self) -> _types_pb2.Candidate:
+        """one more (RFC 8838 section 4)"""
+
     def __init__(
         self,
         *,
@@ -770,7 +856,9 @@ class StartPunching(_message.Message):
     session_id: _builtins.bytes
     """16 bytes"""
     generation: _builtins.int
+    """from the offer"""
     start_delay_ms: _builtins.int
+    """from the receipt of this frame to the first check"""
     def __init__(
         self,
         *,
@@ -795,6 +883,7 @@ class RestartRequested(_message.Message):
     session_id: _builtins.bytes
     """16 bytes"""
     reason: _builtins.str
+    """snake_case"""
     def __init__(
         self,
         *,
@@ -822,9 +911,13 @@ class PunchingResult(_message.Message):
     session_id: _builtins.bytes
     """16 bytes"""
     success: _builtins.bool
+    """a direct path works"""
     rtt_us: _builtins.int
+    """round-trip time of the direct path, on success"""
     @_builtins.property
-    def working_address(self) -> _types_pb2.TransportAddress: ...
+    def working_address(self) -> _types_pb2.TransportAddress:
+        """the peer's, on success"""
+
     def __init__(
         self,
         *,
@@ -850,6 +943,7 @@ class SignalingError(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     code: Global___SignalingCode.ValueType
+    """why"""
     session_id: _builtins.bytes
     """empty, or the session it is about"""
     request_id: _builtins.int

@@ -29,8 +29,11 @@ class SendFrame(_message.Message):
     ATTACH_ID_FIELD_NUMBER: _builtins.int
     FRAME_FIELD_NUMBER: _builtins.int
     attach_id: _builtins.bytes
+    """16 bytes"""
     @_builtins.property
-    def frame(self) -> _signaling_pb2.SignalingFrame: ...
+    def frame(self) -> _signaling_pb2.SignalingFrame:
+        """without seq: the stream counts"""
+
     def __init__(
         self,
         *,
@@ -58,6 +61,7 @@ class NodeAttached(_message.Message):
     RESUME_FIELD_NUMBER: _builtins.int
     CONNECTION_FIELD_NUMBER: _builtins.int
     attach_id: _builtins.bytes
+    """16 bytes"""
     carrier: _builtins.str
     """grpc or quic"""
     superseded_attach_id: _builtins.bytes
@@ -65,9 +69,13 @@ class NodeAttached(_message.Message):
     connection: _builtins.int
     """for carrier quic: the connection that carries it"""
     @_builtins.property
-    def node(self) -> _types_pb2.NodeIdentity: ...
+    def node(self) -> _types_pb2.NodeIdentity:
+        """from its certificate"""
+
     @_builtins.property
-    def resume(self) -> _containers.RepeatedCompositeFieldContainer[_signaling_pb2.ResumeSession]: ...
+    def resume(self) -> _containers.RepeatedCompositeFieldContainer[_signaling_pb2.ResumeSession]:
+        """sessions it still holds"""
+
     def __init__(
         self,
         *,
@@ -97,11 +105,15 @@ class NodeDetached(_message.Message):
     IS_CLEAN_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     attach_id: _builtins.bytes
+    """16 bytes"""
     is_clean: _builtins.bool
     """it said goodbye"""
     reason: _builtins.str
+    """snake_case"""
     @_builtins.property
-    def node(self) -> _types_pb2.NodeIdentity: ...
+    def node(self) -> _types_pb2.NodeIdentity:
+        """who it was"""
+
     def __init__(
         self,
         *,
@@ -126,6 +138,7 @@ class JudgeLeg(_message.Message):
 
     ATTACH_ID_FIELD_NUMBER: _builtins.int
     attach_id: _builtins.bytes
+    """16 bytes"""
     def __init__(
         self,
         *,
@@ -149,8 +162,11 @@ class ServiceOffered(_message.Message):
     SERVICE_FIELD_NUMBER: _builtins.int
     PROTOCOL_FIELD_NUMBER: _builtins.int
     attach_id: _builtins.bytes
+    """16 bytes"""
     service: _builtins.str
+    """id of the service, a DNS label"""
     protocol: _types_pb2.ServiceProtocol.ValueType
+    """TCP or UDP"""
     def __init__(
         self,
         *,
@@ -175,7 +191,9 @@ class ServiceWithdrawn(_message.Message):
     ATTACH_ID_FIELD_NUMBER: _builtins.int
     SERVICE_FIELD_NUMBER: _builtins.int
     attach_id: _builtins.bytes
+    """16 bytes"""
     service: _builtins.str
+    """id of the service, a DNS label"""
     def __init__(
         self,
         *,
@@ -204,15 +222,25 @@ class SessionWanted(_message.Message):
     CONNECTORS_FIELD_NUMBER: _builtins.int
     EXCLUDED_CONNECTORS_FIELD_NUMBER: _builtins.int
     attach_id: _builtins.bytes
+    """16 bytes"""
     request_id: _builtins.int
+    """the agent's own, unique within its attachment"""
     service: _builtins.str
+    """id of the service, a DNS label"""
     protocol: _types_pb2.ServiceProtocol.ValueType
+    """TCP or UDP"""
     @_builtins.property
-    def agent(self) -> _types_pb2.NodeIdentity: ...
+    def agent(self) -> _types_pb2.NodeIdentity:
+        """who asks"""
+
     @_builtins.property
-    def connectors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def connectors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """ids; only these, when not empty"""
+
     @_builtins.property
-    def excluded_connectors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def excluded_connectors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """ids; not these: they just failed"""
+
     def __init__(
         self,
         *,
@@ -242,9 +270,13 @@ class SessionFrameReceived(_message.Message):
     SESSION_ID_FIELD_NUMBER: _builtins.int
     FRAME_FIELD_NUMBER: _builtins.int
     attach_id: _builtins.bytes
+    """16 bytes"""
     session_id: _builtins.bytes
+    """16 bytes"""
     @_builtins.property
-    def frame(self) -> _signaling_pb2.SignalingFrame: ...
+    def frame(self) -> _signaling_pb2.SignalingFrame:
+        """as received"""
+
     def __init__(
         self,
         *,
@@ -292,9 +324,13 @@ class SignalingStatistics(_message.Message):
     FRAMES_SENT_FIELD_NUMBER: _builtins.int
     REFUSED_FIELD_NUMBER: _builtins.int
     attachments: _builtins.int
+    """now"""
     attached_total: _builtins.int
+    """since the start"""
     frames_received: _builtins.int
+    """since the start"""
     frames_sent: _builtins.int
+    """since the start"""
     @_builtins.property
     def refused(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """by reason"""

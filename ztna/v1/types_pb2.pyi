@@ -111,6 +111,7 @@ class NodeIdentity(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     FINGERPRINT_FIELD_NUMBER: _builtins.int
     role: Global___Role.ValueType
+    """what the certificate allows"""
     id: _builtins.str
     """DNS label, unique per role within the trust domain"""
     fingerprint: _builtins.bytes
@@ -161,12 +162,15 @@ class Candidate(_message.Message):
     FOUNDATION_FIELD_NUMBER: _builtins.int
     RELATED_ADDRESS_FIELD_NUMBER: _builtins.int
     type: Global___Candidate.Type.ValueType
+    """RFC 8445 section 5.1.1"""
     priority: _builtins.int
     """RFC 8445 section 5.1.2.1"""
     foundation: _builtins.str
     """RFC 8445 section 5.1.1.3"""
     @_builtins.property
-    def address(self) -> Global___TransportAddress: ...
+    def address(self) -> Global___TransportAddress:
+        """where the node may be reached"""
+
     @_builtins.property
     def related_address(self) -> Global___TransportAddress:
         """the base, for reflexive candidates"""

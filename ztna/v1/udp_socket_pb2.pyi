@@ -31,9 +31,13 @@ class SendDatagrams(_message.Message):
     local_host: _builtins.str
     """source address; empty: the kernel chooses"""
     @_builtins.property
-    def remote(self) -> _types_pb2.TransportAddress: ...
+    def remote(self) -> _types_pb2.TransportAddress:
+        """destination"""
+
     @_builtins.property
-    def datagrams(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    def datagrams(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """UDP payloads, in order"""
+
     def __init__(
         self,
         *,
@@ -74,7 +78,9 @@ class UpdateConnectionIds(_message.Message):
         """8 bytes each"""
 
     @_builtins.property
-    def retired(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    def retired(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """unknown ones are harmless"""
+
     def __init__(
         self,
         *,
@@ -106,13 +112,21 @@ class DatagramsReceived(_message.Message):
     LOCAL_HOST_FIELD_NUMBER: _builtins.int
     DATAGRAMS_FIELD_NUMBER: _builtins.int
     intermediate_id: _builtins.str
+    """set if a relay leg owns the connection ID"""
     session_id: _builtins.bytes
+    """16 bytes, set if an end-to-end session owns it"""
     connection: _builtins.int
+    """set if a connection of the intermediate owns it"""
     local_host: _builtins.str
+    """address they were sent to"""
     @_builtins.property
-    def remote(self) -> _types_pb2.TransportAddress: ...
+    def remote(self) -> _types_pb2.TransportAddress:
+        """source"""
+
     @_builtins.property
-    def datagrams(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    def datagrams(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """UDP payloads, in order of arrival"""
+
     def __init__(
         self,
         *,
@@ -141,10 +155,15 @@ class UnknownDatagramsReceived(_message.Message):
     LOCAL_HOST_FIELD_NUMBER: _builtins.int
     DATAGRAMS_FIELD_NUMBER: _builtins.int
     local_host: _builtins.str
+    """address they were sent to"""
     @_builtins.property
-    def remote(self) -> _types_pb2.TransportAddress: ...
+    def remote(self) -> _types_pb2.TransportAddress:
+        """source"""
+
     @_builtins.property
-    def datagrams(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    def datagrams(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """UDP payloads, in order of arrival"""
+
     def __init__(
         self,
         *,
@@ -168,7 +187,9 @@ class SocketsBound(_message.Message):
 
     ADDRESSES_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def addresses(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.TransportAddress]: ...
+    def addresses(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.TransportAddress]:
+        """with their real ports"""
+
     def __init__(
         self,
         *,
@@ -191,8 +212,11 @@ class SendFailed(_message.Message):
     REMOTE_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     error: _builtins.str
+    """in the words of the system"""
     @_builtins.property
-    def remote(self) -> _types_pb2.TransportAddress: ...
+    def remote(self) -> _types_pb2.TransportAddress:
+        """destination"""
+
     def __init__(
         self,
         *,
@@ -260,9 +284,13 @@ class SocketStatistics(_message.Message):
     DROPPED_FIELD_NUMBER: _builtins.int
     STUN_FIELD_NUMBER: _builtins.int
     datagrams_received: _builtins.int
+    """since the start"""
     datagrams_sent: _builtins.int
+    """since the start"""
     bytes_received: _builtins.int
+    """of UDP payload"""
     bytes_sent: _builtins.int
+    """of UDP payload"""
     @_builtins.property
     def dropped(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """by reason"""
