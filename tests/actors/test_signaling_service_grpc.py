@@ -29,7 +29,7 @@ from ztna.access.identity import Role, fingerprint
 from ztna.address import TransportAddress
 from ztna.errors import AuthenticationError
 from ztna.pki.authority import Issued
-from ztna.v1 import signaling_pb2, signaling_pb2_grpc, signaling_service_pb2
+from ztna.v1 import grant_pb2, signaling_pb2, signaling_pb2_grpc, signaling_service_pb2
 
 NONCE = bytes(range(32))
 T = TypeVar("T")
@@ -83,6 +83,7 @@ class Service:
 
     port: int
     outbox: Outbox
+    tell: Callable[[Message], None]
 
     @property
     def emitted(self) -> list[Message]:
@@ -116,7 +117,7 @@ async def running(own: Credentials) -> AsyncIterator[Service]:
     context = Context(io, outbox.put, log)
     ref = LoopRuntime(io).start(SignalingService, context, own, open_server, 100, 200.0, life=life)
     try:
-        yield Service(servers[0].address.port, outbox)
+        yield Service(servers[0].address.port, outbox, ref.tell)
     finally:
         request_stop(ref)
         async with asyncio.timeout(5):
@@ -355,3 +356,41 @@ def test_address_in_use_is_an_os_error_that_names_it() -> None:
             GrpcSignalingServer(address, lambda: own, cast("Any", None), 1)
 
     on_loop(body)
+
+
+def test_many_sessions_are_shown_and_answered_in_one_burst() -> None:
+    agent = issue("agent", "a1")
+    count, per_frame = 2000, 40
+    grant = grant_pb2.SealedGrant(claims=bytes(1000))
+    entries = [
+        signaling_pb2.ResumeSession(session_id=number.to_bytes(16, "big"), grant=grant)
+        for number in range(count)
+    ]
+
+    async def test(service: Service) -> None:
+        async with service.channel(agent) as channel:
+            call = signaling_pb2_grpc.SignalingServiceStub(channel).Attach()
+            request = attach_request()
+            request.attach_request.has_more = True
+            await call.write(request)
+            starts = range(0, count, per_frame)
+            for seq, start in enumerate(starts, start=2):
+                more = signaling_pb2.ResumeMore(
+                    resume=entries[start : start + per_frame], has_more=start != starts[-1]
+                )
+                await call.write(Frame(seq=seq, resume_more=more))
+            accepted = await read(call)
+            attached = await service.wait_for(signaling_service_pb2.NodeAttached)
+            assert attached.attach_id == accepted.attach_accepted.attach_id
+            assert list(attached.resume) == entries
+            for number in range(count):
+                service.tell(
+                    signaling_service_pb2.SendFrame(
+                        attach_id=attached.attach_id,
+                        frame=Frame(session_ended=signaling_pb2.SessionEnded(message=str(number))),
+                    )
+                )
+            for number in range(count):
+                assert (await read(call)).session_ended.message == str(number)
+
+    on_loop(test)

@@ -10,6 +10,8 @@ from actors import signaling_client
 from actors.resumption import GRANTS_PER_SLICE
 from tests.simnet.apps import TcpClient
 from tests.simnet.world import World
+from ztna.signaling.resume import MAX_RESUMED_SESSIONS
+from ztna.v1 import grant_pb2, signaling_client_pb2
 
 AGENTS: Final = 60
 # A dozen frames for the sessions of the connector, where a real one takes 60 and more in one.
@@ -107,3 +109,28 @@ def test_session_that_came_back_with_an_expired_grant_is_given_a_fresh_one() -> 
             world.start("intermediate-1")
             ask(world, [client], b"after", 40)
         assert not world.log.events("quic_session.session_closed")
+
+
+def test_most_sessions_that_a_connector_may_have_are_shown_within_the_limit_of_an_attachment() -> None:
+    # Grants of the usual size that nobody signed: they are refused later, which is not at issue.
+    grant = grant_pb2.SealedGrant(claims=bytes(150), signature=bytes(70), issuer_chain=[bytes(600)])
+    with World(1) as world:
+        world.add_intermediate("intermediate-1")
+        world.add_connector("connector-1")
+        world.start("connector-1")
+        node = world.daemons["connector-1"].node
+        assert node is not None
+        for number in range(MAX_RESUMED_SESSIONS):
+            node.router.emit(
+                signaling_client_pb2.KeepResumable(
+                    intermediate_id="intermediate-1", session_id=number.to_bytes(16, "big"), grant=grant
+                )
+            )
+        world.run_for(1)
+        world.start("intermediate-1")
+        world.wait_ready()
+        (attached,) = world.log.events("signaling_service.node_attached", "intermediate-1")
+        assert attached["resumed_sessions"] == MAX_RESUMED_SESSIONS
+        world.run_for(5)
+        assert len(world.log.events("session_manager.resume_refused")) == MAX_RESUMED_SESSIONS
+        assert not world.log.events("signaling_client.detached", "connector-1")[1:]
