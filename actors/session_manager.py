@@ -184,6 +184,8 @@ class SessionManager(Concern):
                 case effects.Forwarded():
                     assert isinstance(effect.payload, signaling_pb2.SignalingFrame)  # noqa: S101 - put in below
                     self._send(effect.attach_id, effect.payload)
+                case effects.ClosedAlready():
+                    self.log.debug("session_manager.session_closed_already", session=effect.session_id.hex())
                 case effects.Opened():
                     self._log(
                         "session_manager.session_opened",

@@ -244,6 +244,17 @@ def test_reason_of_a_closed_session_reaches_the_other_cut_to_size(manager: Manag
     assert frame.session_ended.message.count("x") == MAX_REASON_CHARACTERS
 
 
+def test_second_party_that_closes_hears_nothing_and_leaves_no_line_above_debug(manager: Manager) -> None:
+    _, opened = manager.open()
+    close = Frame(close_session=signaling_pb2.CloseSession(session_id=opened.session_id))
+    manager.send(b"A", close)
+    before = len(manager.harness.logs)
+    assert manager.send(b"C", close) == []
+    assert [(line["event"], line["log_level"]) for line in manager.harness.logs[before:]] == [
+        ("session_manager.session_closed_already", "debug")
+    ]
+
+
 def test_sessions_are_reported_at_most_once_a_second(manager: Manager) -> None:
     manager.harness.advance(2)
     _, opened = manager.open()

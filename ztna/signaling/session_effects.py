@@ -79,6 +79,13 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
+class ClosedAlready:
+    """Nothing to do: a node closed a session that is over."""
+
+    session_id: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Forwarded:
     """Pass a frame on, unchanged."""
 
@@ -97,5 +104,14 @@ class PunchingStarted:
 
 
 SessionEffect: TypeAlias = (
-    BindWanted | ReleaseWanted | Offered | Opened | Rebound | Ended | Failed | Forwarded | PunchingStarted
+    BindWanted
+    | ReleaseWanted
+    | Offered
+    | Opened
+    | Rebound
+    | Ended
+    | Failed
+    | ClosedAlready
+    | Forwarded
+    | PunchingStarted
 )

@@ -29,6 +29,7 @@ from ztna.signaling.resume import MAX_RESUMED_SESSIONS, judge_grant, parties_of
 from ztna.signaling.session import DIRECTIONS, FrameKind, Session, SessionFrame, SessionState
 from ztna.signaling.session_effects import (
     BindWanted,
+    ClosedAlready,
     Ended,
     Failed,
     Forwarded,
@@ -265,7 +266,11 @@ class SessionManager:
             self.refused["not_attached"] += 1
             return
         if session is None:
-            self._fail(attach_id, Code.SESSION_NOT_FOUND, "there is no such session", frame.session_id)
+            if frame.kind is FrameKind.CLOSE_SESSION:
+                # Both parties report the end of a session, and each may do so as the other's report arrives.
+                self._effects.append(ClosedAlready(frame.session_id))
+            else:
+                self._fail(attach_id, Code.SESSION_NOT_FOUND, "there is no such session", frame.session_id)
             return
         side = session.side_of(attach_id)
         if side is None or side not in DIRECTIONS[frame.kind]:

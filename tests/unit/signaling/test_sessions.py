@@ -16,6 +16,7 @@ from ztna.signaling.exchange import ANSWER_LIMIT_S, START_DELAY_MS
 from ztna.signaling.session import DIRECTIONS, FrameKind, SessionFrame, SessionState
 from ztna.signaling.session_effects import (
     BindWanted,
+    ClosedAlready,
     Ended,
     Failed,
     Forwarded,
@@ -244,8 +245,18 @@ def test_answer_without_an_offer_reaches_nobody(world: World, session_id: bytes)
 
 
 def test_frame_about_no_session_is_answered(world: World) -> None:
-    effects = world.frame(b"A", FrameKind.CLOSE_SESSION, b"?" * 16)
+    effects = world.frame(b"A", FrameKind.RESTART_REQUESTED, b"?" * 16)
     assert effects == [Failed(b"A", Code.SESSION_NOT_FOUND, b"?" * 16, 0, "there is no such session")]
+
+
+@pytest.mark.parametrize("closers", [(b"A", b"C"), (b"C", b"A"), (b"A", b"A")], ids=repr)
+def test_closing_a_session_that_is_over_is_ignored(
+    world: World, session_id: bytes, closers: tuple[bytes, bytes]
+) -> None:
+    first, second = closers
+    world.frame(first, FrameKind.CLOSE_SESSION, session_id)
+    assert world.frame(second, FrameKind.CLOSE_SESSION, session_id) == [ClosedAlready(session_id)]
+    assert not world.core.refused
 
 
 def test_frame_of_a_node_that_is_gone_is_dropped(world: World, session_id: bytes) -> None:
@@ -495,7 +506,7 @@ class AnyNodesDoAnything(RuleBasedStateMachine):
         self, effects: list[SessionEffect], sender: Party | None = None, session_id: bytes = b""
     ) -> None:
         for effect in effects:
-            if isinstance(effect, ReleaseWanted):
+            if isinstance(effect, ReleaseWanted | ClosedAlready):
                 continue
             assert not isinstance(effect, BindWanted)
             receiver = self.owner(effect.attach_id)
@@ -546,7 +557,7 @@ class AnyNodesDoAnything(RuleBasedStateMachine):
         session_id = data.draw(st.sampled_from(self.seen))
         effects = self.world.frame(self.attached.get(who, b"x"), kind, session_id, generation)
         if who not in self.parties.get(session_id, ()):
-            assert not [e for e in effects if not isinstance(e, Failed)], "a stranger moves nothing"
+            assert all(isinstance(e, Failed | ClosedAlready) for e in effects), "a stranger moves nothing"
         self.check(effects, who, session_id)
 
     @rule(seconds=st.sampled_from([0.1, 6.0, MAX_OFFLINE_S]))
