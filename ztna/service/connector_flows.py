@@ -74,6 +74,7 @@ class ConnectorFlows(FlowTable[_ConnectorFlow]):
         idle_s: float = FLOW_IDLE_S,
     ) -> None:
         super().__init__(max_flows, idle_s=idle_s)
+        self._opens_per_s = opens_per_s
         self._opens = TokenBucket(opens_per_s, opens_burst, now)
         self._highest_flow_id = 0
         # Flows known by their datagrams alone, oldest first; they are no flows of the table yet.
@@ -104,10 +105,14 @@ class ConnectorFlows(FlowTable[_ConnectorFlow]):
         self._note_assembly(flow)
         if len(self._flows) > self._max_flows:
             self.counts.drops[FlowDrop.TOO_MANY_FLOWS] += 1
-            self._refuse(flow, StreamError.LIMIT, "too many flows", now)
+            self._refuse(
+                flow, StreamError.LIMIT, f"limits.flows_per_agent ({self._max_flows}) is reached", now
+            )
         elif not self._opens.take(now):
             self.counts.drops[FlowDrop.OPENS_TOO_FAST] += 1
-            self._refuse(flow, StreamError.LIMIT, "too many opens per second", now)
+            self._refuse(
+                flow, StreamError.LIMIT, f"limits.opens_per_second ({self._opens_per_s:g}) is reached", now
+            )
         else:
             self._effects.append(FlowRequested(flow_id, service))
 

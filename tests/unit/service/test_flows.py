@@ -290,7 +290,8 @@ def test_connectors_flow_limit_refuses_the_next_open() -> None:
     for flow_id in range(1, MAX_FLOWS + 2):
         connector.handle_open(flow_id, "dns", 0.0)
     assert len(connector) == MAX_FLOWS
-    assert RefuseFlow(MAX_FLOWS + 1, StreamError.LIMIT, "too many flows") in connector.drain()
+    message = f"limits.flows_per_agent ({MAX_FLOWS}) is reached"
+    assert RefuseFlow(MAX_FLOWS + 1, StreamError.LIMIT, message) in connector.drain()
     assert connector.counts.drops == {FlowDrop.TOO_MANY_FLOWS: 1}
 
 
@@ -298,7 +299,8 @@ def test_opens_beyond_the_rate_are_refused() -> None:
     connector = ConnectorFlows(0.0, opens_per_s=1.0, opens_burst=2.0)
     for flow_id in (1, 2, 3):
         connector.handle_open(flow_id, "dns", 0.0)
-    assert RefuseFlow(3, StreamError.LIMIT, "too many opens per second") in connector.drain()
+    message = "limits.opens_per_second (1) is reached"
+    assert RefuseFlow(3, StreamError.LIMIT, message) in connector.drain()
     connector.handle_open(4, "dns", 1.0)
     assert connector.drain() == [FlowRequested(4, "dns")]
     assert connector.counts.drops == {FlowDrop.OPENS_TOO_FAST: 1}
