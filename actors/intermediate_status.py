@@ -92,6 +92,7 @@ class IntermediateStatusBook(StatusBook):
         """The registered services."""
         self._registry = message
         self._note_increases("registry.rejected", "registrations rejected", message.rejections)
+        self._note_increases("registry.session_refused", "sessions refused", message.session_refusals)
 
     def sessions_statistics(self, message: session_manager_pb2.SessionsStatistics) -> None:
         """The sessions."""

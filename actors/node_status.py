@@ -181,7 +181,7 @@ class NodeStatusBook(StatusBook):
             self._sessions.count_streams(message.session_id, -1)
         if message.reason.startswith("backend_"):
             self.problems.note(
-                "service_port.flow_failed",
+                f"{self._service_actor}.flow_failed",
                 f"service {message.service}: {message.reason.replace('_', ' ')}",
                 self.wall,
             )
@@ -191,7 +191,7 @@ class NodeStatusBook(StatusBook):
         who = self._refused(message.peer_id)
         reason = sentence(message.code, message.message)
         self.problems.note(
-            "service_port.flow_refused", f"service {message.service}: {who}: {reason}", self.wall
+            f"{self._service_actor}.flow_refused", f"service {message.service}: {who}: {reason}", self.wall
         )
 
     # Sessions

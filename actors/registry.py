@@ -53,6 +53,7 @@ class Registry(Concern):
         self._core = Core(AccessPolicy(policy), offers, max_services_per_connector=max_services_per_connector)
         self._registrations = 0
         self._rejections: Counter[str] = Counter()
+        self._session_refusals: Counter[str] = Counter()
         self._is_changed = False
         self._report_at = self.now
 
@@ -128,7 +129,7 @@ class Registry(Concern):
             message.excluded_connectors,
         )
         if isinstance(answer, Refused):
-            self._rejections[answer.code.value] += 1
+            self._session_refusals[answer.code.value] += 1
             self.log.info(
                 "registry.session_refused",
                 agent_id=agent.id,
@@ -175,6 +176,7 @@ class Registry(Concern):
                 ],
                 registrations=self._registrations,
                 rejections=self._rejections,
+                session_refusals=self._session_refusals,
             )
         )
 

@@ -123,6 +123,15 @@ def test_refused_wish_is_answered_with_its_request(
     assert answer.frame.error.request_id == 5
 
 
+def test_refused_wish_is_counted_apart_from_rejected_services(harness: ActorHarness[Registry]) -> None:
+    harness.tell(
+        signaling_service_pb2.SessionWanted(attach_id=b"A", agent=AGENT, service="web", protocol=TCP)
+    )
+    _, report = harness.take_emitted()
+    assert isinstance(report, registry_pb2.RegistryStatistics)
+    assert (dict(report.session_refusals), dict(report.rejections)) == ({"no_connector_available": 1}, {})
+
+
 def test_withdrawn_service_and_detached_connector_are_gone(harness: ActorHarness[Registry]) -> None:
     offer(harness, "web")
     harness.tell(signaling_service_pb2.ServiceWithdrawn(attach_id=b"C", service="web"))

@@ -356,14 +356,22 @@ def test_a_session_closed_for_a_bad_certificate_is_a_problem(connector: World) -
 
 
 @pytest.mark.parametrize(
-    ("world", "sentence"),
+    ("world", "event", "sentence"),
     [
-        ("agent", "service web: refused by connector node-9: the backend does not answer"),
-        ("connector", "service web: refused to agent node-9: the backend does not answer"),
+        (
+            "agent",
+            "service_port.flow_refused",
+            "service web: refused by connector node-9: the backend does not answer",
+        ),
+        (
+            "connector",
+            "service_backend.flow_refused",
+            "service web: refused to agent node-9: the backend does not answer",
+        ),
     ],
 )
-def test_a_refused_flow_names_the_other_side(
-    world: str, sentence: str, request: pytest.FixtureRequest
+def test_a_refused_flow_names_the_actor_that_says_it_and_the_other_side(
+    world: str, event: str, sentence: str, request: pytest.FixtureRequest
 ) -> None:
     subject: World = request.getfixturevalue(world)
     subject.tell(
@@ -371,7 +379,8 @@ def test_a_refused_flow_names_the_other_side(
             service="web", peer_id="node-9", code="backend_unreachable", message="the backend does not answer"
         )
     )
-    assert subject.problems == [sentence]
+    (problem,) = subject.status.problems
+    assert (problem.event, problem.message) == (event, sentence)
 
 
 def test_other_troubles_become_sentences(connector: World) -> None:
@@ -510,6 +519,7 @@ def test_sessions_of_an_intermediate_show_what_was_relayed(intermediate: World) 
             services=[registry_pb2.RegistryStatistics.Service(service="web", connectors=["connector-1"])],
             registrations=4,
             rejections={"access_denied": 1},
+            session_refusals={"no_connector_available": 2},
         ),
     )
     session = intermediate.status.sessions[0]
@@ -532,6 +542,7 @@ def test_sessions_of_an_intermediate_show_what_was_relayed(intermediate: World) 
     }
     assert {key: intermediate.counters[key] for key in expected} == expected
     assert intermediate.problems == [
+        "sessions refused: no connector available",
         "registrations rejected: access denied",
         "connections refused: invalid token",
     ]

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from ztna.v1 import types_pb2 as ztna_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16ztna/v1/registry.proto\x12\x07ztna.v1\x1a\x13ztna/v1/types.proto\"\xbc\x01\n\x0f\x43onnectorChosen\x12\x17\n\x0f\x61gent_attach_id\x18\x01 \x01(\x0c\x12$\n\x05\x61gent\x18\x02 \x01(\x0b\x32\x15.ztna.v1.NodeIdentity\x12\x12\n\nrequest_id\x18\x03 \x01(\x04\x12\x0f\n\x07service\x18\x04 \x01(\t\x12\x1b\n\x13\x63onnector_attach_id\x18\x05 \x01(\x0c\x12(\n\tconnector\x18\x06 \x01(\x0b\x32\x15.ztna.v1.NodeIdentity\"\xb2\x02\n\x12RegistryStatistics\x12\x35\n\x08services\x18\x01 \x03(\x0b\x32#.ztna.v1.RegistryStatistics.Service\x12\x15\n\rregistrations\x18\x02 \x01(\x04\x12?\n\nrejections\x18\x03 \x03(\x0b\x32+.ztna.v1.RegistryStatistics.RejectionsEntry\x1aZ\n\x07Service\x12\x0f\n\x07service\x18\x01 \x01(\t\x12*\n\x08protocol\x18\x02 \x01(\x0e\x32\x18.ztna.v1.ServiceProtocol\x12\x12\n\nconnectors\x18\x03 \x03(\t\x1a\x31\n\x0fRejectionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16ztna/v1/registry.proto\x12\x07ztna.v1\x1a\x13ztna/v1/types.proto\"\xbc\x01\n\x0f\x43onnectorChosen\x12\x17\n\x0f\x61gent_attach_id\x18\x01 \x01(\x0c\x12$\n\x05\x61gent\x18\x02 \x01(\x0b\x32\x15.ztna.v1.NodeIdentity\x12\x12\n\nrequest_id\x18\x03 \x01(\x04\x12\x0f\n\x07service\x18\x04 \x01(\t\x12\x1b\n\x13\x63onnector_attach_id\x18\x05 \x01(\x0c\x12(\n\tconnector\x18\x06 \x01(\x0b\x32\x15.ztna.v1.NodeIdentity\"\xb6\x03\n\x12RegistryStatistics\x12\x35\n\x08services\x18\x01 \x03(\x0b\x32#.ztna.v1.RegistryStatistics.Service\x12\x15\n\rregistrations\x18\x02 \x01(\x04\x12?\n\nrejections\x18\x03 \x03(\x0b\x32+.ztna.v1.RegistryStatistics.RejectionsEntry\x12J\n\x10session_refusals\x18\x04 \x03(\x0b\x32\x30.ztna.v1.RegistryStatistics.SessionRefusalsEntry\x1aZ\n\x07Service\x12\x0f\n\x07service\x18\x01 \x01(\t\x12*\n\x08protocol\x18\x02 \x01(\x0e\x32\x18.ztna.v1.ServiceProtocol\x12\x12\n\nconnectors\x18\x03 \x03(\t\x1a\x31\n\x0fRejectionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a\x36\n\x14SessionRefusalsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,12 +34,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_REGISTRYSTATISTICS_REJECTIONSENTRY']._loaded_options = None
   _globals['_REGISTRYSTATISTICS_REJECTIONSENTRY']._serialized_options = b'8\001'
+  _globals['_REGISTRYSTATISTICS_SESSIONREFUSALSENTRY']._loaded_options = None
+  _globals['_REGISTRYSTATISTICS_SESSIONREFUSALSENTRY']._serialized_options = b'8\001'
   _globals['_CONNECTORCHOSEN']._serialized_start=57
   _globals['_CONNECTORCHOSEN']._serialized_end=245
   _globals['_REGISTRYSTATISTICS']._serialized_start=248
-  _globals['_REGISTRYSTATISTICS']._serialized_end=554
-  _globals['_REGISTRYSTATISTICS_SERVICE']._serialized_start=413
-  _globals['_REGISTRYSTATISTICS_SERVICE']._serialized_end=503
-  _globals['_REGISTRYSTATISTICS_REJECTIONSENTRY']._serialized_start=505
-  _globals['_REGISTRYSTATISTICS_REJECTIONSENTRY']._serialized_end=554
+  _globals['_REGISTRYSTATISTICS']._serialized_end=686
+  _globals['_REGISTRYSTATISTICS_SERVICE']._serialized_start=489
+  _globals['_REGISTRYSTATISTICS_SERVICE']._serialized_end=579
+  _globals['_REGISTRYSTATISTICS_REJECTIONSENTRY']._serialized_start=581
+  _globals['_REGISTRYSTATISTICS_REJECTIONSENTRY']._serialized_end=630
+  _globals['_REGISTRYSTATISTICS_SESSIONREFUSALSENTRY']._serialized_start=632
+  _globals['_REGISTRYSTATISTICS_SESSIONREFUSALSENTRY']._serialized_end=686
 # @@protoc_insertion_point(module_scope)

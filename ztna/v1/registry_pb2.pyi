@@ -119,9 +119,30 @@ class RegistryStatistics(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class SessionRefusalsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     SERVICES_FIELD_NUMBER: _builtins.int
     REGISTRATIONS_FIELD_NUMBER: _builtins.int
     REJECTIONS_FIELD_NUMBER: _builtins.int
+    SESSION_REFUSALS_FIELD_NUMBER: _builtins.int
     registrations: _builtins.int
     """accepted since the start"""
     @_builtins.property
@@ -130,7 +151,11 @@ class RegistryStatistics(_message.Message):
 
     @_builtins.property
     def rejections(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """by reason"""
+        """of registrations since the start, by reason"""
+
+    @_builtins.property
+    def session_refusals(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """of sessions since the start, by reason"""
 
     def __init__(
         self,
@@ -138,10 +163,11 @@ class RegistryStatistics(_message.Message):
         services: _abc.Iterable[Global___RegistryStatistics.Service] | None = ...,
         registrations: _builtins.int = ...,
         rejections: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        session_refusals: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["registrations", b"registrations", "rejections", b"rejections", "services", b"services"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["registrations", b"registrations", "rejections", b"rejections", "services", b"services", "session_refusals", b"session_refusals"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
