@@ -262,6 +262,22 @@ def test_server_that_goes_away_is_told() -> None:
     run(test)
 
 
+def test_as_many_frames_as_the_queue_holds_are_sent() -> None:
+    async def test() -> None:
+        owner = Owner()
+        async with serving(Intermediate()) as (target, _):
+            carrier = GrpcCarrier(target, "i1", agent(), owner)
+            for number in range(grpc_carrier.MAX_QUEUED_FRAMES):
+                carrier.send(ping(number))
+            await owner.wait_for(
+                lambda: bool(owner.closed) or len(owner.frames) == grpc_carrier.MAX_QUEUED_FRAMES
+            )
+            carrier.close()
+        assert owner.closed == []
+
+    run(test)
+
+
 def test_queue_that_overflows_ends_the_carrier_later_than_the_send() -> None:
     async def test() -> None:
         owner = Owner()

@@ -23,6 +23,7 @@ from actors.udp_asyncio import (
     MAX_DATAGRAMS_PER_WAKEUP,
     MAX_GSO_BYTES,
     MAX_GSO_SEGMENTS,
+    MAX_RECEIVE_CALLS,
     AsyncioUdpSocket,
     gso_run_end,
 )
@@ -255,6 +256,25 @@ def test_one_wake_up_hands_over_a_bounded_number(world: RealWorld, sockets: Sock
     world.wait(lambda: len(owner.payloads) == 20 * MAX_GSO_SEGMENTS)
     right.close()
     assert max(sizes) < MAX_DATAGRAMS_PER_WAKEUP + 2 * MAX_GSO_SEGMENTS
+
+
+def test_one_wake_up_makes_a_bounded_number_of_calls(world: RealWorld, sockets: Sockets) -> None:
+    sizes: list[int] = []
+
+    class Owner(UdpRecorder):
+        def datagrams_received(self, batches: list[Any], now: float) -> None:
+            sizes.append(sum(len(batch.payloads) for batch in batches))
+            super().datagrams_received(batches, now)
+
+    owner = Owner(world)
+    io = AsyncioIo(world.loop, use_udp_offload=False)  # one datagram for each call
+    right = io.open_udp(TransportAddress(LOOPBACK, 0), owner)
+    left, _ = sockets.udp(world.left, LOOPBACK)
+    count = 2 * MAX_RECEIVE_CALLS + 1
+    assert left.send([bytes(100)] * count, right.local_address) == count
+    world.wait(lambda: len(owner.payloads) == count)
+    right.close()
+    assert sizes == [MAX_RECEIVE_CALLS, MAX_RECEIVE_CALLS, 1]
 
 
 def test_an_unusual_remote_or_pin_is_an_error_not_an_exception(world: RealWorld, sockets: Sockets) -> None:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from ztna.quic.demux import (
     MAX_CIDS_PER_OWNER,
+    MAX_CONNECTION_IDS,
     ConnectionIdTable,
     Demultiplexer,
     Protocol,
@@ -85,6 +86,15 @@ def test_table_is_bounded_altogether_and_per_owner() -> None:
     assert table.add(b"x", "b")
     assert not table.add(b"y", "b")
     assert table.refused == 2
+
+
+def test_a_process_takes_max_connection_ids_and_no_more() -> None:
+    table: ConnectionIdTable[int] = ConnectionIdTable()
+    ids = [number.to_bytes(8, "big") for number in range(MAX_CONNECTION_IDS + 1)]
+    taken = sum(table.add(each, number // MAX_CIDS_PER_OWNER) for number, each in enumerate(ids))
+    assert (taken, len(table), table.refused) == (MAX_CONNECTION_IDS, MAX_CONNECTION_IDS, 1)
+    table.retire(ids[0])
+    assert table.add(ids[-1], -1)
 
 
 def test_batch_is_sorted_by_owner_in_order() -> None:
