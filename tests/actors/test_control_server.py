@@ -1,5 +1,5 @@
-# A unix socket's file is looked at, and other tasks are waited for, while the loop has nothing else to do.
-# ruff: noqa: ASYNC110, ASYNC240
+# A unix socket's file is looked at while the loop has nothing else to do.
+# ruff: noqa: ASYNC240
 from __future__ import annotations
 
 import asyncio
@@ -17,6 +17,7 @@ from grpc import aio
 
 from actors import control_server
 from actors.control_server import (
+    MAX_REQUEST_BYTES,
     MAX_SOCKET_PATH_BYTES,
     CloseWish,
     ControlServer,
@@ -64,6 +65,19 @@ class Owner:
         wish.answer(Refusal("not_found", ""))
 
 
+class Watchers(set[asyncio.Event]):
+    """Tells when the last watcher has gone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.emptied = asyncio.Event()
+
+    def discard(self, watcher: object) -> None:
+        super().discard(watcher)
+        if not self:
+            self.emptied.set()
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "control" / "agent.sock"
@@ -109,6 +123,7 @@ def test_a_watcher_sees_the_status_now_and_at_each_change_but_not_too_often(
     async def main() -> None:
         owner = Owner()
         server = ControlServer(path, owner)
+        watchers = server._watchers = Watchers()
         async with client(path) as stub:
             call = stub.WatchStatus(control_pb2.WatchStatusRequest())
             assert (await call.read()).status.uptime_s == 1
@@ -123,8 +138,8 @@ def test_a_watcher_sees_the_status_now_and_at_each_change_but_not_too_often(
             server.changed()
             assert (await waiting).status.uptime_s == 3
             call.cancel()
-            while server._watchers:
-                await asyncio.sleep(0.01)
+            await watchers.emptied.wait()
+            assert not watchers
         server.close()
 
     run(main)
@@ -183,6 +198,32 @@ def test_a_session_is_opened_and_one_that_is_not_there_cannot_be_closed(path: Pa
     run(main)
 
 
+def test_a_request_is_as_long_as_allowed_and_no_longer(path: Path) -> None:
+    overhead = control_pb2.OpenSessionRequest(service="x" * MAX_REQUEST_BYTES).ByteSize() - MAX_REQUEST_BYTES
+    longest = "x" * (MAX_REQUEST_BYTES - overhead)
+
+    class Refuser(Owner):
+        def open_session(self, wish: OpenWish) -> None:
+            super().open_session(wish)
+            wish.answer(Refusal("not_found", "no such service"))
+
+    async def main() -> None:
+        owner = Refuser()
+        server = ControlServer(path, owner)
+        async with client(path) as stub:
+            for service, code in (
+                (longest, grpc.StatusCode.NOT_FOUND),
+                (longest + "x", grpc.StatusCode.RESOURCE_EXHAUSTED),
+            ):
+                with pytest.raises(aio.AioRpcError) as caught:
+                    await stub.OpenSession(control_pb2.OpenSessionRequest(service=service))
+                assert caught.value.code() is code
+        assert [wish.service for wish in owner.wishes] == [longest]
+        server.close()
+
+    run(main)
+
+
 def test_a_second_daemon_leaves_the_socket_to_the_first(path: Path) -> None:
     async def main() -> None:
         server = ControlServer(path, Owner())
@@ -226,12 +267,14 @@ def test_the_socket_of_a_daemon_that_was_killed_is_replaced(path: Path) -> None:
 
 def test_a_successor_takes_over_while_its_predecessor_still_ends(path: Path) -> None:
     async def main() -> None:
-        ControlServer(path, Owner()).close()
+        predecessor = ControlServer(path, Owner())
+        predecessor.close()
         successor = ControlServer(path, Owner())
-        for _ in range(3):
-            async with client(path) as stub:
-                await stub.GetStatus(control_pb2.GetStatusRequest())
-            await asyncio.sleep(0.05)
+        async with client(path) as stub:
+            await stub.GetStatus(control_pb2.GetStatusRequest())
+        await predecessor._task
+        async with client(path) as stub:
+            await stub.GetStatus(control_pb2.GetStatusRequest())
         assert path.exists()
         successor.close()
 
@@ -321,13 +364,22 @@ def _settings(daemon: str, path: Path | None) -> BoardSettings:
     return BoardSettings(BookSettings(daemon, f"{daemon}-1", ("int-1",), services), path)
 
 
-def test_an_agent_asks_for_the_service_and_answers_with_the_session(path: Path) -> None:
+def test_an_agent_asks_for_the_service_and_answers_with_the_session(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def main() -> None:
         harness = actor_harness(AgentStatusBoard, _settings("agent", path), list)
+        asked = asyncio.Event()
+        open_session = harness.concern.open_session
+
+        def noticed(wish: OpenWish) -> None:
+            open_session(wish)
+            asked.set()
+
+        monkeypatch.setattr(harness.concern, "open_session", noticed)
         async with client(path) as stub:
             call = stub.OpenSession(control_pb2.OpenSessionRequest(service="web"))
-            while not harness.emitted:
-                await asyncio.sleep(0.01)
+            await asked.wait()
             assert harness.take_emitted() == [session_table_pb2.RequestService(service="web")]
             harness.tell(session_table_pb2.ServiceReady(service="other", session_id=bytes(16)))
             harness.tell(
@@ -335,9 +387,10 @@ def test_an_agent_asks_for_the_service_and_answers_with_the_session(path: Path) 
             )
             assert (await call).session_id == SESSION
 
+            asked.clear()
             call = stub.OpenSession(control_pb2.OpenSessionRequest(service="web"))
-            while not harness.take_emitted():
-                await asyncio.sleep(0.01)
+            await asked.wait()
+            assert harness.take_emitted()
             harness.tell(session_table_pb2.ServiceUnavailable(service="web", code="access_denied"))
             with pytest.raises(aio.AioRpcError, match="access denied"):
                 await call
