@@ -69,7 +69,11 @@ def configure(
     steps.append(_timestamper(wall_clock))
     if is_console:
         has_colors = is_terminal and "NO_COLOR" not in os.environ
-        steps += [escape_control_characters, structlog.dev.ConsoleRenderer(colors=has_colors)]
+        steps += [
+            escape_control_characters,
+            shorten_for_people,
+            structlog.dev.ConsoleRenderer(colors=has_colors, sort_keys=False),
+        ]
     else:
         steps.append(structlog.processors.JSONRenderer())
     structlog.configure(
@@ -130,6 +134,20 @@ def escape_control_characters(_logger: WrappedLogger, _method: str, event: Event
                 for character in value
             )
     return event
+
+
+def shorten_for_people(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Leave out what the terminal or the event tells already, and what is not known.
+
+    Only `daemon.*` lines say whose terminal it is. JSON keeps every key, for searches.
+    """
+    actor = event["event"].partition(".")[0]
+    if event.get("actor") == actor:
+        del event["actor"]
+    if actor != "daemon":
+        event.pop("daemon", None)
+        event.pop("node", None)
+    return {key: value for key, value in event.items() if value is not None and value != ""}
 
 
 class BurstLimiter:

@@ -128,6 +128,22 @@ class TestConfigure:
         structlog.get_logger().info("x.y", name="käse")
         assert b"k\\xe4se" in raw.getvalue()
 
+    def test_console_leaves_out_what_its_reader_knows_and_keeps_the_order(self) -> None:
+        stream = io.StringIO()
+        configure(LogLevel.INFO, LogFormat.CONSOLE, stream)
+        log = structlog.get_logger().bind(daemon="agent", node="agent-1")
+        log.bind(actor="relay_leg", intermediate="i1").info("relay_leg.lost", reason="no_answer", detail="")
+        log.info("daemon.stopped", signal=None)
+        lost, stopped = (line.partition("]")[2].split() for line in stream.getvalue().splitlines())
+        assert lost == ["relay_leg.lost", "intermediate=i1", "reason=no_answer"]
+        assert stopped == ["daemon.stopped", "daemon=agent", "node=agent-1"]
+
+    def test_console_keeps_what_is_false_or_zero_and_an_actor_that_the_event_does_not_name(self) -> None:
+        stream = io.StringIO()
+        configure(LogLevel.INFO, LogFormat.CONSOLE, stream)
+        structlog.get_logger().info("x.y", actor="relay_leg", is_clean=False, count=0)
+        assert stream.getvalue().split()[-3:] == ["actor=relay_leg", "is_clean=False", "count=0"]
+
     def test_peer_cannot_steer_the_terminal_or_forge_a_line(self) -> None:
         stream = io.StringIO()
         configure(LogLevel.INFO, LogFormat.CONSOLE, stream)
