@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: env demo test check format proto docs bench clean
+.PHONY: env demo test coverage format proto docs bench clean
 
 env: $(VENV)/.installed
 
@@ -22,6 +22,11 @@ test: env
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest $(ARGS)
+
+# Without the end-to-end tests: their daemons are other processes, which would not be measured.
+coverage: env
+	$(BIN)/coverage run -m pytest -m 'not e2e' $(ARGS)
+	$(BIN)/coverage report
 
 format: env
 	$(BIN)/ruff format .
