@@ -8,7 +8,9 @@ role and revocation once more inside the stream.
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Protocol
+from urllib.parse import unquote
 
 import grpc
 from grpc import aio
@@ -50,6 +52,13 @@ _CERTIFICATE_FAULTS = (
 
 # All that TLS 1.3 lets a client see of a server that refuses its certificate.
 _CLOSED_IN_HANDSHAKE = "Socket closed"
+
+# How gRPC words that no connection came to be. It writes the brackets of an IPv6 address in hexadecimal.
+_UNREACHABLE = re.compile(
+    r"last error: \w+: (?:ipv[46]:)?(?P<address>\S+): (?:Failed to connect to remote host: )?(?P<what>.+)"
+)
+_UNRESOLVABLE = re.compile(r"address lookup failed for (?P<what>[^]]+)")
+_NO_TLS = "WRONG_VERSION_NUMBER"
 
 
 class CarrierOwner(Protocol):
@@ -143,12 +152,15 @@ class GrpcCarrier:
             code, detail = grpc.StatusCode.CANCELLED, ""
         reason = "stream_ended" if code is grpc.StatusCode.OK else code.name.lower()
         fault = certificate_fault(detail) if code is grpc.StatusCode.UNAVAILABLE else ""
+        words = in_words(detail)
         if fault:
-            reason, detail = "untrusted_intermediate", f"{self._name}: {fault} (gRPC: {detail})"
+            reason, detail = "untrusted_intermediate", f"{self._name}: {fault} (gRPC: {words})"
         elif _CLOSED_IN_HANDSHAKE in detail and not self._has_received:
             detail = (
-                f"{self._name} hung up; if it refuses this node's certificate, its log says why ({detail})"
+                f"{self._name} hung up; if it refuses this node's certificate, its log says why ({words})"
             )
+        else:
+            detail = words
         self._report(reason, detail, bool(fault) or code in _AUTHENTICATION_CODES)
 
     def _report(self, reason: str, detail: str, is_authentication: bool) -> None:
@@ -160,3 +172,17 @@ class GrpcCarrier:
 def certificate_fault(detail: str) -> str:
     """What is wrong with the other end's certificate, as far as gRPC tells; empty for any other trouble."""
     return next((words for sign, words in _CERTIFICATE_FAULTS if sign in detail), "")
+
+
+def in_words(detail: str) -> str:
+    """What gRPC says of a failed call, without the names it has for its own parts."""
+    unresolvable = _UNRESOLVABLE.search(detail)
+    if unresolvable is not None:
+        return unresolvable["what"]
+    unreachable = _UNREACHABLE.search(detail)
+    if unreachable is None:
+        return detail
+    address, what = unquote(unreachable["address"]), unreachable["what"]
+    if _NO_TLS in what:
+        return f"{address}: does not speak TLS, so this is not `grpc.listen` of an intermediate"
+    return f"{address}: {what}"
