@@ -70,7 +70,7 @@ class TcpConnector:
             except TimeoutError:
                 last_error = _timed_out(str(address))
             except OSError as error:
-                last_error = error
+                last_error = _failed(error, address)
         raise last_error
 
     async def _connect_to(self, address: TransportAddress) -> AsyncioTcpStream:
@@ -95,6 +95,12 @@ class TcpConnector:
             self._owner.connection_lost(error)
         else:
             raise error
+
+
+def _failed(error: OSError, address: TransportAddress) -> OSError:
+    """The same error in the kernel's words: those of asyncio name a call of Python's, and a tuple."""
+    number = error.errno or errno.ECONNABORTED  # the kernel's errors always have a number
+    return OSError(number, f"{os.strerror(number)}: {address}")
 
 
 def _timed_out(what: str) -> TimeoutError:

@@ -528,6 +528,16 @@ def test_an_address_that_does_not_answer_is_a_timeout(world: RealWorld, full_bac
     assert str(full_backlog.port) in str(client.error)
 
 
+def test_refused_connection_is_told_with_its_address_in_the_words_of_the_kernel(world: RealWorld) -> None:
+    with socket.create_server((LOOPBACK, 0)) as server:
+        port = server.getsockname()[1]
+    client = TcpRecorder(world)
+    world.left.connect_tcp(LOOPBACK, port, 5, client)
+    world.wait(lambda: client.is_lost)
+    assert isinstance(client.error, ConnectionRefusedError)
+    assert client.error.strerror == f"Connection refused: {LOOPBACK}:{port}"
+
+
 def test_every_address_of_a_name_is_tried_with_its_share_of_the_time(
     world: RealWorld, sockets: Sockets, full_backlog: FullBacklog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
