@@ -39,7 +39,8 @@ def candidate(host: str, preference: int, kind: CandidateType = CandidateType.HO
     return Candidate(kind, address, address, priority(kind, preference), "1")
 
 
-@given(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1))
+# RFC 8445 §5.1.2: a priority is within 1 and 2^31 - 1.
+@given(st.integers(1, 2**31 - 1), st.integers(1, 2**31 - 1))
 def test_both_ends_order_pairs_alike(controlling: int, controlled: int) -> None:
     value = pair_priority(controlling, controlled)
     assert 0 <= value < 2**64
