@@ -159,13 +159,14 @@ def _assemble(
     try:
         identity = identity_of(chain[0])
     except AuthenticationError as error:
-        raise AuthenticationError(error.reason, f"node.cert: {names.cert}: {error}") from error
+        raise _named(error, f"node.cert: {names.cert}") from error
+    _check_owner(identity, expected, names.cert)
     verifier = _verifier(authorities, identity.trust_domain, names)
     if crl is not None:
         try:
             verifier = verifier.with_revocation(RevocationList.parse(crl, authorities))
         except AuthenticationError as error:
-            raise AuthenticationError(error.reason, f"node.crl: {names.crl}: {error}") from error
+            raise _named(error, f"node.crl: {names.crl}") from error
     try:
         verifier.verify(
             chain,
@@ -175,7 +176,7 @@ def _assemble(
             as_server=expected.role in {Role.CONNECTOR, Role.INTERMEDIATE},
         )
     except AuthenticationError as error:
-        raise AuthenticationError(error.reason, f"node.cert: {names.cert}: {error}") from error
+        raise _named(error, f"node.cert: {names.cert}") from error
     return Credentials(
         identity=identity,
         fingerprint=fingerprint(chain[0]),
@@ -186,6 +187,20 @@ def _assemble(
         private_key_pem=private_key_pem,
         ca_pem=ca_pem,
     )
+
+
+def _check_owner(identity: Identity, expected: _Expected, name: str) -> None:
+    """Say of another node's certificate whose it is; a peer would only say that it expected somebody else."""
+    whose = f"node.cert: {name} is the certificate of {identity}"
+    if identity.role is not expected.role:
+        raise AuthenticationError("wrong_role", f"{whose}, and `kind` is {expected.role.value!r}")
+    if expected.id is not None and identity.id != expected.id:
+        raise AuthenticationError("wrong_name", f"{whose}, and `node.id` is {expected.id!r}")
+
+
+def _named(error: AuthenticationError, what: str) -> AuthenticationError:
+    """The same error, with the key and the file that it is about."""
+    return AuthenticationError(error.reason, f"{what}: {str(error).removeprefix(f'{error.reason}: ')}")
 
 
 def _read(path: Path, key: str, limit: int = MAX_PEM_BYTES) -> bytes:
@@ -203,7 +218,12 @@ def _certificates(data: bytes, path: str, key: str) -> list[x509.Certificate]:
     try:
         return x509.load_pem_x509_certificates(data)
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise ConfigError(f"{key}: {path} holds no PEM certificate ({error})") from error
+        raise ConfigError(f"{key}: {path} holds no PEM certificate{_why(error)}") from error
+
+
+def _why(error: Exception) -> str:
+    """What is wrong inside a PEM block; where there is none, the library only points at its own manual."""
+    return "" if "Unable to load PEM file" in str(error) else f" ({error})"
 
 
 def _private_key(data: bytes, path: str) -> PrivateKey:
@@ -214,7 +234,7 @@ def _private_key(data: bytes, path: str) -> PrivateKey:
             f"node.key: {path} is encrypted; a daemon needs the key without a password"
         ) from error
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise ConfigError(f"node.key: {path} holds no PEM private key ({error})") from error
+        raise ConfigError(f"node.key: {path} holds no PEM private key{_why(error)}") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey):
         raise ConfigError(f"node.key: {path} holds neither a P-256 nor an Ed25519 key")
     return key

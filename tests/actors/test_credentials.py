@@ -71,12 +71,23 @@ def test_missing_file_is_named(files: Files, tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "complaint"),
-    [("cert", "holds no PEM certificate"), ("key", "holds no PEM private key"), ("ca", "holds no PEM cert")],
+    [
+        ("cert", "holds no PEM certificate"),
+        ("key", "holds no PEM private key"),
+        ("ca", "holds no PEM certificate"),
+    ],
 )
 def test_file_with_other_content_is_named(files: Files, name: str, complaint: str) -> None:
     path: Path = getattr(files, name)
     path.write_bytes(b"not PEM at all\n")
-    with pytest.raises(ConfigError, match=rf"^node\.{name}: .*{complaint}"):
+    with pytest.raises(ConfigError) as caught:
+        load_credentials(files, Role.CONNECTOR, NOW)
+    assert str(caught.value) == f"node.{name}: {path} {complaint}"
+
+
+def test_spoiled_pem_is_told_with_the_reason(files: Files) -> None:
+    files.cert.write_bytes(b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+    with pytest.raises(ConfigError, match=r"^node\.cert: .* holds no PEM certificate \(.+\)$"):
         load_credentials(files, Role.CONNECTOR, NOW)
 
 
@@ -117,16 +128,18 @@ def test_ca_file_that_holds_a_node_certificate_is_refused(files: Files) -> None:
 
 @pytest.mark.parametrize("role", [Role.AGENT, Role.INTERMEDIATE, Role.OPERATOR])
 def test_certificate_of_another_role_is_refused(files: Files, role: Role) -> None:
-    with pytest.raises(AuthenticationError, match=r"node\.cert: .*node\.crt") as caught:
+    with pytest.raises(AuthenticationError) as caught:
         load_credentials(files, role, NOW)
-    assert caught.value.reason == "wrong_role"
+    whose = f"{files.cert} is the certificate of connector 'c1'"
+    assert str(caught.value) == f"wrong_role: node.cert: {whose}, and `kind` is {role.value!r}"
 
 
 def test_certificate_of_another_id_is_refused(files: Files) -> None:
     files.id = "c9"
-    with pytest.raises(AuthenticationError, match=r"node\.cert") as caught:
+    with pytest.raises(AuthenticationError) as caught:
         load_credentials(files, Role.CONNECTOR, NOW)
-    assert caught.value.reason == "wrong_name"
+    whose = f"{files.cert} is the certificate of connector 'c1'"
+    assert str(caught.value) == f"wrong_name: node.cert: {whose}, and `node.id` is 'c9'"
 
 
 @pytest.mark.parametrize(
@@ -135,9 +148,10 @@ def test_certificate_of_another_id_is_refused(files: Files) -> None:
 )
 def test_own_certificate_that_peers_would_refuse_is_refused_at_once(fault: str, reason: str) -> None:
     own = issue(Role.AGENT, "a1", **{fault: True})  # type: ignore[arg-type]
-    with pytest.raises(AuthenticationError, match=r"node\.cert") as caught:
+    with pytest.raises(AuthenticationError) as caught:
         parse_credentials(own.certificate_pem, own.key_pem, pem(own).ca, None, Role.AGENT, NOW)
-    assert caught.value.reason == reason
+    assert str(caught.value).startswith(f"{reason}: node.cert: the certificate: ")
+    assert str(caught.value).count(f"{reason}: ") == 1
 
 
 def test_own_revoked_certificate_is_refused_at_once() -> None:

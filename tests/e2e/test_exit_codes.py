@@ -164,8 +164,8 @@ def forged_crl(deployment: Deployment, connector: Daemon) -> None:
     [
         (expired, "expired"),
         (foreign, "was not issued by this deployment's CA"),
-        (wrong_role, "wrong_role: agent 'connector-1' came where only connector is served"),
-        (wrong_name, "wrong_name"),
+        (wrong_role, "is the certificate of agent 'connector-1', and `kind` is 'connector'"),
+        (wrong_name, "is the certificate of connector 'connector-1', and `node.id` is 'connector-2'"),
         (revoked, "was revoked"),
         (forged_crl, "node.crl"),
     ],

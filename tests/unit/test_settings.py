@@ -273,7 +273,9 @@ class TestValues:
                 id="socket-path-too-long",
             ),
             pytest.param(
-                "kind: connector", "kind: this is read as the file of agent", id="file-of-another-daemon"
+                "kind: connector\nlisten: here",
+                'kind: must be agent for `ztna agent` (got "connector")',
+                id="file-of-another-daemon-whatever-else-is-in-it",
             ),
         ],
     )

@@ -232,9 +232,12 @@ def _validate(model: type[S], path: Path, layers: _Layers, environ: Mapping[str,
     try:
         settings = model.model_validate(layers.data, context=context)
     except ValidationError as error:
+        faults = error.errors(include_url=False)
+        # In the file of another daemon every other fault follows from this one.
+        of_kind = [details for details in faults if details["loc"] == ("kind",)]
         layers.problems += [
             _problem(model, path, layers, details)
-            for details in error.errors(include_url=False)
+            for details in of_kind or faults
             # A list whose elements are all wrong is not a short list.
             if not (details["type"] == "too_short" and details["input"])
         ]
@@ -262,7 +265,8 @@ def _problem(model: type[DaemonSettings], path: Path, layers: _Layers, details: 
     if details["type"] == "value_error":
         message = str(details["ctx"]["error"])
     elif details["type"] == "literal_error":
-        message = f"this is read as the file of {model.__name__.removesuffix('Settings').lower()}"
+        kind = model.__name__.removesuffix("Settings").lower()
+        message = f"must be {kind} for `ztna {kind}`"
     else:
         message = _MESSAGES.get(details["type"]) or details["msg"].replace("Input should", "must", 1)
     is_told = details["type"] == "missing" or not key or repr(details["input"]) in message
