@@ -91,7 +91,7 @@ def check(path: Path, overrides: dict[str, str], kind: str | None) -> None:
     click.echo(f"{path}: fine, for the {loaded.settings.kind} {loaded.settings.node.id}")
 
 
-@config.command()
+@config.command(short_help="Print every key, its effective value and where that comes from.")
 @config_options
 @_kind_option
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object: key to value and origin.")

@@ -77,7 +77,12 @@ def _fail(error: Exception, code: int) -> None:
 
 
 @click.group(
-    cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=(
+        "Exit codes: 0 fine, 2 wrong configuration or usage, 3 the node's own credentials are not "
+        "acceptable, 4 an address cannot be bound or no daemon answers, 1 anything else."
+    ),
 )
 @click.version_option(__version__, prog_name="ztna", message="%(prog)s %(version)s")
 def ztna() -> None:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import click
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from ztna.access.identity import Role
 from ztna.errors import AuthenticationError, ConfigError
@@ -30,7 +30,7 @@ EXIT_CONFIG = 2
 MAX_DAYS = 36_500
 """A hundred years: beyond it, a lifetime is a slip of the keyboard."""
 
-_STATUS_STYLE = {Status.VALID: "green", Status.EXPIRED: "yellow", Status.REVOKED: "red"}
+_STATUS_STYLE = {Status.VALID: "", Status.EXPIRED: "yellow", Status.REVOKED: "red"}
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
@@ -175,11 +175,12 @@ def show(directory: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([{**asdict(r), "status": r.status(now).value} for r in records], indent=2))
         return
-    console = Console()
-    console.print(_table(records, now))
+    console = Console(highlight=False)
+    for line in _lines(records, now):
+        console.print(line, soft_wrap=True)
 
 
-@pki.command()
+@pki.command(short_help="Withdraw certificates of a node, or one by its serial number.")
 @_dir_option
 @click.argument("role", type=_role_type, required=False)
 @click.argument("name", required=False)
@@ -221,12 +222,15 @@ def _date(unix_s: int) -> str:
     return f"{datetime.fromtimestamp(unix_s, tz=UTC):%Y-%m-%d}"
 
 
-def _table(records: tuple[Record, ...], now: float) -> Table:
-    table = Table("role", "id", "serial", "expires", "status")
-    table.columns[2].overflow = "fold"  # a serial number is there to be copied: never cut it
+def _lines(records: tuple[Record, ...], now: float) -> Iterator[Text]:
+    """A header, and a line per certificate that no width cuts: a serial number is there to be copied."""
+    rows = [("role", "id", "expires", "status", "serial")]
+    styles = ["dim"]
     for record in records:
         status = record.status(now)
-        style = _STATUS_STYLE[status]
-        shown = f"[{style}]{status.value}[/{style}]"
-        table.add_row(record.role, record.id, record.serial, _date(record.not_after), shown)
-    return table
+        rows.append((record.role, record.id, _date(record.not_after), status.value, record.serial))
+        styles.append(_STATUS_STYLE[status])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row, style in zip(rows, styles, strict=True):
+        line = "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
+        yield Text(line.rstrip(), style)

@@ -117,6 +117,16 @@ def test_every_command_has_help(name: str) -> None:
     assert CliRunner().invoke(ztna, [name, "--help"]).exit_code == 0
 
 
+@pytest.mark.parametrize("group", ["pki", "config"])
+def test_list_of_subcommands_cuts_no_sentence(group: str) -> None:
+    assert "..." not in CliRunner().invoke(ztna, [group, "--help"]).stdout.replace("[ARGS]...", "")
+
+
+def test_help_tells_the_exit_codes() -> None:
+    shown = " ".join(CliRunner().invoke(ztna, ["--help"]).stdout.split())
+    assert "Exit codes: 0 fine, 2 wrong configuration or usage, 3 " in shown
+
+
 def test_the_module_runs_as_a_program() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "ztna.cli.main", "--version"], capture_output=True, text=True, check=True

@@ -38,10 +38,17 @@ def test_init_issue_show_revoke() -> None:
     first, second = rows()
     assert first["serial"] == serial
     assert (first["status"], second["status"]) == ("revoked", "valid")
-    table = run("show").stdout
-    assert "laptop" in table
-    assert "revoked" in table
-    assert serial in table
+    header, laptop, site = run("show").stdout.splitlines()
+    assert header.split() == ["role", "id", "expires", "status", "serial"]
+    assert re.fullmatch(rf"agent      laptop  \d{{4}}-\d\d-\d\d  revoked  {serial}", laptop)
+    assert site.startswith("connector  site    ")
+
+
+def test_narrow_terminal_cuts_no_serial_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    run("init")
+    run("issue", "agent", "laptop")
+    assert run("show").stdout.splitlines()[1].split()[-1] == rows()[0]["serial"]
 
 
 def test_json_keys_are_stable() -> None:
