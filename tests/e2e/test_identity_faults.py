@@ -235,8 +235,8 @@ def test_ends_of_a_session_refuse_each_other_whatever_the_intermediate_says(
 ) -> None:
     """The intermediate knows of no revocation and trusts both CAs; agent and connector know better.
 
-    Of a certificate that has expired everybody knows, and the intermediate sends its node away before a session
-    could: `tests/unit/quic/test_handshake.py` has that case.
+    Of a certificate that has expired everybody knows, and the intermediate sends its node away before a
+    session could: `tests/unit/quic/test_handshake.py` has that case.
     """
     reasons = {
         "revoked": CloseReason.CERTIFICATE_REVOKED,

@@ -60,7 +60,11 @@ MAX_SERVICES_SHOWN = 64
 
 MAX_ENDED_REMEMBERED = 4096
 """Sessions that a party closed, the oldest forgotten first: the other party cannot bring them back meanwhile.
-One forgotten too early waits for a party that never comes, and ends after `max_offline_s`."""
+One forgotten too early waits for a party that never comes, and ends after `RESUME_PATIENCE_S`."""
+
+RESUME_PATIENCE_S = 60.0
+"""For the other party of a resumed session: twice the longest pause between attempts to attach. Whoever has
+not come by then has died, and connections that wait for it would hang."""
 
 OPENS_PER_SECOND = 20.0
 """From one agent: it asks once per service and then once per half grant lifetime."""
@@ -305,7 +309,8 @@ class SessionManager:
                     message = "the connector did not answer in time"
                     self._fail(target, Code.SESSION_TIMEOUT, message, session.session_id)
             if session.deadline is not None and now >= session.deadline:
-                self._end(session, Code.SESSION_TIMEOUT, f"{session.state.value} for too long")
+                code = Code.PEER_LOST if session.state is SessionState.WAITING else Code.SESSION_TIMEOUT
+                self._end(session, code, f"{session.state.value} for too long")
             else:
                 self._watch(session)
 
@@ -401,7 +406,7 @@ class SessionManager:
             self._effects.append(BindWanted(session.session_id, agent, connector))
         else:
             session.state = SessionState.WAITING
-            session.deadline = now + self._max_offline_s
+            session.deadline = now + min(RESUME_PATIENCE_S, self._max_offline_s)
         self._watch(session)
 
     def _watch(self, session: Session) -> None:

@@ -27,7 +27,7 @@ from ztna.signaling.session_effects import (
     ReleaseWanted,
     SessionEffect,
 )
-from ztna.signaling.sessions import BIND_LIMIT_S, SessionManager
+from ztna.signaling.sessions import BIND_LIMIT_S, RESUME_PATIENCE_S, SessionManager
 from ztna.signaling.values import Code, Party
 
 WALL = 1_800_000_000.0
@@ -329,8 +329,8 @@ def test_restarted_intermediate_waits_for_both_parties() -> None:
 def test_restarted_intermediate_does_not_wait_for_ever() -> None:
     world, session_id = World(), b"s" * 16
     world.attach(b"A", A1, claims(session_id))
-    world.core.handle_timeout(world.now + MAX_OFFLINE_S)
-    assert codes(world.take()) == [(b"A", Code.SESSION_TIMEOUT)]
+    world.core.handle_timeout(world.now + RESUME_PATIENCE_S)
+    assert codes(world.take()) == [(b"A", Code.PEER_LOST)]
 
 
 def test_party_that_is_attached_already_is_asked_by_rebinding() -> None:
