@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from actors import translate
 from actors.base import Concern, Context
+from actors.burst_log import BurstLog
 from ztna.access.identity import Role
 from ztna.access.policy import AccessPolicy, AccessRule, OfferRule
 from ztna.errors import RemoteProtocolError
@@ -54,6 +55,8 @@ class Registry(Concern):
         self._registrations = 0
         self._rejections: Counter[str] = Counter()
         self._session_refusals: Counter[str] = Counter()
+        self._rejection_log = BurstLog(self.log, "registry.service_rejected", is_warning=True)
+        self._refusal_log = BurstLog(self.log, "registry.session_refused")
         self._is_changed = False
         self._report_at = self.now
 
@@ -91,8 +94,9 @@ class Registry(Concern):
             )
         else:
             self._rejections[refused.code.value] += 1
-            self.log.warning(
-                "registry.service_rejected",
+            self._rejection_log.note(
+                self.now,
+                (message.attach_id.hex(), refused.code.value),
                 service=message.service[:64],
                 peer_id=self._core.connector_id(message.attach_id),
                 code=refused.code.value,
@@ -130,8 +134,9 @@ class Registry(Concern):
         )
         if isinstance(answer, Refused):
             self._session_refusals[answer.code.value] += 1
-            self.log.info(
-                "registry.session_refused",
+            self._refusal_log.note(
+                self.now,
+                (agent.id, answer.code.value),
                 agent_id=agent.id,
                 service=message.service[:64],
                 code=answer.code.value,
@@ -159,6 +164,8 @@ class Registry(Concern):
 
     def handle_timeout(self, now: float) -> None:
         """Report what changed."""
+        self._rejection_log.handle_timeout(now)
+        self._refusal_log.handle_timeout(now)
         if not self._is_changed or now < self._report_at:
             return
         services = self._core.services()
@@ -181,8 +188,13 @@ class Registry(Concern):
         )
 
     def next_deadline(self) -> float | None:
-        """When a report is due."""
-        return self._report_at if self._is_changed else None
+        """When a report is due, or a burst of refusals over."""
+        deadlines = (
+            self._report_at if self._is_changed else None,
+            self._rejection_log.next_deadline(),
+            self._refusal_log.next_deadline(),
+        )
+        return min((each for each in deadlines if each is not None), default=None)
 
     def _keep_choice(
         self, message: signaling_service_pb2.NodeAttached, resumed: signaling_pb2.ResumeSession

@@ -10,6 +10,7 @@ from typing import ClassVar, Final
 
 from actors import translate
 from actors.base import Concern, Context
+from actors.burst_log import BurstLog
 from actors.credentials import Credentials
 from actors.grant_opener import GrantOpener
 from actors.resumption import Resumptions
@@ -80,6 +81,7 @@ class SessionManager(Concern):
         # Each session is listed by two nodes at most.
         self._resumptions = Resumptions(GrantOpener(credentials), 2 * max_sessions, self.now)
         self._deferred: list[registry_pb2.ConnectorChosen] = []
+        self._refusal_log = BurstLog(self.log, "session_manager.session_refused")
         self._is_changed = False
         self._report_at = self.now
 
@@ -133,6 +135,7 @@ class SessionManager(Concern):
         """Drive the core, bring more sessions back, and report."""
         self._core.handle_timeout(now)
         self._resume()
+        self._refusal_log.handle_timeout(now)
         if self._is_changed and now >= self._report_at:
             self._report(now)
 
@@ -142,6 +145,7 @@ class SessionManager(Concern):
             self._core.next_deadline(),
             self._resumptions.next_deadline(),
             self._report_at if self._is_changed else None,
+            self._refusal_log.next_deadline(),
         )
         return min((each for each in deadlines if each is not None), default=None)
 
@@ -235,9 +239,10 @@ class SessionManager(Concern):
                     )
                 )
             case effects.Failed():
-                self._log(
-                    "session_manager.session_refused",
-                    effect.session_id,
+                self._refusal_log.note(
+                    self.now,
+                    (effect.attach_id.hex(), effect.code.value),
+                    session_id=effect.session_id.hex(),
                     code=effect.code.value,
                     reason=effect.message,
                 )

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from actors import translate
+from actors.burst_log import BURST_S
 from actors.registry import STATISTICS_INTERVAL_S, Registry
 from tests.manual_io import ActorHarness, actor_harness
 from ztna.access.grant import GrantClaims
@@ -92,6 +93,19 @@ def test_rejected_offer_is_answered_with_the_reason(
     assert sum(report.rejections.values()) == 1
     (line,) = harness.logs
     assert (line["event"], line["peer_id"]) == ("registry.service_rejected", "c1")
+
+
+def test_flood_of_refusals_is_one_line_and_a_number(harness: ActorHarness[Registry]) -> None:
+    for _ in range(50):
+        want(harness, "dns")
+        harness.tell(signaling_service_pb2.ServiceOffered(attach_id=b"C", service="ssh", protocol=TCP))
+    assert [line["event"] for line in harness.logs] == [
+        "registry.session_refused",
+        "registry.service_rejected",
+    ]
+    harness.advance(BURST_S)
+    summed = {line["event"]: line["count"] for line in harness.logs if "count" in line}
+    assert summed == {"registry.session_refused_repeated": 49, "registry.service_rejected_repeated": 49}
 
 
 def test_chosen_connector_is_announced(harness: ActorHarness[Registry]) -> None:
