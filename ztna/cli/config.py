@@ -13,10 +13,10 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 import yaml
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ztna.cli.console import print_view
 from ztna.errors import ConfigError
 from ztna.settings import DaemonKind, DaemonSettings
 from ztna.settings.check import inspect_settings
@@ -24,9 +24,6 @@ from ztna.settings.keys import effective_values
 from ztna.settings.loader import DEFAULT_ORIGIN, Loaded, load_any
 
 EXIT_CONFIG = 2
-
-MAX_PIPED_WIDTH = 2000
-"""Columns of the table where there is no terminal: the longest line is a list of addresses."""
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
@@ -110,11 +107,7 @@ def show(path: Path, overrides: dict[str, str], kind: str | None, as_json: bool)
         origin = loaded.origins[key]
         style = "dim" if origin == DEFAULT_ORIGIN else ""
         table.add_row(Text(key), Text(_as_yaml(value)), Text(origin), style=style)
-    console = Console()
-    if not console.is_terminal:
-        # A pipe has no width to wrap to: one key, one line.
-        console = Console(width=MAX_PIPED_WIDTH)
-    console.print(table)
+    print_view(table)
 
 
 def _fail(problems: str) -> NoReturn:

@@ -125,25 +125,24 @@ def _print_once(
     if as_json:
         click.echo(json.dumps(to_object(found), indent=2))
         return
-    from rich.console import Console  # noqa: PLC0415
+    from ztna.cli.console import print_view  # noqa: PLC0415
 
-    Console().print(view(found, None))
+    print_view(view(found, None))
 
 
 def _watch_view(statuses: Iterator[control_pb2.DaemonStatus], view: View) -> None:
-    from rich.console import Console  # noqa: PLC0415
     from rich.live import Live  # noqa: PLC0415
 
+    from ztna.cli.console import print_view  # noqa: PLC0415
     from ztna.cli.status_view import Rates  # noqa: PLC0415
 
     rates = Rates()
-    console = Console()
     if not sys.stdout.isatty():
         for found in statuses:
             rates.observe(found)
-            console.print(view(found, rates))
+            print_view(view(found, rates))
         return
-    with Live(console=console, screen=True, auto_refresh=False) as live:
+    with Live(screen=True, auto_refresh=False) as live:
         for found in statuses:
             rates.observe(found)
             live.update(view(found, rates), refresh=True)

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ztna.cli.status_json import enum_word
-from ztna.cli.units import show_bytes, show_duration, show_rate, show_rtt
+from ztna.cli.units import show_bytes, show_count, show_duration, show_rate, show_rtt
 from ztna.v1.control_pb2 import DaemonStatus, SessionStatus
 
 RATE_WINDOW_S: Final = 2.0
@@ -206,17 +206,31 @@ def _session_block(each: SessionStatus, rates: Rates | None) -> RenderableType:
         facts.append(f"no path for {show_duration(each.outage_s)}")
     if each.path_reason:
         facts.append(each.path_reason)
-    traffic = [f"sent {show_bytes(each.bytes_sent)}", f"received {show_bytes(each.bytes_received)}"]
-    if rates is not None:
-        sent, received = rates.of(each.session_id)
-        traffic.append(f"now {show_rate(sent)} and {show_rate(received)}")
-    traffic += [f"{each.packets_lost} packets lost", f"{each.open_streams} streams open"]
+    is_end = bool(each.peer_id)
+    traffic = _traffic_of_end(each, rates) if is_end else _traffic_of_relay(each, rates)
     grid = Table.grid(padding=(0, 1))
     _row(grid, "  path", " · ".join(facts))
     _row(grid, "  traffic", " · ".join(traffic))
     if each.services:
         _row(grid, "  services", ", ".join(each.services))
     return Group(head, grid)
+
+
+def _traffic_of_end(each: SessionStatus, rates: Rates | None) -> list[str]:
+    facts = [f"sent {show_bytes(each.bytes_sent)}", f"received {show_bytes(each.bytes_received)}"]
+    if rates is not None:
+        sent, received = rates.of(each.session_id)
+        facts.append(f"now {show_rate(sent)} and {show_rate(received)}")
+    lost, streams = show_count(each.packets_lost, "packet"), show_count(each.open_streams, "stream")
+    return [*facts, f"{lost} lost", f"{streams} open"]
+
+
+def _traffic_of_relay(each: SessionStatus, rates: Rates | None) -> list[str]:
+    """An intermediate sees sealed packets alone: neither what was lost nor any stream."""
+    facts = [f"relayed {show_bytes(each.bytes_sent)}"]
+    if rates is not None:
+        facts.append(f"now {show_rate(rates.of(each.session_id)[0])}")
+    return facts
 
 
 def _traffic(each: SessionStatus, rates: Rates | None) -> tuple[str, str]:
@@ -247,7 +261,7 @@ def _section(title: str, table: Table, total: int, notes: Sequence[str] = ()) ->
     if total > table.row_count:
         parts.append(Text(f"… and {total - table.row_count} more", style="dim"))
     parts += [Text(_clean(note), style="red") for note in notes]
-    return Padding(Group(*parts), (1, 0, 0, 0))
+    return Padding(Group(*parts), (1, 0, 0, 0), expand=False)
 
 
 def _state(state: str) -> Text:

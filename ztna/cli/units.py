@@ -51,3 +51,8 @@ def show_rtt(milliseconds: float) -> str:
     if milliseconds < 1:
         return f"{milliseconds:.2f} ms"
     return f"{milliseconds:.1f} ms" if milliseconds < 100 else f"{milliseconds:.0f} ms"  # noqa: PLR2004
+
+
+def show_count(count: int, noun: str) -> str:
+    """`0 packets`, `1 packet`, `2 packets`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

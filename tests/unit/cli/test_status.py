@@ -19,7 +19,7 @@ from ztna.cli import control_client
 from ztna.cli.main import ztna
 from ztna.cli.status_json import as_plain, enum_word
 from ztna.cli.status_view import MAX_ROWS, RATE_WINDOW_S, Rates, sessions_view, status_view
-from ztna.cli.units import show_bytes, show_duration, show_rate, show_rtt
+from ztna.cli.units import show_bytes, show_count, show_duration, show_rate, show_rtt
 from ztna.v1 import control_pb2
 
 DOCUMENT = Path("docs/status.md")
@@ -145,6 +145,16 @@ def test_the_view_of_an_agent_fits_80_columns() -> None:
     assert "Actors" not in text
 
 
+def test_a_pipe_gets_one_line_per_row_without_padding(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    status = agent_status()
+    status.problems[0].message = "word " * 100
+    with served(path, status):
+        lines = run("status", "--socket", str(path)).stdout.splitlines()
+    assert any(line.endswith("word word") for line in lines)
+    assert all(line == line.rstrip() for line in lines)
+
+
 def test_the_view_of_an_intermediate_fits_80_columns() -> None:
     text = rendered(status_view(intermediate_status(), WALL))
     assert max(len(line) for line in text.splitlines()) <= 80
@@ -203,12 +213,13 @@ def test_sessions_are_shown_in_full(path: Path) -> None:
     assert SESSION.hex() in text
     assert "relay via intermediate-1" in text
     assert "direct paths are not part" in text
+    assert "0 packets lost · 3 streams open" in text
     status = intermediate_status()
     status.sessions[0].outage_s = 3
     text = rendered(sessions_view(status, Rates()))
     assert "agent-1 → connector-1" in text
     assert "no path for 3.0s" in text
-    assert "now - and -" in text
+    assert "relayed 12 MiB · now -\n" in text
     del status.sessions[:]
     assert "intermediate intermediate-1 has no session." in rendered(sessions_view(status))
 
@@ -390,3 +401,7 @@ def test_round_trips(milliseconds: float, text: str) -> None:
 
 def test_a_rate_of_nothing_is_a_dash() -> None:
     assert (show_rate(0.4), show_rate(2048)) == ("-", "2.0 KiB/s")
+
+
+def test_one_of_a_kind_is_told_in_the_singular() -> None:
+    assert [show_count(count, "packet") for count in (0, 1, 2)] == ["0 packets", "1 packet", "2 packets"]
