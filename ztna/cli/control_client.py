@@ -132,7 +132,7 @@ def _trouble(path: Path) -> OSError | None:
 
 def _explain(path: Path, error: OSError) -> str:
     if isinstance(error, FileNotFoundError):
-        return f"the daemon is not running: there is no {path}"
+        return f"the daemon is not running, or as another user: there is no {path}"
     if isinstance(error, ConnectionRefusedError):
         return f"the daemon is not running: nobody answers at {path}"
     if isinstance(error, PermissionError):

@@ -280,7 +280,8 @@ def test_without_any_daemon_the_error_says_where_it_looked(home: Path, is_there:
 
 def test_a_daemon_that_is_not_there_is_one_line(path: Path) -> None:
     result = run("status", "--socket", str(path))
-    assert (result.exit_code, result.stderr) == (4, f"ztna: the daemon is not running: there is no {path}\n")
+    words = f"ztna: the daemon is not running, or as another user: there is no {path}\n"
+    assert (result.exit_code, result.stderr) == (4, words)
     dead_socket(path)
     result = run("sessions", "--socket", str(path))
     assert result.exit_code == 4
