@@ -98,6 +98,36 @@ def test_live_view_leaves_the_last_screen_behind() -> None:
     assert "a step" in stream.getvalue()
 
 
+def test_low_terminal_shows_the_newest_steps_while_it_runs_and_all_of_them_at_the_end() -> None:
+    stream = io.StringIO()
+    progress = Progress(Transfer(1))
+    progress.steps += [Step(number, f"step {number} " + "word " * 20) for number in range(10)]
+    console = Console(file=stream, width=80, height=20, force_terminal=True)
+    with LiveView(console, progress, lambda _name: None):
+        while_running = stream.getvalue()
+    assert "step 9 " in while_running
+    assert "step 0 " not in while_running
+    assert "..." not in while_running
+    assert while_running.count("\n") < 20
+    assert "step 0 " in stream.getvalue()
+
+
+def test_terminal_too_low_for_any_step_shows_none() -> None:
+    progress = Progress(Transfer(1))
+    progress.steps.append(Step(0.0, "a step"))
+    console = Console(file=io.StringIO(), width=80, height=3)
+    with console.capture() as captured:
+        console.print(render(progress, lambda _name: None, is_cut=True))
+    assert "a step" not in captured.get()
+
+
+def test_long_step_goes_on_below_its_own_words() -> None:
+    progress = Progress(Transfer(1))
+    progress.steps.append(Step(1.0, "word " * 30))
+    rows = [line for line in drawn({}, progress).splitlines() if "word" in line]
+    assert len({line.index("word") for line in rows}) == 1
+
+
 @pytest.mark.parametrize(
     ("samples", "rate"),
     [

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Protocol, Self, TextIO
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
@@ -27,6 +27,12 @@ from ztna.v1 import control_pb2
 
 # Rendering takes a few milliseconds of a core that the daemons need too.
 REFRESH_PER_SECOND = 5
+
+# The panel's borders and its padding, above and below.
+FRAME_LINES = 4
+
+# A step's mark and time, with the spaces behind them.
+STEP_INDENT = 11
 
 StatusReader = Callable[[str], control_pb2.DaemonStatus | None]
 
@@ -74,9 +80,10 @@ class LiveView:
     """A screen that is drawn anew several times a second from the daemons' latest status."""
 
     def __init__(self, console: Console, progress: Progress, read: StatusReader) -> None:
+        self._is_over = False
         self._live = Live(
             console=console,
-            get_renderable=lambda: render(progress, read),
+            get_renderable=lambda: render(progress, read, is_cut=not self._is_over),
             refresh_per_second=REFRESH_PER_SECOND,
             redirect_stderr=False,
         )
@@ -91,6 +98,7 @@ class LiveView:
         exception: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._is_over = True
         self._live.stop()
 
     def step(self, step: Step) -> None:
@@ -99,21 +107,40 @@ class LiveView:
         self._live.refresh()
 
 
-def render(progress: Progress, read: StatusReader) -> RenderableType:
-    """The whole screen."""
+def render(progress: Progress, read: StatusReader, *, is_cut: bool = False) -> RenderableType:
+    """The whole screen; `is_cut` leaves out the oldest steps where the terminal is too low for all."""
     return Panel(
-        Group(
-            _facts(read),
-            Text(),
-            _transfer(progress),
-            Text(),
-            *(_step(step) for step in progress.steps),
-        ),
+        _Story(Group(_facts(read), Text(), _transfer(progress), Text()), progress.steps, is_cut=is_cut),
         title="[bold]ztna demo[/bold]",
         subtitle=f"{progress.elapsed_s:.1f} s",
         box=box.ROUNDED,
         padding=(1, 2),
     )
+
+
+class _Story:
+    """What there is to know now, and below it the steps that led there."""
+
+    def __init__(self, head: RenderableType, steps: Sequence[Step], *, is_cut: bool) -> None:
+        self._head = head
+        self._steps = steps
+        self._is_cut = is_cut
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self._head
+        yield _steps(self._that_fit(console, options) if self._is_cut else self._steps)
+
+    def _that_fit(self, console: Console, options: ConsoleOptions) -> Sequence[Step]:
+        """The newest steps that leave the whole panel on the terminal."""
+        room = options.size.height - FRAME_LINES - len(console.render_lines(self._head, options))
+        width = max(1, options.max_width - STEP_INDENT)
+        count = 0
+        for step in reversed(self._steps):
+            room -= len(Text(step.text).wrap(console, width))
+            if room < 0:
+                break
+            count += 1
+        return self._steps[len(self._steps) - count :]
 
 
 def _facts(read: StatusReader) -> Table:
@@ -149,6 +176,12 @@ def _transfer(progress: Progress) -> Table:
     return table
 
 
-def _step(step: Step) -> Text:
-    mark = Text("✗ ", style="bold red") if step.is_failure else Text("✓ ", style="green")
-    return mark.append(f"{step.at_s:5.1f} s  ", style="dim").append(step.text, style="default")
+def _steps(steps: Sequence[Step]) -> Table:
+    table = Table.grid(padding=(0, 1))
+    table.add_column(no_wrap=True)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for step in steps:
+        mark = Text("✗", style="bold red") if step.is_failure else Text("✓", style="green")
+        table.add_row(mark, f"{step.at_s:5.1f} s ", step.text)
+    return table
