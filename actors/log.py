@@ -36,6 +36,9 @@ IPV4_PREFIX = 24
 IPV6_PREFIX = 48
 """What redaction leaves of an address: the customary size of one site, which still tells networks apart."""
 
+QUIET_LIBRARIES: Final = {"quic": logging.ERROR}
+"""The warnings of aioquic are the errors that it closes connections for; whoever drives one logs the reason."""
+
 _LEVELS: Final = {
     LogLevel.DEBUG: logging.DEBUG,
     LogLevel.INFO: logging.INFO,
@@ -239,6 +242,8 @@ def _route_standard_logging() -> None:
         root.removeHandler(handler)
     root.addHandler(_Forwarder())
     root.setLevel(LIBRARY_LEVEL)
+    for library, level in QUIET_LIBRARIES.items():
+        logging.getLogger(library).setLevel(level)
 
 
 def _writer_factory(stream: TextIO) -> Callable[..., _Writer]:

@@ -108,7 +108,7 @@ class SessionTable(Concern):
     def session_revoked(self, message: signaling_client_pb2.SessionRevoked) -> None:
         """An intermediate says that a session is over."""
         self.log.info(
-            "session_table.session_revoked",
+            "session_table.session_ended",
             session=message.session_id.hex(),
             code=message.code,
             detail=message.message,
