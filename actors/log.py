@@ -37,7 +37,7 @@ IPV6_PREFIX = 48
 """What redaction leaves of an address: the customary size of one site, which still tells networks apart."""
 
 QUIET_LIBRARIES: Final = {"quic": logging.ERROR}
-"""The warnings of aioquic are the errors that it closes connections for; whoever drives one logs the reason."""
+"""The warnings of aioquic are the errors it closes connections for; whoever drives one logs the reason."""
 
 _LEVELS: Final = {
     LogLevel.DEBUG: logging.DEBUG,
