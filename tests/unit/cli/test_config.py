@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import re
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +12,25 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
+from ztna.access.identity import Role
 from ztna.cli.config import config, config_options
+from ztna.pki.authority import DAY_S
+from ztna.pki.files import PkiDirectory
+
+
+def equip(directory: Path, role: Role, *, days: int = 365) -> None:
+    """Put the credentials of a node called `agent-1` there."""
+    pki = PkiDirectory(directory / f"pki-{role.value}")
+    pki.init("demo.test", time.time())
+    issued = pki.issue(role, "agent-1", time.time(), days * DAY_S, out=directory)
+    issued.certificate.rename(directory / "node.crt")
+    issued.key.rename(directory / "node.key")
 
 
 @pytest.fixture
 def agent(tmp_path: Path) -> dict[str, Any]:
-    """The content of an agent's file whose PEM files exist, with the modes that they should have."""
-    for name in ("node.crt", "node.key", "ca.crt", "crl.pem"):
-        (tmp_path / name).write_text("PEM", encoding="ascii")
-        (tmp_path / name).chmod(0o600)
+    """The content of an agent's file, with credentials as they should be."""
+    equip(tmp_path, Role.AGENT)
     return {
         "node": {"id": "agent-1", "cert": "node.crt", "key": "node.key", "ca": "ca.crt", "crl": "crl.pem"},
         "intermediates": [{"id": "i", "quic": "relay.example:4433", "grpc": "relay.example:4434"}],
@@ -38,7 +51,31 @@ class TestCheck:
         result = run(tmp_path, agent, "check")
         assert result.exit_code == 0, result.output
         assert result.stderr == ""
-        assert result.stdout == f"{tmp_path}/ztna.yaml: fine, for the agent agent-1\n"
+        (row,) = PkiDirectory(tmp_path / "pki-agent").records()
+        until = datetime.fromtimestamp(row.not_after, tz=UTC).date()
+        words = f"fine, for the agent agent-1 (certificate until {until})"
+        assert result.stdout == f"{tmp_path}/ztna.yaml: {words}\n"
+
+    def test_certificate_that_ends_soon_is_a_warning(self, tmp_path: Path, agent: dict[str, Any]) -> None:
+        (tmp_path / "pki").mkdir()
+        equip(tmp_path / "pki", Role.AGENT, days=29)
+        for name in ("node.crt", "node.key", "ca.crt", "crl.pem"):
+            (tmp_path / "pki" / name).replace(tmp_path / name)
+        result = run(tmp_path, agent, "check")
+        assert result.exit_code == 0
+        assert re.match(r"warning: node\.cert: expires on \d{4}-\d\d-\d\d; issue another", result.stderr)
+
+    def test_certificate_of_another_node_is_exit_code_3(self, tmp_path: Path, agent: dict[str, Any]) -> None:
+        agent["node"]["id"] = "agent-2"
+        result = run(tmp_path, agent, "check")
+        assert (result.exit_code, result.stdout) == (3, "")
+        assert "is the certificate of agent 'agent-1', and `node.id` is 'agent-2'" in result.stderr
+
+    def test_file_without_a_certificate_is_exit_code_2(self, tmp_path: Path, agent: dict[str, Any]) -> None:
+        (tmp_path / "ca.crt").write_text("no PEM", encoding="ascii")
+        result = run(tmp_path, agent, "check")
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert result.stderr == f"node.ca: {tmp_path}/ca.crt holds no PEM certificate\n"
 
     def test_every_fault_is_listed_and_exit_code_is_2(self, tmp_path: Path, agent: dict[str, Any]) -> None:
         agent["log"] = {"level": "loud", "color": True}
@@ -99,6 +136,7 @@ class TestCheck:
         assert line.startswith(f"warning: {warning}")
 
     def test_weak_intermediate_is_warned_of(self, tmp_path: Path, agent: dict[str, Any]) -> None:
+        equip(tmp_path, Role.INTERMEDIATE)
         content = {"node": agent["node"], "quic": {"listen": ["127.0.0.1:4433"]}}
         result = run(tmp_path, content, "check")
         assert result.exit_code == 0
@@ -112,6 +150,7 @@ class TestCheck:
         unclear = run(tmp_path, agent, "check")
         assert unclear.exit_code == 2
         assert "cannot tell which daemon this is for" in unclear.stderr
+        equip(tmp_path, Role.CONNECTOR)
         assert run(tmp_path, agent, "check", "--kind", "connector").exit_code == 0
         assert run(tmp_path, agent, "check", "--kind", "router").exit_code == 2
 
