@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Mapping
 from enum import IntEnum
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -32,6 +33,11 @@ from ztna.settings import DaemonKind, DaemonSettings
 
 # Peers are told, and the process is gone, within 5 s: the actors have most of it, stray I/O the rest.
 DRAIN_LIMIT_S = 4.0
+DAY_S = 86_400.0
+
+# A month, as `ztna config check` has it: long enough for whoever issues certificates to be on holiday.
+CERTIFICATE_WARNING_S = 30 * DAY_S
+
 FLUSH_LIMIT_S = 0.5
 
 
@@ -60,6 +66,9 @@ class Plan(Protocol):
 
     def is_revocation_list_overdue(self, now_wall: float) -> bool:
         """Whether the CA should have signed a newer list by now; the present one is honoured all the same."""
+
+    def certificate_ends_at(self) -> float:
+        """Unix seconds at which the node's own certificate expires."""
 
 
 class Node:
@@ -152,13 +161,13 @@ async def _run(settings: DaemonSettings, plan: Plan) -> int:
             )
         else:
             log.info("daemon.credentials_reloaded")
-            _warn_of_overdue_list(io, plan, log)
+            _warn_of_dates(io, plan, log)
 
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signal_number, stop, signal_number)
     loop.add_signal_handler(signal.SIGHUP, reload)
     log.info("daemon.starting", version=__version__, pid=os.getpid())
-    _warn_of_overdue_list(io, plan, log)
+    _watch_dates(io, plan, log)
     node.start()
     await ended.wait()
     if node.give_up_reason:
@@ -167,9 +176,23 @@ async def _run(settings: DaemonSettings, plan: Plan) -> int:
     return ExitStatus.OK
 
 
-def _warn_of_overdue_list(io: Io, plan: Plan, log: structlog.typing.FilteringBoundLogger) -> None:
-    if plan.is_revocation_list_overdue(io.wall_time()):
+def _warn_of_dates(io: Io, plan: Plan, log: structlog.typing.FilteringBoundLogger) -> None:
+    """Say what is about to stop working, or should be newer; now, and once a day from now on."""
+    now_wall = io.wall_time()
+    if plan.is_revocation_list_overdue(now_wall):
         log.warning("daemon.revocation_list_overdue", remedy="sign it again with `ztna pki crl`")
+    left_s = plan.certificate_ends_at() - now_wall
+    if left_s < CERTIFICATE_WARNING_S:
+        log.warning(
+            "daemon.certificate_ends_soon",
+            days_left=round(left_s / DAY_S, 1),
+            remedy="issue a new one with `ztna pki issue --force`, then send SIGHUP",
+        )
+
+
+def _watch_dates(io: Io, plan: Plan, log: structlog.typing.FilteringBoundLogger) -> None:
+    _warn_of_dates(io, plan, log)
+    io.call_at(io.time() + DAY_S, partial(_watch_dates, io, plan, log))
 
 
 def _report_failure(node: Node, log: structlog.typing.FilteringBoundLogger) -> int:

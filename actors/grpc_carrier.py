@@ -26,6 +26,8 @@ MAX_QUEUED_FRAMES = 1024
 
 CLOSE_GRACE_S = 0.5
 
+WRITE_CROSSED_END = "Internal error from Core"
+
 _OPTIONS: list[tuple[str, str | int]] = [
     ("grpc.max_receive_message_length", MAX_FRAME_BYTES),
     ("grpc.max_send_message_length", MAX_FRAME_BYTES),
@@ -150,7 +152,11 @@ class GrpcCarrier:
             code, detail = error.code(), error.details() or ""
         except asyncio.CancelledError:
             code, detail = grpc.StatusCode.CANCELLED, ""
-        reason = "stream_ended" if code is grpc.StatusCode.OK else code.name.lower()
+        # A write that crosses the end of the stream makes gRPC forget the status that the other side gave.
+        is_lost = code is grpc.StatusCode.INTERNAL and detail == WRITE_CROSSED_END
+        if is_lost:
+            detail = "the intermediate ended the stream"
+        reason = "stream_ended" if is_lost or code is grpc.StatusCode.OK else code.name.lower()
         fault = certificate_fault(detail) if code is grpc.StatusCode.UNAVAILABLE else ""
         words = in_words(detail)
         if fault:

@@ -155,6 +155,10 @@ class NodePlan:
         """Whether the CA should have signed a newer list by now."""
         return _is_overdue(self._credentials, now_wall)
 
+    def certificate_ends_at(self) -> float:
+        """Unix seconds at which the node's own certificate expires."""
+        return self._credentials.certificate_chain[0].not_valid_after_utc.timestamp()
+
     def specs(self, node: Node) -> list[ChildSpec]:
         """The children of the node, in dependency order."""
         settings = self._settings
@@ -369,6 +373,10 @@ class IntermediatePlan:
     def is_revocation_list_overdue(self, now_wall: float) -> bool:
         """Whether the CA should have signed a newer list by now."""
         return _is_overdue(self._credentials, now_wall)
+
+    def certificate_ends_at(self) -> float:
+        """Unix seconds at which the node's own certificate expires."""
+        return self._credentials.certificate_chain[0].not_valid_after_utc.timestamp()
 
     def specs(self, node: Node) -> list[ChildSpec]:
         """The children of the node, in dependency order."""

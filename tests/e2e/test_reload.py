@@ -81,3 +81,13 @@ def test_faulty_file_changes_nothing(site: Site) -> None:
     for name in ("agent-1", "connector-1", "intermediate-1"):
         reload(deployment, name, "daemon.reload_failed")
     assert download(site.tcp_port, MIB) == content_digest(MIB)
+
+
+def test_certificate_that_ends_within_a_month_is_warned_of_at_start(configured_site: Site) -> None:
+    deployment = configured_site.deployment
+    daemon = deployment.daemons["agent-1"]
+    issue = ("pki", "issue", "agent", "agent-1", "--dir", str(deployment.directory / "pki"))
+    deployment.ztna(*issue, "--out", str(deployment.directory / "agent-1"), "--days", "7", "--force")
+    deployment.start("agent-1")
+    deployment.wait_for("agent-1", lambda status: status["uptime_s"] >= 0, "the control socket")
+    assert "daemon.certificate_ends_soon" in daemon.log_tail(100)

@@ -177,7 +177,14 @@ class AttachmentClient:
         self, reason: str, detail: str, now: float, *, is_authentication_failure: bool = False
     ) -> None:
         """The carrier broke, or could not be opened."""
-        self._lose(reason, detail, now, is_clean=False, is_authentication_failure=is_authentication_failure)
+        # A refusal is no outage: asking again soon only fills the logs of both.
+        self._lose(
+            reason,
+            detail,
+            now,
+            is_clean=is_authentication_failure,
+            is_authentication_failure=is_authentication_failure,
+        )
 
     def handle_accepted(self, now: float) -> bool:
         """AttachAccepted came and its proof holds; False when nobody waits for it."""
