@@ -410,6 +410,9 @@ class RelayHub:
             return
         target.queue.enqueue(destination.session_id, frame.pack(destination.channel, packet), now)
         self._touched[target.number] = target
+        if len(target.queue) >= MAX_DATAGRAMS_PENDING:
+            # In portions, so that a batch overflows the queue only when the leg really cannot keep up.
+            self._feed(target, now)
         self.counters.packets_relayed += 1
         self.counters.bytes_relayed += size
 
@@ -525,7 +528,8 @@ class RelayHub:
         self._bound.pop(leg.attach_id, None)
         leg.attach_id = b""
 
-    def _transmit(self, leg: _Leg, now: float) -> None:
+    def _feed(self, leg: _Leg, now: float) -> None:
+        """Move packets from a leg's queue into its connection, as far as that takes them, and send."""
         connection = leg.connection
         sent: list[tuple[bytes, tuple[str, int]]] = []
         while True:
@@ -538,6 +542,10 @@ class RelayHub:
                 break
         if sent:
             self._send(leg, sent)
+
+    def _transmit(self, leg: _Leg, now: float) -> None:
+        connection = leg.connection
+        self._feed(leg, now)
         # Connection IDs are issued, and deaths noticed, while packets are written.
         for event in connection.events():
             self._take_event(leg, event)
