@@ -276,6 +276,21 @@ def test_packets_pass_both_ways_under_the_channel_of_each_leg(site: Site) -> Non
     assert [(each.session_id, each.packets) for each in figures.sessions] == [(SESSION, 101)]
 
 
+def test_batch_longer_than_the_queue_passes_whole_while_the_leg_keeps_up(site: Site) -> None:
+    agent, connector, agent_channel, _ = site.joined()
+    site.sent.clear()
+    count = 2 * MAX_QUEUED_PACKETS_PER_SESSION + 20
+    for _ in range(count):
+        agent.connection.send_datagram(frame.pack(agent_channel, b"x" * 1200))
+    packets = agent.connection.transmit(site.now)
+    assert len(packets) == count
+    owner = site.table.owner_of(destination_cid(packets[0]) or b"")
+    remote = types_pb2.TransportAddress(host=agent.address.host, port=agent.address.port)
+    site.tell(udp_socket_pb2.DatagramsReceived(remote=remote, connection=owner or 0, datagrams=packets))
+    to_connector = [m for m in site.sent if m.remote.port == connector.address.port]
+    assert sum(len(message.datagrams) for message in to_connector) == count
+
+
 def test_batch_for_one_leg_leaves_in_one_message(site: Site) -> None:
     agent, connector, agent_channel, _ = site.joined()
     site.sent.clear()
