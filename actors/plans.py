@@ -105,17 +105,27 @@ def _credentials(settings: DaemonSettings) -> Credentials:
     return load_credentials(settings.node, _ROLES[settings.kind], time.time())
 
 
-def _reload_credentials(settings: DaemonSettings, credentials: Credentials) -> None:
-    """Read the node's files again; what is judged from now on is judged by them.
+class _CredentialFiles:
+    """What every plan does with the files of its node's identity."""
 
-    Raises `ConfigError` or `AuthenticationError`, naming the file at fault; then nothing has changed.
-    """
-    credentials.adopt(_credentials(settings))
+    _settings: DaemonSettings
+    _credentials: Credentials
 
+    def reload(self) -> None:
+        """Read the node's files again; what is judged from now on is judged by them.
 
-def _is_overdue(credentials: Credentials, now_wall: float) -> bool:
-    revocation = credentials.verifier.revocation
-    return revocation is not None and revocation.is_stale(now_wall)
+        Raises `ConfigError` or `AuthenticationError`, naming the file at fault; then nothing has changed.
+        """
+        self._credentials.adopt(_credentials(self._settings))
+
+    def is_revocation_list_overdue(self, now_wall: float) -> bool:
+        """Whether the CA should have signed a newer list by now."""
+        revocation = self._credentials.verifier.revocation
+        return revocation is not None and revocation.is_stale(now_wall)
+
+    def certificate_ends_at(self) -> float:
+        """Unix seconds at which the node's own certificate expires."""
+        return self._credentials.certificate_chain[0].not_valid_after_utc.timestamp()
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,27 +147,15 @@ class _Scopes:
         self.node.supervisor.stop_scope(session_id.hex())
 
 
-class NodePlan:
+class NodePlan(_CredentialFiles):
     """What agent and connector have in common."""
 
     wiring: Wiring
     is_client: bool
 
     def __init__(self, settings: PeerDaemonSettings, credentials: Credentials) -> None:
-        self._settings = settings
+        self._settings: PeerDaemonSettings = settings
         self._credentials = credentials
-
-    def reload(self) -> None:
-        """Read the node's files again; what is judged from now on is judged by them."""
-        _reload_credentials(self._settings, self._credentials)
-
-    def is_revocation_list_overdue(self, now_wall: float) -> bool:
-        """Whether the CA should have signed a newer list by now."""
-        return _is_overdue(self._credentials, now_wall)
-
-    def certificate_ends_at(self) -> float:
-        """Unix seconds at which the node's own certificate expires."""
-        return self._credentials.certificate_chain[0].not_valid_after_utc.timestamp()
 
     def specs(self, node: Node) -> list[ChildSpec]:
         """The children of the node, in dependency order."""
@@ -353,7 +351,7 @@ class ConnectorPlan(NodePlan):
         return ConnectorStatusBoard(context, BoardSettings.of(self._connector), node.supervisor.children)
 
 
-class IntermediatePlan:
+class IntermediatePlan(_CredentialFiles):
     """An intermediate: signaling, relay, address discovery."""
 
     wiring = topology.INTERMEDIATE
@@ -362,21 +360,9 @@ class IntermediatePlan:
         self, settings: IntermediateSettings, credentials: Credentials, *, has_grpc: bool = True
     ) -> None:
         """`has_grpc=False` leaves signaling to the QUIC legs alone, as in simulation."""
-        self._settings = settings
+        self._settings: IntermediateSettings = settings
         self._credentials = credentials
         self._has_grpc = has_grpc
-
-    def reload(self) -> None:
-        """Read the node's files again; what is judged from now on is judged by them."""
-        _reload_credentials(self._settings, self._credentials)
-
-    def is_revocation_list_overdue(self, now_wall: float) -> bool:
-        """Whether the CA should have signed a newer list by now."""
-        return _is_overdue(self._credentials, now_wall)
-
-    def certificate_ends_at(self) -> float:
-        """Unix seconds at which the node's own certificate expires."""
-        return self._credentials.certificate_chain[0].not_valid_after_utc.timestamp()
 
     def specs(self, node: Node) -> list[ChildSpec]:
         """The children of the node, in dependency order."""
