@@ -12,6 +12,7 @@ import errno
 import socket
 from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias, cast
+from urllib.parse import unquote
 
 import grpc
 from grpc import aio
@@ -159,7 +160,8 @@ class GrpcSignalingServer(signaling_pb2_grpc.SignalingServiceServicer):
         """Serve one node."""
         del request_iterator  # `context.read` takes frames one at a time
         presented = next(iter(context.auth_context().get("x509_pem_cert", ())), b"")
-        await GrpcStream(presented, context.peer(), self._max_queued).serve(context, self._owner)
+        remote = remote_text(context.peer())
+        await GrpcStream(presented, remote, self._max_queued).serve(context, self._owner)
 
     async def _start(self) -> None:
         await self._server.start()
@@ -170,6 +172,11 @@ class GrpcSignalingServer(signaling_pb2_grpc.SignalingServiceServicer):
         await start
         await self._health.enter_graceful_shutdown()
         await self._server.stop(STOP_GRACE_S)
+
+
+def remote_text(peer: str) -> str:
+    """`host:port` of what gRPC calls `ipv4:host:port` or `ipv6:%5Bhost%5D:port`."""
+    return unquote(peer.partition(":")[2])
 
 
 def _check_bindable(address: TransportAddress) -> None:

@@ -61,12 +61,21 @@ class IntermediateStatusBook(StatusBook):
         self._registry = registry_pb2.RegistryStatistics()
         self._sessions = session_manager_pb2.SessionsStatistics()
         self._relay = quic_relay_pb2.RelayStatistics()
+        self._superseded_total = 0
         self._counts: dict[tuple[str, str], int] = {}
 
     def node_attached(self, message: signaling_service_pb2.NodeAttached) -> None:
         """A node attached, perhaps in place of its former attachment."""
         self._nodes.pop(message.superseded_attach_id, None)
         self._nodes[message.attach_id] = _Node(message.node, message.carrier, self.now)
+        if message.superseded_remote:
+            who = f"{_ROLES.get(message.node.role, 'node')} {message.node.id}"
+            self.problems.note(
+                "signaling_service.node_superseded",
+                f"{who} attached from {message.remote} while attached from {message.superseded_remote}: "
+                "do two processes use one certificate?",
+                self.wall,
+            )
 
     def node_detached(self, message: signaling_service_pb2.NodeDetached) -> None:
         """A node is gone."""
@@ -86,17 +95,22 @@ class IntermediateStatusBook(StatusBook):
 
     def signaling_statistics(self, message: signaling_service_pb2.SignalingStatistics) -> None:
         """Totals of signaling."""
+        self._superseded_total = message.superseded_total
+        self.note_refusals("signaling", message.refused)
         self._note_increases("signaling_service.refused", "signaling refused", message.refused)
 
     def registry_statistics(self, message: registry_pb2.RegistryStatistics) -> None:
         """The registered services."""
         self._registry = message
+        self.note_refusals("registration", message.rejections)
+        self.note_refusals("session_request", message.session_refusals)
         self._note_increases("registry.rejected", "registrations rejected", message.rejections)
         self._note_increases("registry.session_refused", "sessions refused", message.session_refusals)
 
     def sessions_statistics(self, message: session_manager_pb2.SessionsStatistics) -> None:
         """The sessions."""
         self._sessions = message
+        self.note_refusals("session", message.refused)
         self._note_increases("session_manager.refused", "sessions refused", message.refused)
 
     def relay_statistics(self, message: quic_relay_pb2.RelayStatistics) -> None:
@@ -146,6 +160,7 @@ class IntermediateStatusBook(StatusBook):
         yield Sample("datagrams_relayed_total", self._relay.packets_relayed)
         yield Sample("registrations_total", self._registry.registrations)
         yield Sample("registration_rejections_total", sum(self._registry.rejections.values()))
+        yield Sample("superseded_total", self._superseded_total)
         yield Sample("signaling_sessions_total", self._sessions.opened_total)
         yield Sample("retry_tokens_validated_total", self._relay.retry_tokens_validated)
         yield Sample("retry_token_failures_total", failures)

@@ -78,6 +78,7 @@ CATALOGUE: Final[tuple[MetricSpec, ...]] = (
     MetricSpec("attached_nodes", GAUGE, "Nodes that are attached", daemons="intermediate"),
     MetricSpec("loop_lag_seconds", GAUGE, "How late the event loop ran its last one-second timer"),
     MetricSpec("dropped_total", COUNTER, "Datagrams dropped or refused", ("reason", "place")),
+    MetricSpec("refusals_total", COUNTER, "What peers asked for and were refused", ("reason", "place")),
     MetricSpec("udp_datagrams_received_total", COUNTER, "UDP datagrams received"),
     MetricSpec("udp_datagrams_sent_total", COUNTER, "UDP datagrams sent"),
     MetricSpec("udp_bytes_received_total", COUNTER, "UDP payload bytes received"),
@@ -93,6 +94,12 @@ CATALOGUE: Final[tuple[MetricSpec, ...]] = (
     MetricSpec("registrations_total", COUNTER, "Services registered by connectors", daemons="intermediate"),
     MetricSpec(
         "registration_rejections_total", COUNTER, "Registrations that were rejected", daemons="intermediate"
+    ),
+    MetricSpec(
+        "superseded_total",
+        COUNTER,
+        "Attachments cut off because their identity attached again",
+        daemons="intermediate",
     ),
     MetricSpec("signaling_sessions_total", COUNTER, "Sessions set up by signaling", daemons="intermediate"),
     MetricSpec(

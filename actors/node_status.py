@@ -28,6 +28,19 @@ _ENDED_ON_PURPOSE: Final = frozenset(
 )
 """Ends of a session that somebody wanted: no problem."""
 
+_OUTAGES: Final = frozenset(
+    {
+        CloseReason.IDLE_TIMEOUT,
+        CloseReason.HANDSHAKE_TIMEOUT,
+        CloseReason.INTERNAL_ERROR,
+        "max_offline",
+        "peer_lost",
+        "service_sockets_lost",
+        "superseded",
+    }
+)
+"""Ends that are nobody's fault, or our own: the peer was refused nothing."""
+
 
 @dataclass(slots=True)
 class IntermediateState:
@@ -189,6 +202,7 @@ class NodeStatusBook(StatusBook):
     def flow_refused(self, message: service_port_pb2.FlowRefusedReported) -> None:
         """The connector refused a connection or flow."""
         who = self._refused(message.peer_id)
+        self.count_refusal(self._service_actor, message.code)
         reason = sentence(message.code, message.message)
         self.problems.note(
             f"{self._service_actor}.flow_refused", f"service {message.service}: {who}: {reason}", self.wall
@@ -211,6 +225,8 @@ class NodeStatusBook(StatusBook):
             return
         reason = sentence(message.reason, message.message)
         who = peer or message.session_id.hex()[:8]
+        if not message.is_remote and message.reason not in _OUTAGES:
+            self.count_refusal("session", message.reason)
         self.problems.note("quic_session.session_closed", f"session with {who}: {reason}", self.wall)
 
     def session_statistics(self, message: quic_session_pb2.SessionStatistics) -> None:

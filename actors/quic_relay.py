@@ -226,6 +226,7 @@ class QuicRelay(Concern):
                         connection=effect.connection,
                         is_open=effect.is_open,
                         certificate=effect.peer.certificate.public_bytes(Encoding.DER),
+                        remote=str(effect.remote),
                     )
                 )
             case effects.ControlReceived():
@@ -283,7 +284,14 @@ class QuicRelay(Concern):
 
     def _answer_hello(self, effect: effects.HelloAnswered) -> None:
         if effect.rejection:
-            self._hello_log.note(self.now, (effect.rejection,), reason=effect.rejection)
+            identity = effect.peer.identity
+            self._hello_log.note(
+                self.now,
+                (str(identity), effect.rejection),
+                peer_id=identity.id,
+                role=identity.role.value,
+                reason=effect.rejection,
+            )
             rejected = relay_pb2.LegRejected(reason=effect.rejection)
             self._send_control(effect.connection, relay_pb2.LegFrame(rejected=rejected))
             return

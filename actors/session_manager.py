@@ -82,6 +82,9 @@ class SessionManager(Concern):
         self._resumptions = Resumptions(GrantOpener(credentials), 2 * max_sessions, self.now)
         self._deferred: list[registry_pb2.ConnectorChosen] = []
         self._refusal_log = BurstLog(self.log, "session_manager.session_refused")
+        self._grant_log = BurstLog(self.log, "session_manager.resume_refused")
+        self._resume_log = BurstLog(self.log, "session_manager.session_not_resumed")
+        self._logs = (self._refusal_log, self._grant_log, self._resume_log)
         self._is_changed = False
         self._report_at = self.now
 
@@ -135,7 +138,8 @@ class SessionManager(Concern):
         """Drive the core, bring more sessions back, and report."""
         self._core.handle_timeout(now)
         self._resume()
-        self._refusal_log.handle_timeout(now)
+        for log in self._logs:
+            log.handle_timeout(now)
         if self._is_changed and now >= self._report_at:
             self._report(now)
 
@@ -145,7 +149,7 @@ class SessionManager(Concern):
             self._core.next_deadline(),
             self._resumptions.next_deadline(),
             self._report_at if self._is_changed else None,
-            self._refusal_log.next_deadline(),
+            *(log.next_deadline() for log in self._logs),
         )
         return min((each for each in deadlines if each is not None), default=None)
 
@@ -153,7 +157,7 @@ class SessionManager(Concern):
         now_wall = self.io.wall_time()
         for verified in self._resumptions.proceed(self.now, now_wall):
             for session_id, reason in verified.rejected:
-                self._log("session_manager.resume_refused", session_id, reason=reason)
+                self._note(self._grant_log, verified.attach_id, reason, session_id)
             rejected = [session_id for session_id, _ in verified.rejected]
             self._core.handle_resumed(verified.attach_id, verified.resumed, rejected, self.now, now_wall)
         deferred, self._deferred = self._deferred, []
@@ -225,12 +229,16 @@ class SessionManager(Concern):
                     )
                 )
             case effects.Ended():
-                self._log(
-                    "session_manager.session_ended",
-                    effect.session_id,
-                    code=effect.code.value,
-                    reason=effect.message,
-                )
+                if effect.is_refusal:
+                    code, session_id = effect.code.value, effect.session_id
+                    self._note(self._resume_log, effect.attach_id, code, session_id, reason=effect.message)
+                else:
+                    self._log(
+                        "session_manager.session_ended",
+                        effect.session_id,
+                        code=effect.code.value,
+                        reason=effect.message,
+                    )
                 frame = signaling_pb2.SignalingFrame(
                     session_ended=signaling_pb2.SessionEnded(
                         session_id=effect.session_id,
@@ -239,13 +247,8 @@ class SessionManager(Concern):
                     )
                 )
             case effects.Failed():
-                self._refusal_log.note(
-                    self.now,
-                    (effect.attach_id.hex(), effect.code.value),
-                    session_id=effect.session_id.hex(),
-                    code=effect.code.value,
-                    reason=effect.message,
-                )
+                code, session_id = effect.code.value, effect.session_id
+                self._note(self._refusal_log, effect.attach_id, code, session_id, reason=effect.message)
                 frame = signaling_pb2.SignalingFrame(
                     error=signaling_pb2.SignalingError(
                         code=translate.code_to_proto(effect.code),
@@ -291,6 +294,18 @@ class SessionManager(Concern):
 
     def _send(self, attach_id: bytes, frame: signaling_pb2.SignalingFrame) -> None:
         self.emit(signaling_service_pb2.SendFrame(attach_id=attach_id, frame=frame))
+
+    def _note(self, log: BurstLog, attach_id: bytes, code: str, session_id: bytes, **facts: object) -> None:
+        """Log a refusal, once per burst, with whose it was."""
+        party = self._core.party_of(attach_id)
+        log.note(
+            self.now,
+            (attach_id.hex(), code),
+            peer=str(party) if party else "",
+            session_id=session_id.hex(),
+            code=code,
+            **facts,
+        )
 
     def _log(self, event: str, session_id: bytes, **facts: object) -> None:
         self.log.info(event, session_id=session_id.hex(), **facts)

@@ -33,6 +33,9 @@ MAX_RESUME_BYTES = MAX_FRAME_BYTES - 1024
 # Tag and length of each entry.
 RESUME_OVERHEAD_BYTES = 4
 
+# Words of an intermediate for a log line.
+MAX_REASON_CHARACTERS = 200
+
 SESSION_ID_BYTES = 16
 FINGERPRINT_BYTES = 32
 
@@ -374,7 +377,8 @@ class SignalingClient(Concern):
     def _error(self, frame: signaling_pb2.SignalingFrame) -> None:
         error = frame.error
         if error.code == signaling_pb2.SIGNALING_CODE_SUPERSEDED:
-            self._core.handle_superseded(self.now)
+            detail = error.message[:MAX_REASON_CHARACTERS] or "another process attached with this identity"
+            self._core.handle_superseded(detail, self.now)
             return
         code = _code_name(error.code)
         if error.request_id and self._core.handle_answered(error.request_id):

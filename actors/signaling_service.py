@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError
 
 from actors import translate
 from actors.base import Concern, Context, loop_callback
+from actors.burst_log import BurstLog
 from actors.credentials import Credentials
 from actors.grpc_signaling import GrpcSignalingServer, GrpcStream, StreamOwner
 from actors.signaling_streams import Introduction, LegCarrier, Stream, StreamCarrier
@@ -113,6 +114,12 @@ class SignalingService(Concern):
         self._recheck_at = self.now + RECHECK_INTERVAL_S
         self._counters: Counter[str] = Counter()
         self._refused: Counter[str] = Counter()
+        # Whoever causes these may do so all the time.
+        self._refusal_log = BurstLog(self.log, "signaling_service.node_refused", is_warning=True)
+        self._abandon_log = BurstLog(self.log, "signaling_service.stream_abandoned", is_warning=True)
+        self._frame_log = BurstLog(self.log, "signaling_service.frame_refused", is_warning=True)
+        self._duplicate_log = BurstLog(self.log, "signaling_service.node_superseded", is_warning=True)
+        self._logs = (self._refusal_log, self._abandon_log, self._frame_log, self._duplicate_log)
         self._is_changed = False
         self._report_at = self.now
 
@@ -148,7 +155,7 @@ class SignalingService(Concern):
             code = grpc.StatusCode.PERMISSION_DENIED if wrong_role else grpc.StatusCode.UNAUTHENTICATED
             stream.close(code, str(error))
             return
-        self._grpc_streams[stream] = self._admit(stream, attachments.Carrier.GRPC, peer, 0)
+        self._grpc_streams[stream] = self._admit(stream, attachments.Carrier.GRPC, peer, stream.remote, 0)
 
     @loop_callback
     def stream_frame(self, stream: GrpcStream, frame: signaling_pb2.SignalingFrame) -> None:
@@ -177,11 +184,12 @@ class SignalingService(Concern):
         try:
             peer = self._judge(translate.chain_from_der([message.certificate]))
         except (AuthenticationError, RemoteProtocolError) as error:
-            self._refuse(error, f"leg {message.connection}")
+            self._refuse(error, message.remote)
             carrier.close()
             return
-        stream = self._admit(carrier, attachments.Carrier.QUIC, peer, message.connection)
-        self._leg_streams[message.connection] = stream
+        self._leg_streams[message.connection] = self._admit(
+            carrier, attachments.Carrier.QUIC, peer, message.remote, message.connection
+        )
 
     def leg_signaling_bytes_received(self, message: quic_relay_pb2.LegSignalingBytesReceived) -> None:
         """Bytes of a leg's signaling stream."""
@@ -220,6 +228,8 @@ class SignalingService(Concern):
         if self._attached and now >= self._recheck_at:
             self._recheck_at = now + RECHECK_INTERVAL_S
             self._recheck_nodes()
+        for log in self._logs:
+            log.handle_timeout(now)
         if self._is_changed and now >= self._report_at:
             self._report(now)
 
@@ -231,6 +241,7 @@ class SignalingService(Concern):
             None if oldest is None else oldest.deadline,
             self._report_at if self._is_changed else None,
             self._recheck_at if self._attached else None,
+            *(log.next_deadline() for log in self._logs),
         )
         return min((each for each in deadlines if each is not None), default=None)
 
@@ -243,14 +254,19 @@ class SignalingService(Concern):
 
     def _refuse(self, error: AuthenticationError | RemoteProtocolError, remote: str) -> None:
         self._count_refusal(error.reason)
-        self.log.warning(
-            "signaling_service.node_refused", remote=remote, reason=error.reason, detail=str(error)
-        )
+        # The detail names whom the certificate is of.
+        key = (error.reason, str(error))
+        self._refusal_log.note(self.now, key, remote=remote, reason=error.reason, detail=str(error))
 
     def _admit(
-        self, carrier: StreamCarrier, kind: attachments.Carrier, peer: VerifiedPeer, connection: int
+        self,
+        carrier: StreamCarrier,
+        kind: attachments.Carrier,
+        peer: VerifiedPeer,
+        remote: str,
+        connection: int,
     ) -> Stream:
-        stream = Stream(carrier, kind, peer, connection, self.now + ATTACH_LIMIT_S)
+        stream = Stream(carrier, kind, peer, connection, self.now + ATTACH_LIMIT_S, remote)
         former = self._pending.get(stream.party.name)
         if former is not None:
             self._abandon(former, Code.SUPERSEDED, "another stream of this node was opened")
@@ -287,16 +303,22 @@ class SignalingService(Concern):
     def _abandon(self, stream: Stream, code: Code, message: str) -> None:
         """Tell a node why its stream ends, and end it; an attachment on it lingers."""
         self._count_refusal(code.value)
-        self.log.warning(
-            "signaling_service.stream_abandoned",
-            peer_id=stream.peer.identity.id,
-            role=stream.peer.identity.role.value,
-            code=code.value,
-            reason=message,
-        )
+        self._note(self._abandon_log, stream, code.value, message)
         self._send_error(stream, code, message)
         self._hang_up(stream, _STATUS.get(code, grpc.StatusCode.INVALID_ARGUMENT), message)
         self._stream_ended(stream)
+
+    def _note(self, log: BurstLog, stream: Stream, code: str, message: str) -> None:
+        identity = stream.peer.identity
+        log.note(
+            self.now,
+            (str(identity), code),
+            peer_id=identity.id,
+            role=identity.role.value,
+            remote=stream.remote,
+            code=code,
+            reason=message,
+        )
 
     def _hang_up(self, stream: Stream, status: grpc.StatusCode, message: str) -> None:
         stream.is_over = True
@@ -341,6 +363,7 @@ class SignalingService(Concern):
             self._abandon(stream, Code.INVALID_MESSAGE, "the first frame must be an AttachRequest")
         elif not self._table.admit_frame(stream.attach_id, self.now):
             self._count_refusal(Code.RATE_LIMITED.value)
+            self._note(self._frame_log, stream, Code.RATE_LIMITED.value, "too many frames")
             self._answer_flood(stream, frame)
         else:
             self._dispatch(stream, frame, body)
@@ -411,7 +434,7 @@ class SignalingService(Concern):
         self._attached[stream.attach_id] = stream
         self._counters["attached_total"] += 1
         stream.carrier.expect(FRAMES_PER_RESUMED_SESSION * len(introduction.event.resume))
-        self._act(introduction)
+        self._act(introduction, stream.remote)
         accepted = signaling_pb2.AttachAccepted(
             attach_id=stream.attach_id,
             certificate_chain=self._credentials.chain_der,
@@ -455,8 +478,10 @@ class SignalingService(Concern):
                     )
                 )
             case _:
+                message = f"{body} is not a node's to send"
                 self._count_refusal(Code.INVALID_MESSAGE.value)
-                self._send_error(stream, Code.INVALID_MESSAGE, f"{body} is not a node's to send")
+                self._note(self._frame_log, stream, Code.INVALID_MESSAGE.value, message)
+                self._send_error(stream, Code.INVALID_MESSAGE, message)
 
     def _want_session(self, stream: Stream, wanted: signaling_pb2.OpenSession) -> None:
         self.emit(
@@ -473,18 +498,18 @@ class SignalingService(Concern):
 
     # Effects
 
-    def _act(self, introduction: Introduction | None = None) -> None:
+    def _act(self, introduction: Introduction | None = None, remote: str = "") -> None:
+        superseded_remote = ""
         for effect in self._table.drain():
             self._is_changed = True
             match effect:
                 case attachments.Attached():
-                    self._announce(effect, introduction)
+                    self._announce(effect, introduction, superseded_remote)
                 case attachments.Superseded():
                     former = self._attached.pop(effect.attach_id, None)
                     if former is not None:
-                        message = "this node attached again elsewhere"
-                        self._send_error(former, Code.SUPERSEDED, message)
-                        self._hang_up(former, grpc.StatusCode.ABORTED, message)
+                        superseded_remote = former.remote
+                        self._supersede(former, remote)
                 case attachments.LegJudgementWanted():
                     self.emit(signaling_service_pb2.JudgeLeg(attach_id=effect.attach_id))
                 case attachments.ServiceUnreachable():
@@ -510,7 +535,25 @@ class SignalingService(Concern):
                         )
                     )
 
-    def _announce(self, effect: attachments.Attached, introduction: Introduction | None) -> None:
+    def _supersede(self, former: Stream, remote: str) -> None:
+        self._counters["superseded_total"] += 1
+        identity = former.peer.identity
+        self._duplicate_log.note(
+            self.now,
+            (str(identity),),
+            peer_id=identity.id,
+            role=identity.role.value,
+            former_remote=former.remote,
+            remote=remote,
+            detail="two processes with one certificate, or one whose former connection broke unnoticed",
+        )
+        message = f"another process attached with this identity, from {remote}"
+        self._send_error(former, Code.SUPERSEDED, message)
+        self._hang_up(former, grpc.StatusCode.ABORTED, message)
+
+    def _announce(
+        self, effect: attachments.Attached, introduction: Introduction | None, superseded_remote: str
+    ) -> None:
         if introduction is None:
             raise LocalProtocolError("a node attached without a request")
         event = introduction.event
@@ -527,7 +570,10 @@ class SignalingService(Concern):
         event.node.CopyFrom(translate.party_to_proto(effect.party))
         event.carrier = effect.carrier.value
         event.superseded_attach_id = effect.superseded
-        event.connection = self._attached[effect.attach_id].connection
+        stream = self._attached[effect.attach_id]
+        event.connection = stream.connection
+        event.remote = stream.remote
+        event.superseded_remote = superseded_remote
         self.emit(event)
 
     def _count_refusal(self, reason: str) -> None:
@@ -544,5 +590,6 @@ class SignalingService(Concern):
                 frames_received=self._counters["frames_received"],
                 frames_sent=self._counters["frames_sent"],
                 refused=self._refused,
+                superseded_total=self._counters["superseded_total"],
             )
         )

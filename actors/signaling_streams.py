@@ -90,13 +90,17 @@ class Introduction:
 
 @dataclass(slots=True, eq=False)
 class Stream:
-    """One stream of a verified node. `attach_id` is empty before its introduction, due by `deadline`."""
+    """One stream of a verified node, who came from `remote` (`host:port`).
+
+    `attach_id` is empty before its introduction, due by `deadline`.
+    """
 
     carrier: StreamCarrier
     kind: Carrier
     peer: VerifiedPeer
     connection: int
     deadline: float
+    remote: str = ""
     attach_id: bytes = b""
     introduction: Introduction | None = None
     sent: int = 0

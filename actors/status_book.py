@@ -7,7 +7,7 @@ they hear of.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Final
@@ -159,6 +159,7 @@ class StatusBook:
         self._addresses: list[types_pb2.TransportAddress] = []
         self._sockets = udp_socket_pb2.SocketStatistics()
         self._drops: dict[tuple[str, str], dict[str, int]] = {}
+        self._refusals: Counter[tuple[str, str]] = Counter()
         self._actors = ActorTotals()
         self.problems = ProblemLog()
         self.loop_lag_s = 0.0
@@ -194,6 +195,16 @@ class StatusBook:
             key = (place, reason)
             if key in self._drops or len(self._drops) < MAX_DROP_REASONS:
                 self._drops.setdefault(key, {})[source] = count
+
+    def note_refusals(self, place: str, refused: Mapping[str, int]) -> None:
+        """Take the totals of a place by reason."""
+        for reason, count in refused.items():
+            if (place, reason) in self._refusals or len(self._refusals) < MAX_DROP_REASONS:
+                self._refusals[place, reason] = count
+
+    def count_refusal(self, place: str, reason: str) -> None:
+        """Count one."""
+        self.note_refusals(place, {reason: self._refusals[place, reason] + 1})
 
     def not_ready_reason(self) -> str:
         """Why the daemon is not ready, in words; empty when it is."""
@@ -237,6 +248,8 @@ class StatusBook:
         yield Sample("udp_bytes_sent_total", self._sockets.bytes_sent)
         for (place, reason), by_source in self._drops.items():
             yield Sample("dropped_total", sum(by_source.values()), (reason, place))
+        for (place, reason), count in self._refusals.items():
+            yield Sample("refusals_total", count, (reason, place))
         self._actors.observe(self._children())
         yield from self._actors.samples()
         yield from self.own_samples()

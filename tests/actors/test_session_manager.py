@@ -6,7 +6,8 @@ from typing import TypeVar
 import pytest
 from google.protobuf.message import Message
 
-from actors import session_manager, translate
+from actors import session_manager, signaling_service, translate
+from actors.burst_log import BURST_S
 from actors.credentials import Credentials, parse_credentials
 from actors.resumption import GRANTS_PER_SLICE
 from actors.session_manager import MAX_REASON_CHARACTERS, SessionManager
@@ -223,6 +224,32 @@ def test_what_only_an_intermediate_sends_is_refused(manager: Manager) -> None:
     frame = Frame(start_punching=signaling_pb2.StartPunching(session_id=opened.session_id))
     ((to, refused),) = manager.send(b"A", frame)
     assert (to, refused.error.code) == (b"A", signaling_pb2.SIGNALING_CODE_NOT_A_PARTY)
+
+
+@pytest.mark.parametrize("body", sorted(signaling_service._SESSION_FRAMES))
+@pytest.mark.parametrize(("role", "name"), [(Role.AGENT, "a2"), (Role.CONNECTOR, "c2")])
+def test_stranger_moves_no_session_and_is_named_once_per_burst(
+    manager: Manager, body: str, role: Role, name: str
+) -> None:
+    _, opened = manager.open()
+    manager.attach(b"X", node(role, name))
+    frame = Frame()
+    getattr(frame, body).session_id = opened.session_id
+    before = len(manager.harness.logs)
+    for _ in range(20):
+        ((to, refused),) = manager.send(b"X", frame)
+        assert (to, refused.error.code) == (b"X", signaling_pb2.SIGNALING_CODE_NOT_A_PARTY)
+    manager.harness.advance(BURST_S)
+    assert [
+        (line["event"], line["peer"], line["code"], line.get("count"))
+        for line in manager.harness.logs[before:]
+    ] == [
+        ("session_manager.session_refused", f"{role.value} {name!r}", "not_a_party", None),
+        ("session_manager.session_refused_repeated", f"{role.value} {name!r}", "not_a_party", 19),
+    ]
+    manager.take()
+    statistics = manager.reports[-1]
+    assert (statistics.refused["not_a_party"], len(statistics.sessions)) == (20, 1)
 
 
 def test_missing_answer_is_reported_to_both(manager: Manager) -> None:

@@ -331,9 +331,11 @@ def test_return_of_the_leg_cuts_the_wait_short() -> None:
 
 def test_superseded_attachment_stays_away() -> None:
     world = World().attached()
-    error = signaling_pb2.SignalingError(code=signaling_pb2.SIGNALING_CODE_SUPERSEDED)
+    words = "another process attached with this identity, from 192.0.2.9:40000"
+    error = signaling_pb2.SignalingError(code=signaling_pb2.SIGNALING_CODE_SUPERSEDED, message=words)
     (detached,) = of(world.hear(Frame(error=error)), signaling_client_pb2.Detached)
     assert (detached.reason, detached.retry_in_s) == ("superseded", 30.0)
+    assert detached.detail == f"{words}; this one stays away for 30 s"
     world.client.advance(29.0)
     assert len(world.dialler.carriers) == 1
 

@@ -9,6 +9,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from google.protobuf.message import Message
 
 from actors import signaling_service, signaling_streams
+from actors.burst_log import BURST_S
 from actors.credentials import parse_credentials
 from actors.signaling_service import ATTACH_LIMIT_S, SignalingService
 from tests.manual_io import ActorHarness, actor_harness
@@ -51,6 +52,7 @@ class World:
                 connection=connection,
                 is_open=True,
                 certificate=node.certificate.public_bytes(Encoding.DER),
+                remote=f"192.0.2.1:{connection}",
             )
         )
 
@@ -281,6 +283,12 @@ def test_flood_is_cut_and_a_wish_in_it_is_answered(agent: Issued) -> None:
     assert (refused.error.code, refused.error.request_id) == (signaling_pb2.SIGNALING_CODE_RATE_LIMITED, 4)
     world.harness.advance(1)
     assert world.take(signaling_service_pb2.SignalingStatistics)[-1].refused["rate_limited"] == 29
+    world.harness.advance(BURST_S)
+    lines = [each for each in world.harness.logs if "frame_refused" in each["event"]]
+    assert [(each["peer_id"], each["code"], each.get("count")) for each in lines] == [
+        ("a1", "rate_limited", None),
+        ("a1", "rate_limited", 28),
+    ]
 
 
 def test_goodbye_detaches_cleanly(agent: Issued) -> None:
@@ -318,10 +326,19 @@ def test_node_that_attaches_elsewhere_supersedes_itself(agent: Issued) -> None:
     former = world.attached(5, agent)
     world.open(6, agent)
     world.send(6, attach_request())
-    assert codes(world.received(5)) == [signaling_pb2.SIGNALING_CODE_SUPERSEDED]
+    (told,) = world.received(5)
+    assert told.error.code == signaling_pb2.SIGNALING_CODE_SUPERSEDED
+    assert told.error.message == "another process attached with this identity, from 192.0.2.1:6"
     assert world.closed == [5]
     (event,) = world.take(signaling_service_pb2.NodeAttached)
     assert event.superseded_attach_id == former
+    assert (event.remote, event.superseded_remote) == ("192.0.2.1:6", "192.0.2.1:5")
+    (line,) = [each for each in world.harness.logs if each["event"] == "signaling_service.node_superseded"]
+    assert (line["log_level"], line["peer_id"], line["former_remote"], line["remote"]) == (
+        "warning", "a1", "192.0.2.1:5", "192.0.2.1:6",
+    )  # fmt: skip
+    world.harness.advance(1)
+    assert world.take(signaling_service_pb2.SignalingStatistics)[-1].superseded_total == 1
     world.close(5)
     assert not world.take(signaling_service_pb2.JudgeLeg)
 
@@ -333,7 +350,7 @@ def test_node_may_begin_anew_on_the_same_stream(agent: Issued) -> None:
     (frame,) = world.received(5)
     assert frame.WhichOneof("body") == "attach_accepted"
     (event,) = world.take(signaling_service_pb2.NodeAttached)
-    assert event.superseded_attach_id == former
+    assert (event.superseded_attach_id, event.superseded_remote) == (former, "")
     world.send(5, Frame(seq=2, ping=signaling_pb2.SignalingPing(id=1)))
     assert [each.pong.id for each in world.received(5)] == [1]
 

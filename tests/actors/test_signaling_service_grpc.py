@@ -19,7 +19,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from actors.base import ConcernRef, Context, Unobserved
 from actors.credentials import Credentials, parse_credentials
-from actors.grpc_signaling import GrpcSignalingServer
+from actors.grpc_signaling import GrpcSignalingServer, remote_text
 from actors.io_asyncio import AsyncioIo
 from actors.runtime import LoopRuntime, request_stop
 from actors.signaling_service import SignalingService
@@ -394,3 +394,11 @@ def test_many_sessions_are_shown_and_answered_in_one_burst() -> None:
                 assert (await read(call)).session_ended.message == str(number)
 
     on_loop(test)
+
+
+@pytest.mark.parametrize(
+    ("peer", "text"),
+    [("ipv4:192.0.2.1:50000", "192.0.2.1:50000"), ("ipv6:%5B2001:db8::1%5D:50000", "[2001:db8::1]:50000")],
+)
+def test_remote_of_a_stream_reads_like_any_other_address(peer: str, text: str) -> None:
+    assert remote_text(peer) == text

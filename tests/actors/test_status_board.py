@@ -589,6 +589,58 @@ def test_drop_reasons_are_bounded(agent: World) -> None:
     assert sum(key.startswith("dropped_total") for key in agent.counters) == MAX_DROP_REASONS
 
 
+def test_refusals_are_counted_by_place_and_reason(connector: World, intermediate: World) -> None:
+    for code in ("limit", "limit", "access_denied"):
+        connector.tell(service_port_pb2.FlowRefusedReported(service="web", peer_id="a", code=code))
+    ends = {"flow_id_out_of_order": False, "protocol_error": True, "idle_timeout": False, "closed": False}
+    for reason, is_remote in ends.items():
+        connector.tell(quic_session_pb2.SessionClosed(session_id=SESSION, reason=reason, is_remote=is_remote))
+    assert refusals(connector) == {
+        'place="service_backend",reason="limit"': 2,
+        'place="service_backend",reason="access_denied"': 1,
+        'place="session",reason="flow_id_out_of_order"': 1,
+    }
+    intermediate.tell(
+        signaling_service_pb2.SignalingStatistics(refused={"rate_limited": 7}, superseded_total=3),
+        registry_pb2.RegistryStatistics(
+            rejections={"access_denied": 2}, session_refusals={"access_denied": 4}
+        ),
+        session_manager_pb2.SessionsStatistics(refused={"not_a_party": 5}),
+    )
+    assert refusals(intermediate) == {
+        'place="signaling",reason="rate_limited"': 7,
+        'place="registration",reason="access_denied"': 2,
+        'place="session_request",reason="access_denied"': 4,
+        'place="session",reason="not_a_party"': 5,
+    }
+    assert intermediate.counters["superseded_total"] == 3
+
+
+def refusals(world: World) -> dict[str, int]:
+    return {
+        key.removeprefix("refusals_total{").removesuffix("}"): count
+        for key, count in world.counters.items()
+        if key.startswith("refusals_total")
+    }
+
+
+def test_refusal_reasons_are_bounded(intermediate: World) -> None:
+    refused = {f"reason_{number}": 1 for number in range(MAX_DROP_REASONS + 10)}
+    intermediate.tell(signaling_service_pb2.SignalingStatistics(refused=refused))
+    assert len(refusals(intermediate)) == MAX_DROP_REASONS
+
+
+def test_identity_that_attached_twice_is_a_problem_with_both_addresses(intermediate: World) -> None:
+    first, second = attached_node(1, "agent-1"), attached_node(2, "agent-1", superseded=b"\1")
+    first.remote, second.remote, second.superseded_remote = "192.0.2.1:5", "192.0.2.2:6", "192.0.2.1:5"
+    intermediate.tell(first, second)
+    (problem,) = intermediate.problems
+    assert problem == (
+        "agent agent-1 attached from 192.0.2.2:6 while attached from 192.0.2.1:5: "
+        "do two processes use one certificate?"
+    )
+
+
 def test_sessions_and_their_services_are_bounded() -> None:
     sessions = SessionList()
     for number in range(MAX_SESSIONS + 1):
@@ -694,6 +746,12 @@ def test_the_table_of_metrics_in_the_documents_is_the_catalogue() -> None:
 def test_every_documented_metric_of_a_daemon_is_exposed(board: str, request: pytest.FixtureRequest) -> None:
     subject: World = request.getfixturevalue(board)
     subject.tell(udp_socket_pb2.SocketStatistics(dropped={"queue_full": 1}))
+    refusal = {
+        "agent": service_port_pb2.FlowRefusedReported(code="limit"),
+        "connector": service_port_pb2.FlowRefusedReported(code="limit"),
+        "intermediate": signaling_service_pb2.SignalingStatistics(refused={"limit": 1}),
+    }
+    subject.tell(refusal[board])
     text = exposition(subject.harness.concern.samples)().decode()
     names = set(re.findall(r"^(ztna_\w+)", text, re.MULTILINE))
     assert names == {f"ztna_{spec.name}" for spec in CATALOGUE if spec.daemons in {"all", board}}

@@ -132,5 +132,8 @@ def test_most_sessions_that_a_connector_may_have_are_shown_within_the_limit_of_a
         (attached,) = world.log.events("signaling_service.node_attached", "intermediate-1")
         assert attached["resumed_sessions"] == MAX_RESUMED_SESSIONS
         world.run_for(5)
-        assert len(world.log.events("session_manager.resume_refused")) == MAX_RESUMED_SESSIONS
+        repeated = world.log.events("session_manager.resume_refused_repeated")
+        lines = world.log.events("session_manager.resume_refused")
+        assert len(lines) + sum(line["count"] for line in repeated) == MAX_RESUMED_SESSIONS
+        assert {line["peer"] for line in lines} == {"connector 'connector-1'"}
         assert not world.log.events("signaling_client.detached", "connector-1")[1:]

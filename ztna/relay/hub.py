@@ -251,7 +251,9 @@ class RelayHub:
             self._refused[rejection] += 1
         else:
             self._bind_leg(leg, attach_id)
-        self._effects.append(HelloAnswered(number, attach_id, rejection, frame.DEFAULT_MAX_PACKET_BYTES))
+        self._effects.append(
+            HelloAnswered(number, leg.peer, attach_id, rejection, frame.DEFAULT_MAX_PACKET_BYTES)
+        )
 
     def bind(
         self, session_id: bytes, agent_attach_id: bytes, connector_attach_id: bytes, now: float
@@ -460,7 +462,7 @@ class RelayHub:
             return
         if not leg.has_signaling:
             leg.has_signaling = True
-            self._effects.append(SignalingChanged(leg.number, is_open=True, peer=leg.peer))
+            self._effects.append(SignalingChanged(leg.number, True, leg.peer, leg.remote))
         if event.data:
             self._effects.append(SignalingReceived(leg.number, event.data))
         if event.end_of_stream:
@@ -470,7 +472,7 @@ class RelayHub:
         if stream_id == SIGNALING_STREAM and leg.has_signaling and leg.peer is not None:
             leg.has_signaling = False
             leg.is_signaling_over = True
-            self._effects.append(SignalingChanged(leg.number, is_open=False, peer=leg.peer))
+            self._effects.append(SignalingChanged(leg.number, False, leg.peer, leg.remote))
 
     def _handle_pong(self, leg: _Leg, ping_id: int) -> None:
         attach_id = leg.judging.pop(ping_id, None)

@@ -77,6 +77,7 @@ class HelloAnswered:
     """Tell the node whether its leg is bound; `rejection` is empty when it is."""
 
     connection: int
+    peer: VerifiedPeer
     attach_id: bytes
     rejection: str
     max_packet_bytes: int
@@ -98,6 +99,7 @@ class SignalingChanged:
     connection: int
     is_open: bool
     peer: VerifiedPeer
+    remote: TransportAddress
 
 
 @dataclass(frozen=True, slots=True)

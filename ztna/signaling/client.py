@@ -30,10 +30,10 @@ PONG_LIMIT_S = 5.0
 # Two processes with one identity must not chase each other in circles.
 SUPERSEDED_HOLD_S = 30.0
 
-# What `Lost` says after `detach`: nobody comes back from there by itself.
 # Reasons by which an intermediate says that this node, or this process, is not to use it any longer.
 EXPELLED = frozenset({"superseded", "unauthenticated", "permission_denied"})
 
+# What `Lost` says after `detach`: nobody comes back from there by itself.
 LEFT = "detached"
 
 # Requests of one node that wait for an answer: one per configured service, and renewals.
@@ -206,9 +206,10 @@ class AttachmentClient:
         """The intermediate sent what makes no sense, or a frame could not be sent."""
         self._lose("protocol_error", detail, now, is_clean=False)
 
-    def handle_superseded(self, now: float) -> None:
+    def handle_superseded(self, detail: str, now: float) -> None:
         """Another process attached under our identity: stay away for a while."""
-        self._lose("superseded", "another process attached with this identity", now, is_clean=True)
+        message = f"{detail}; this one stays away for {SUPERSEDED_HOLD_S:g} s"
+        self._lose("superseded", message, now, is_clean=True)
 
     def handle_goodbye(self, reason: str, now: float) -> None:
         """The intermediate leaves on purpose."""

@@ -59,12 +59,13 @@ class Rebound:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """Tell a party that a session is over."""
+    """Tell a party that a session is over, or (`is_refusal`) that what it brought is none."""
 
     attach_id: bytes
     session_id: bytes
     code: Code
     message: str
+    is_refusal: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,6 +124,11 @@ class SessionManager:
         """All sessions, oldest first. For looking at only."""
         return tuple(self._sessions.values())
 
+    def party_of(self, attach_id: bytes) -> Party | None:
+        """Who is attached there, or None when nobody is any more."""
+        node = self._nodes.get(attach_id)
+        return None if node is None else node.party
+
     def handle_attached(
         self,
         attach_id: bytes,
@@ -377,7 +382,7 @@ class SessionManager:
 
     def _refuse_resume(self, attach_id: bytes, session_id: bytes, code: Code, message: str) -> None:
         self.refused[f"resume_{code.value}"] += 1
-        self._effects.append(Ended(attach_id, session_id, code, message))
+        self._effects.append(Ended(attach_id, session_id, code, message, is_refusal=True))
 
     def _lacks_room(self, agent: Party, connector: Party) -> str:
         if len(self._sessions) >= self._max_sessions:

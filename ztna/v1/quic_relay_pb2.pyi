@@ -117,22 +117,26 @@ class LegSignalingChanged(_message.Message):
     CONNECTION_FIELD_NUMBER: _builtins.int
     IS_OPEN_FIELD_NUMBER: _builtins.int
     CERTIFICATE_FIELD_NUMBER: _builtins.int
+    REMOTE_FIELD_NUMBER: _builtins.int
     connection: _builtins.int
     """number of the connection at the relay"""
     is_open: _builtins.bool
     """it opened; otherwise it ended"""
     certificate: _builtins.bytes
     """DER, the node's own"""
+    remote: _builtins.str
+    """where its packets come from, host:port"""
     def __init__(
         self,
         *,
         connection: _builtins.int = ...,
         is_open: _builtins.bool = ...,
         certificate: _builtins.bytes = ...,
+        remote: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "connection", b"connection", "is_open", b"is_open"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "connection", b"connection", "is_open", b"is_open", "remote", b"remote"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -60,6 +60,8 @@ class NodeAttached(_message.Message):
     SUPERSEDED_ATTACH_ID_FIELD_NUMBER: _builtins.int
     RESUME_FIELD_NUMBER: _builtins.int
     CONNECTION_FIELD_NUMBER: _builtins.int
+    REMOTE_FIELD_NUMBER: _builtins.int
+    SUPERSEDED_REMOTE_FIELD_NUMBER: _builtins.int
     attach_id: _builtins.bytes
     """16 bytes"""
     carrier: _builtins.str
@@ -68,6 +70,10 @@ class NodeAttached(_message.Message):
     """the former attachment of the same identity, if any"""
     connection: _builtins.int
     """for carrier quic: the connection that carries it"""
+    remote: _builtins.str
+    """where it attached from, host:port"""
+    superseded_remote: _builtins.str
+    """where the former attachment came from, if its stream was still open"""
     @_builtins.property
     def node(self) -> _types_pb2.NodeIdentity:
         """from its certificate"""
@@ -85,10 +91,12 @@ class NodeAttached(_message.Message):
         superseded_attach_id: _builtins.bytes = ...,
         resume: _abc.Iterable[_signaling_pb2.ResumeSession] | None = ...,
         connection: _builtins.int = ...,
+        remote: _builtins.str = ...,
+        superseded_remote: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach_id", b"attach_id", "carrier", b"carrier", "connection", b"connection", "node", b"node", "resume", b"resume", "superseded_attach_id", b"superseded_attach_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach_id", b"attach_id", "carrier", b"carrier", "connection", b"connection", "node", b"node", "remote", b"remote", "resume", b"resume", "superseded_attach_id", b"superseded_attach_id", "superseded_remote", b"superseded_remote"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -323,6 +331,7 @@ class SignalingStatistics(_message.Message):
     FRAMES_RECEIVED_FIELD_NUMBER: _builtins.int
     FRAMES_SENT_FIELD_NUMBER: _builtins.int
     REFUSED_FIELD_NUMBER: _builtins.int
+    SUPERSEDED_TOTAL_FIELD_NUMBER: _builtins.int
     attachments: _builtins.int
     """now"""
     attached_total: _builtins.int
@@ -331,6 +340,8 @@ class SignalingStatistics(_message.Message):
     """since the start"""
     frames_sent: _builtins.int
     """since the start"""
+    superseded_total: _builtins.int
+    """attachments whose stream was open when another took their place"""
     @_builtins.property
     def refused(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """by reason"""
@@ -343,10 +354,11 @@ class SignalingStatistics(_message.Message):
         frames_received: _builtins.int = ...,
         frames_sent: _builtins.int = ...,
         refused: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        superseded_total: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attached_total", b"attached_total", "attachments", b"attachments", "frames_received", b"frames_received", "frames_sent", b"frames_sent", "refused", b"refused"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attached_total", b"attached_total", "attachments", b"attachments", "frames_received", b"frames_received", "frames_sent", b"frames_sent", "refused", b"refused", "superseded_total", b"superseded_total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -95,7 +95,7 @@ def test_attempt_that_comes_to_nothing_is_given_up(opens: bool) -> None:
 END = [
     pytest.param(lambda c, now: c.handle_untrusted("x", now), "untrusted_intermediate", True, id="untrusted"),
     pytest.param(lambda c, now: c.handle_protocol_error("x", now), "protocol_error", False, id="protocol"),
-    pytest.param(lambda c, now: c.handle_superseded(now), "superseded", False, id="superseded"),
+    pytest.param(lambda c, now: c.handle_superseded("x", now), "superseded", False, id="superseded"),
     pytest.param(lambda c, now: c.handle_goodbye("x", now), "intermediate_left", False, id="goodbye"),
     pytest.param(lambda c, now: c.handle_carrier_closed("gone", "x", now), "gone", False, id="carrier"),
 ]
@@ -133,8 +133,9 @@ def test_late_news_of_a_carrier_that_is_gone_changes_nothing(
 
 def test_superseded_attachment_stays_away_whatever_it_hears() -> None:
     client = attached()
-    client.handle_superseded(100.0)
-    assert lost(client.drain()).retry_in_s == SUPERSEDED_HOLD_S
+    client.handle_superseded("twice", 100.0)
+    told = lost(client.drain())
+    assert (told.retry_in_s, told.detail) == (SUPERSEDED_HOLD_S, "twice; this one stays away for 30 s")
     client.handle_reachable(101.0)
     client.attach(101.0)
     assert client.state is ClientState.WAITING
