@@ -41,6 +41,12 @@ STREAM_LIMIT = 7
 # Application error code of a session whose peer is no longer accepted (`ztna.service.tcp`).
 ACCESS_DENIED = 5
 
+# Application error code of a session whose peer does what the protocol has not (`ztna.service.tcp`).
+INVALID = 10
+
+# Set in the number of a stream that the server opened (RFC 9000 §2.1), which a connector never does.
+SERVER_INITIATED = 1
+
 # Between the numbers of two streams of one kind (RFC 9000 §2.1).
 STREAM_ID_STEP = 4
 
@@ -258,8 +264,12 @@ class QuicSession(Concern):
         # One message per stream and batch of packets, not one per packet.
         payloads: dict[int, list[bytes]] = {}
         datagrams: list[bytes] = []
+        is_unexpected = False
         for event in connection.events():
             if isinstance(event, events.StreamDataReceived):
+                if event.stream_id & SERVER_INITIATED:
+                    is_unexpected = True
+                    continue
                 payloads.setdefault(event.stream_id, []).append(event.data)
                 if event.end_of_stream:
                     self._payload_received(event.stream_id, payloads.pop(event.stream_id), end=True)
@@ -274,6 +284,8 @@ class QuicSession(Concern):
             self.emit(
                 quic_session_pb2.DatagramPayloadsReceived(session_id=self._session_id, payloads=datagrams)
             )
+        if is_unexpected:
+            self._close(INVALID, "unexpected_stream")
 
     def _take_event(self, connection: Connection, event: events.Event) -> None:
         match event:

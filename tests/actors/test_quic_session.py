@@ -254,6 +254,20 @@ def test_stream_beyond_the_limit_is_refused_with_all_behind_it_and_the_session_l
     assert world.received("server", 4) == b"x"
 
 
+def test_connector_that_opens_a_stream_loses_its_session() -> None:
+    world = World().established()
+    connection = world.server.concern._connection
+    assert connection is not None
+    assert connection.open_stream() == 1
+    world.server.tell(send(1, b"unasked"))
+    world.run(1.0)
+    assert not world.of("client", quic_session_pb2.PayloadReceived)
+    for name, is_remote in (("client", False), ("server", True)):
+        (closed,) = world.of(name, quic_session_pb2.SessionClosed)
+        assert closed.is_remote is is_remote
+        assert "unexpected_stream" in {closed.reason, closed.message}
+
+
 @pytest.mark.parametrize("closer", ["client", "server"])
 def test_each_end_is_told_of_the_close_once_as_the_last_thing(closer: str) -> None:
     world = World().established()
