@@ -46,6 +46,8 @@ _STATUS_CODES: Final = {
     "not_found": grpc.StatusCode.NOT_FOUND,
     "unsupported": grpc.StatusCode.UNIMPLEMENTED,
     "access_denied": grpc.StatusCode.PERMISSION_DENIED,
+    "configuration": grpc.StatusCode.INVALID_ARGUMENT,
+    "credentials": grpc.StatusCode.FAILED_PRECONDITION,
 }
 
 AnswerT = TypeVar("AnswerT")
@@ -104,6 +106,10 @@ class CloseWish(_Wish[control_pb2.CloseSessionResponse]):
         self.session_id = session_id
 
 
+class ReloadWish(_Wish[control_pb2.ReloadResponse]):
+    """The files read again."""
+
+
 class ControlOwner(Protocol):
     """Whoever serves the socket; called on the loop's thread."""
 
@@ -114,6 +120,9 @@ class ControlOwner(Protocol):
         """Answer the wish, now or later."""
 
     def close_session(self, wish: CloseWish) -> None:
+        """Answer the wish, now or later."""
+
+    def reload(self, wish: ReloadWish) -> None:
         """Answer the wish, now or later."""
 
 
@@ -193,6 +202,15 @@ class ControlServer(control_pb2_grpc.ControlServiceServicer):
         """End a session."""
         wish = CloseWish(request.session_id)
         self._owner.close_session(wish)
+        return await wish.granted(context)
+
+    async def Reload(  # noqa: N802 - named by the schema
+        self, request: control_pb2.ReloadRequest, context: Any
+    ) -> control_pb2.ReloadResponse:
+        """Read the files again."""
+        del request
+        wish = ReloadWish()
+        self._owner.reload(wish)
         return await wish.granted(context)
 
     def _bind(self) -> int:

@@ -11,10 +11,11 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from enum import IntEnum
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 
@@ -30,6 +31,8 @@ from actors.wiring import Router, Wiring
 from ztna import __version__
 from ztna.errors import AuthenticationError, ConfigError
 from ztna.settings import DaemonKind, DaemonSettings
+from ztna.settings.live import Change
+from ztna.v1 import reload_pb2
 
 # Peers are told, and the process is gone, within 5 s: the actors have most of it, stray I/O the rest.
 DRAIN_LIMIT_S = 4.0
@@ -61,8 +64,8 @@ class Plan(Protocol):
     def specs(self, node: Node) -> list[ChildSpec]:
         """The children of the node, in dependency order."""
 
-    def reload(self) -> None:
-        """Read the node's credentials again. Raises `ConfigError` or `AuthenticationError`."""
+    def reload(self) -> Change[Any]:
+        """Read configuration and credentials again. Raises `ConfigError` or `AuthenticationError`."""
 
     def is_revocation_list_overdue(self, now_wall: float) -> bool:
         """Whether the CA should have signed a newer list by now; the present one is honoured all the same."""
@@ -92,6 +95,27 @@ class Node:
     def start(self) -> None:
         """Start every actor of the node, in order."""
         self.supervisor.start(self._plan.specs(self))
+
+    def reload(self) -> Change[Any]:
+        """Adopt what the files say now, and tell the actors.
+
+        Raises `ConfigError` or `AuthenticationError`, naming what is wrong; then nothing has changed.
+        """
+        try:
+            change = self._plan.reload()
+        except (ConfigError, AuthenticationError) as error:
+            # The message names the file and the fault; where it was raised helps nobody.
+            self.log.error(  # noqa: TRY400
+                "daemon.reload_failed", error=str(error), kept="what was loaded before"
+            )
+            raise
+        logs.set_level(change.settings.log.level)
+        self.log.info(
+            "daemon.reloaded", applied=list(change.applied), needs_restart=list(change.needs_restart)
+        )
+        warn_of_dates(self.io, self._plan, self.log)
+        self.router.emit(reload_pb2.ConfigurationReloaded())
+        return change
 
     def _context(self, name: str, key: str) -> Context:
         # Actors of an intermediate are children of the node named `concern/intermediate id`.
@@ -152,16 +176,8 @@ async def _run(settings: DaemonSettings, plan: Plan) -> int:
         ended.set()
 
     def reload() -> None:
-        try:
-            plan.reload()
-        except (ConfigError, AuthenticationError) as error:
-            # The message names the file and the fault; where it was raised helps nobody.
-            log.error(  # noqa: TRY400
-                "daemon.reload_failed", error=str(error), kept="what was loaded before"
-            )
-        else:
-            log.info("daemon.credentials_reloaded")
-            _warn_of_dates(io, plan, log)
+        with suppress(ConfigError, AuthenticationError):  # which the log has told
+            node.reload()
 
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signal_number, stop, signal_number)
@@ -176,7 +192,7 @@ async def _run(settings: DaemonSettings, plan: Plan) -> int:
     return ExitStatus.OK
 
 
-def _warn_of_dates(io: Io, plan: Plan, log: structlog.typing.FilteringBoundLogger) -> None:
+def warn_of_dates(io: Io, plan: Plan, log: structlog.typing.FilteringBoundLogger) -> None:
     """Say what is about to stop working, or should be newer; now, and once a day from now on."""
     now_wall = io.wall_time()
     if plan.is_revocation_list_overdue(now_wall):
@@ -191,7 +207,7 @@ def _warn_of_dates(io: Io, plan: Plan, log: structlog.typing.FilteringBoundLogge
 
 
 def _watch_dates(io: Io, plan: Plan, log: structlog.typing.FilteringBoundLogger) -> None:
-    _warn_of_dates(io, plan, log)
+    warn_of_dates(io, plan, log)
     io.call_at(io.time() + DAY_S, partial(_watch_dates, io, plan, log))
 
 

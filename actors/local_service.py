@@ -124,12 +124,18 @@ class LocalService:
         self.clients.clear()
         return waiting
 
+    @property
+    def is_listening(self) -> bool:
+        """Whether clients can come."""
+        return self.listener is not None or self.socket is not None
+
     def close(self) -> None:
         """Close the sockets."""
         if self.listener is not None:
             self.listener.close()
         if self.socket is not None:
             self.socket.close()
+        self.listener = self.socket = None
 
     # Socket callbacks (`UdpOwner`)
 

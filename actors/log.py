@@ -81,11 +81,24 @@ def configure(
         steps.append(structlog.processors.JSONRenderer())
     structlog.configure(
         processors=steps,
-        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
+        wrapper_class=_Logger,
         logger_factory=_writer_factory(stream),
         cache_logger_on_first_use=False,
     )
+    set_level(level)
     _route_standard_logging()
+
+
+class _Logger(structlog.make_filtering_bound_logger(logging.DEBUG)):  # type: ignore[misc] # built at run time
+    """The one class of all our loggers, so that `set_level` reaches those that actors hold."""
+
+
+def set_level(level: LogLevel) -> None:
+    """Change the least severity that is logged, for every logger there is."""
+    # A level below the least one costs an empty method, and no look at a variable.
+    for name, member in vars(structlog.make_filtering_bound_logger(_LEVELS[level])).items():
+        if not name.startswith("__"):
+            setattr(_Logger, name, member)
 
 
 def render_exception_once(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

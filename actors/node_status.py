@@ -106,8 +106,28 @@ class NodeStatusBook(StatusBook):
         super().__init__(settings, children, now, wall)
         self._intermediates = {name: IntermediateState() for name in settings.intermediates}
         self._services = {line.id: ServiceState(line, line.address) for line in settings.services}
+        # No longer configured; counters do not go back for that.
+        self._removed: dict[str, ServiceState] = {}
         self._sessions = SessionList()
         self._datagrams_dropped = 0
+
+    def configure(self, services: Sequence[ServiceLine]) -> None:
+        """Take other services; those that stay keep their figures."""
+        known = {**self._removed, **self._services}
+        self._services = {}
+        for line in services:
+            state = known.pop(line.id, None)
+            if state is None or state.line.protocol != line.protocol:
+                state = ServiceState(line, line.address)
+            elif state.line.address != line.address:
+                state.address = line.address
+            state.line = line
+            self._services[line.id] = state
+        self._removed = known
+
+    def has_service(self, service: str) -> bool:
+        """Whether a service is configured."""
+        return service in self._services
 
     # Intermediates
 
@@ -177,7 +197,7 @@ class NodeStatusBook(StatusBook):
 
     def service_statistics(self, message: service_port_pb2.ServiceStatistics) -> None:
         """Totals of one service."""
-        service = self._services.get(message.service)
+        service = self._services.get(message.service) or self._removed.get(message.service)
         if service is not None:
             service.statistics = message
             self.note_drops(self._service_actor, message.service, message.dropped)
@@ -295,10 +315,11 @@ class NodeStatusBook(StatusBook):
     def own_samples(self) -> Iterator[Sample]:
         """Add sums over all services."""
         role = self.settings.daemon
-        each = [service.statistics for service in self._services.values()]
+        services = (*self._services.values(), *self._removed.values())
+        each = [service.statistics for service in services]
         tcp = [
             service.statistics
-            for service in self._services.values()
+            for service in services
             if service.line.protocol == types_pb2.SERVICE_PROTOCOL_TCP
         ]
         packets = sum(s.packets_to_service + s.packets_from_service for s in each)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from cryptography import x509
 
@@ -48,7 +49,7 @@ from actors.status_board import (
 from actors.udp_socket import IntermediateUdpSocket, UdpSocket
 from actors.wiring import Wiring
 from ztna.access.identity import Role, VerifiedPeer
-from ztna.access.policy import AccessRule, OfferRule
+from ztna.access.policy import AccessPolicy, AccessRule, AccessRules, OfferPolicy, OfferRule
 from ztna.errors import AuthenticationError, LocalProtocolError
 from ztna.quic.connection import Connection
 from ztna.quic.options import ConnectionOptions
@@ -65,8 +66,12 @@ from ztna.settings import (
     ServiceProtocol,
     SignalingTransport,
 )
+from ztna.settings.live import Change, take_over
 from ztna.settings.loader import load
 from ztna.v1 import types_pb2
+
+SettingsT = TypeVar("SettingsT", bound=DaemonSettings)
+PeerSettingsT = TypeVar("PeerSettingsT", bound=PeerDaemonSettings)
 
 # A connector that does not answer the handshake within this time has lost its turn to another one.
 INNER_HANDSHAKE_LIMIT_S = 4.0
@@ -87,36 +92,65 @@ def load_plan(
     kind: DaemonKind, path: Path, environ: Mapping[str, str], overrides: Mapping[str, str]
 ) -> tuple[DaemonSettings, Plan]:
     """Load settings and credentials. Raises `ConfigError` or `AuthenticationError`, naming what is wrong."""
+
+    def read(model: type[SettingsT]) -> SettingsT:
+        return load(model, path, environ, overrides).settings
+
     settings: DaemonSettings
     plan: Plan
     if kind is DaemonKind.AGENT:
-        agent = load(AgentSettings, path, environ, overrides).settings
-        settings, plan = agent, AgentPlan(agent, _credentials(agent))
+        agent = read(AgentSettings)
+        settings, plan = agent, AgentPlan(agent, _credentials(agent), partial(read, AgentSettings))
     elif kind is DaemonKind.CONNECTOR:
-        connector = load(ConnectorSettings, path, environ, overrides).settings
-        settings, plan = connector, ConnectorPlan(connector, _credentials(connector))
+        connector = read(ConnectorSettings)
+        reread = partial(read, ConnectorSettings)
+        settings, plan = connector, ConnectorPlan(connector, _credentials(connector), reread)
     else:
-        intermediate = load(IntermediateSettings, path, environ, overrides).settings
-        settings, plan = intermediate, IntermediatePlan(intermediate, _credentials(intermediate))
+        intermediate = read(IntermediateSettings)
+        again = partial(read, IntermediateSettings)
+        settings, plan = intermediate, IntermediatePlan(intermediate, _credentials(intermediate), again)
     return settings, plan
+
+
+def _access_rules(settings: IntermediateSettings) -> AccessRules:
+    """Who may do what. Raises `ConfigError` naming a rule that cannot be meant."""
+    return AccessRules(
+        AccessPolicy([AccessRule(rule.agents, rule.services) for rule in settings.policy]),
+        OfferPolicy([OfferRule(rule.connectors, rule.services) for rule in settings.offers]),
+    )
 
 
 def _credentials(settings: DaemonSettings) -> Credentials:
     return load_credentials(settings.node, _ROLES[settings.kind], time.time())
 
 
-class _CredentialFiles:
-    """What every plan does with the files of its node's identity."""
+class _Configured(Generic[SettingsT]):
+    """What every plan does with its files: the configuration, and those of the node's identity.
 
-    _settings: DaemonSettings
-    _credentials: Credentials
+    Actors ask for the present settings when they start, and again when they hear `ConfigurationReloaded`.
+    """
 
-    def reload(self) -> None:
-        """Read the node's files again; what is judged from now on is judged by them.
+    def __init__(
+        self, settings: SettingsT, credentials: Credentials, reread: Callable[[], SettingsT] | None = None
+    ) -> None:
+        """`reread` reads the configuration anew; without it only the files of the identity are."""
+        self._settings = settings
+        self._credentials = credentials
+        self._reread = reread
+
+    def reload(self) -> Change[SettingsT]:
+        """Read the configuration and the node's files again; what is judged from now on is judged by them.
 
         Raises `ConfigError` or `AuthenticationError`, naming the file at fault; then nothing has changed.
         """
-        self._credentials.adopt(_credentials(self._settings))
+        change = take_over(self._settings, self._reread() if self._reread else self._settings)
+        self._check(change.settings)
+        self._credentials.adopt(_credentials(change.settings))
+        self._settings = change.settings
+        return change
+
+    def _check(self, settings: SettingsT) -> None:
+        """Raise `ConfigError` for what the settings' own models cannot see."""
 
     def is_revocation_list_overdue(self, now_wall: float) -> bool:
         """Whether the CA should have signed a newer list by now."""
@@ -147,15 +181,11 @@ class _Scopes:
         self.node.supervisor.stop_scope(session_id.hex())
 
 
-class NodePlan(_CredentialFiles):
+class NodePlan(_Configured[PeerSettingsT]):
     """What agent and connector have in common."""
 
     wiring: Wiring
     is_client: bool
-
-    def __init__(self, settings: PeerDaemonSettings, credentials: Credentials) -> None:
-        self._settings: PeerDaemonSettings = settings
-        self._credentials = credentials
 
     def specs(self, node: Node) -> list[ChildSpec]:
         """The children of the node, in dependency order."""
@@ -281,65 +311,64 @@ class NodePlan(_CredentialFiles):
         return Connection.server(options, destination_cid=destination_cid)
 
 
-class AgentPlan(NodePlan):
+class AgentPlan(NodePlan[AgentSettings]):
     """An agent: listens locally, opens sessions."""
 
     wiring = topology.AGENT
     is_client = True
 
-    def __init__(self, settings: AgentSettings, credentials: Credentials) -> None:
-        super().__init__(settings, credentials)
-        self._agent = settings
-
     def _signaling_client(self, each: IntermediateAddress, context: Context) -> SignalingClient:
         return AgentSignalingClient(context, self._credentials, self._grpc_opener(each))
 
     def _service_spec(self) -> ChildSpec:
-        agent = self._agent
-        return ChildSpec("service_port", lambda context: ServicePort(context, agent.services, agent.limits))
+        return ChildSpec(
+            "service_port",
+            lambda context: ServicePort(context, lambda: self._settings.services, self._settings.limits),
+        )
 
     def _session_table(self, context: Context, scopes: _Scopes) -> SessionTable:
-        agent = self._agent
-        wanted = {
-            service.id: WantedService(PROTOCOLS[service.protocol], tuple(service.connectors or ()))
-            for service in agent.services
-        }
+        agent = self._settings
         return AgentSessionTable(
             context,
             scopes,
             [each.id for each in agent.intermediates],
-            wanted,
+            self._wanted_services,
             max_offline_s=agent.access.max_offline_s,
             is_eager=agent.connect is ConnectMode.EAGER,
         )
 
+    def _wanted_services(self) -> dict[str, WantedService]:
+        return {
+            service.id: WantedService(PROTOCOLS[service.protocol], tuple(service.connectors or ()))
+            for service in self._settings.services
+        }
+
     def _board(self, node: Node, context: Context) -> NodeStatusBoard:
-        return AgentStatusBoard(context, BoardSettings.of(self._agent), node.supervisor.children)
+        return AgentStatusBoard(
+            context, lambda: BoardSettings.of(self._settings), node.supervisor.children, node.reload
+        )
 
 
-class ConnectorPlan(NodePlan):
+class ConnectorPlan(NodePlan[ConnectorSettings]):
     """A connector: offers services, accepts sessions."""
 
     wiring = topology.CONNECTOR
     is_client = False
 
-    def __init__(self, settings: ConnectorSettings, credentials: Credentials) -> None:
-        super().__init__(settings, credentials)
-        self._connector = settings
-
     def _signaling_client(self, each: IntermediateAddress, context: Context) -> SignalingClient:
-        services = {service.id: PROTOCOLS[service.protocol] for service in self._connector.services}
+        services = {service.id: PROTOCOLS[service.protocol] for service in self._settings.services}
         return ConnectorSignalingClient(context, self._credentials, services, self._grpc_opener(each))
 
     def _service_spec(self) -> ChildSpec:
-        connector = self._connector
         return ChildSpec(
             "service_backend",
-            lambda context: ServiceBackend(context, connector.services, connector.limits, self._credentials),
+            lambda context: ServiceBackend(
+                context, lambda: self._settings.services, self._settings.limits, self._credentials
+            ),
         )
 
     def _session_table(self, context: Context, scopes: _Scopes) -> SessionTable:
-        connector = self._connector
+        connector = self._settings
         return ConnectorSessionTable(
             context,
             scopes,
@@ -348,33 +377,40 @@ class ConnectorPlan(NodePlan):
         )
 
     def _board(self, node: Node, context: Context) -> NodeStatusBoard:
-        return ConnectorStatusBoard(context, BoardSettings.of(self._connector), node.supervisor.children)
+        return ConnectorStatusBoard(
+            context, lambda: BoardSettings.of(self._settings), node.supervisor.children, node.reload
+        )
 
 
-class IntermediatePlan(_CredentialFiles):
+class IntermediatePlan(_Configured[IntermediateSettings]):
     """An intermediate: signaling, relay, address discovery."""
 
     wiring = topology.INTERMEDIATE
 
     def __init__(
-        self, settings: IntermediateSettings, credentials: Credentials, *, has_grpc: bool = True
+        self,
+        settings: IntermediateSettings,
+        credentials: Credentials,
+        reread: Callable[[], IntermediateSettings] | None = None,
+        *,
+        has_grpc: bool = True,
     ) -> None:
         """`has_grpc=False` leaves signaling to the QUIC legs alone, as in simulation."""
-        self._settings: IntermediateSettings = settings
-        self._credentials = credentials
+        super().__init__(settings, credentials, reread)
         self._has_grpc = has_grpc
+
+    def _check(self, settings: IntermediateSettings) -> None:
+        _access_rules(settings)
 
     def specs(self, node: Node) -> list[ChildSpec]:
         """The children of the node, in dependency order."""
         settings = self._settings
-        access = [AccessRule(rule.agents, rule.services) for rule in settings.policy]
-        offers = [OfferRule(rule.connectors, rule.services) for rule in settings.offers]
         return [
             # First, so that it hears everything from the start; nothing depends on it.
             ChildSpec(
                 "status_board",
                 lambda context: IntermediateStatusBoard(
-                    context, BoardSettings.of(settings), node.supervisor.children
+                    context, lambda: BoardSettings.of(self._settings), node.supervisor.children, node.reload
                 ),
                 is_alone=True,
             ),
@@ -384,7 +420,9 @@ class IntermediatePlan(_CredentialFiles):
             # forgotten the others must not keep. Nodes come back at once, with their sessions.
             ChildSpec(
                 "registry",
-                lambda context: Registry(context, access, offers, settings.limits.services_per_connector),
+                lambda context: Registry(
+                    context, lambda: _access_rules(self._settings), settings.limits.services_per_connector
+                ),
                 restart_from="quic_relay",
             ),
             ChildSpec(
@@ -392,7 +430,7 @@ class IntermediatePlan(_CredentialFiles):
                 lambda context: SessionManager(
                     context,
                     self._credentials,
-                    access,
+                    lambda: _access_rules(self._settings),
                     settings.access.grant_lifetime_s,
                     settings.access.max_offline_s,
                     settings.limits.sessions,

@@ -6,19 +6,19 @@ The core (`ztna.signaling.registry`) decides; this actor translates.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import ClassVar
 
 from actors import translate
 from actors.base import Concern, Context
 from actors.burst_log import BurstLog
 from ztna.access.identity import Role
-from ztna.access.policy import AccessPolicy, AccessRule, OfferRule
+from ztna.access.policy import AccessRules
 from ztna.errors import RemoteProtocolError
 from ztna.signaling.registry import Refused
 from ztna.signaling.registry import Registry as Core
 from ztna.signaling.values import Code
-from ztna.v1 import registry_pb2, signaling_pb2, signaling_service_pb2
+from ztna.v1 import registry_pb2, reload_pb2, signaling_pb2, signaling_service_pb2
 
 # A report lists every service, at about 3 us each: a second per thousand keeps it below 0.5 % of the time.
 STATISTICS_INTERVAL_S = 1.0
@@ -35,6 +35,7 @@ class Registry(Concern):
         signaling_service_pb2.ServiceOffered: "service_offered",
         signaling_service_pb2.ServiceWithdrawn: "service_withdrawn",
         signaling_service_pb2.SessionWanted: "session_wanted",
+        reload_pb2.ConfigurationReloaded: "configuration_reloaded",
     }
     emits = (
         registry_pb2.ConnectorChosen,
@@ -43,15 +44,12 @@ class Registry(Concern):
     )
 
     def __init__(
-        self,
-        context: Context,
-        policy: Sequence[AccessRule],
-        offers: Sequence[OfferRule],
-        max_services_per_connector: int,
+        self, context: Context, rules: Callable[[], AccessRules], max_services_per_connector: int
     ) -> None:
-        """Raises `ConfigError` naming a rule that cannot be meant."""
+        """`rules` gives the present ones; raises what it raises."""
         super().__init__(context)
-        self._core = Core(AccessPolicy(policy), offers, max_services_per_connector=max_services_per_connector)
+        self._rules = rules
+        self._core = Core(rules(), max_services_per_connector=max_services_per_connector)
         self._registrations = 0
         self._rejections: Counter[str] = Counter()
         self._session_refusals: Counter[str] = Counter()
@@ -82,35 +80,12 @@ class Registry(Concern):
             refused: Refused | None = Refused(Code.INVALID_MESSAGE, "a service is tcp or udp")
         else:
             refused = self._core.offer(message.attach_id, message.service, protocol)
-        if refused is None:
-            self._registrations += 1
-            self.log.info(
-                "registry.service_registered",
-                service=message.service,
-                peer_id=self._core.connector_id(message.attach_id),
-            )
-            frame = signaling_pb2.SignalingFrame(
-                registration_accepted=signaling_pb2.RegistrationAccepted(service=message.service)
-            )
-        else:
-            self._rejections[refused.code.value] += 1
-            self._rejection_log.note(
-                self.now,
-                (message.attach_id.hex(), refused.code.value),
-                service=message.service[:64],
-                peer_id=self._core.connector_id(message.attach_id),
-                code=refused.code.value,
-                reason=refused.message,
-            )
-            frame = signaling_pb2.SignalingFrame(
-                registration_rejected=signaling_pb2.RegistrationRejected(
-                    service=message.service,
-                    code=translate.code_to_proto(refused.code),
-                    message=refused.message,
-                )
-            )
-        self.emit(signaling_service_pb2.SendFrame(attach_id=message.attach_id, frame=frame))
-        self._is_changed = True
+        self._answer_offer(message.attach_id, message.service, refused)
+
+    def configuration_reloaded(self, _message: reload_pb2.ConfigurationReloaded) -> None:
+        """Connectors are told of services that they may provide now, or no longer."""
+        for verdict in self._core.handle_rules(self._rules()):
+            self._answer_offer(verdict.attach_id, verdict.service, verdict.refused)
 
     def service_withdrawn(self, message: signaling_service_pb2.ServiceWithdrawn) -> None:
         """A connector no longer offers a service, or cannot be told of an agent that wants it."""
@@ -195,6 +170,37 @@ class Registry(Concern):
             self._refusal_log.next_deadline(),
         )
         return min((each for each in deadlines if each is not None), default=None)
+
+    def _answer_offer(self, attach_id: bytes, service: str, refused: Refused | None) -> None:
+        if refused is None:
+            self._registrations += 1
+            self.log.info(
+                "registry.service_registered",
+                service=service,
+                peer_id=self._core.connector_id(attach_id),
+            )
+            frame = signaling_pb2.SignalingFrame(
+                registration_accepted=signaling_pb2.RegistrationAccepted(service=service)
+            )
+        else:
+            self._rejections[refused.code.value] += 1
+            self._rejection_log.note(
+                self.now,
+                (attach_id.hex(), refused.code.value),
+                service=service[:64],
+                peer_id=self._core.connector_id(attach_id),
+                code=refused.code.value,
+                reason=refused.message,
+            )
+            frame = signaling_pb2.SignalingFrame(
+                registration_rejected=signaling_pb2.RegistrationRejected(
+                    service=service,
+                    code=translate.code_to_proto(refused.code),
+                    message=refused.message,
+                )
+            )
+        self.emit(signaling_service_pb2.SendFrame(attach_id=attach_id, frame=frame))
+        self._is_changed = True
 
     def _keep_choice(
         self, message: signaling_service_pb2.NodeAttached, resumed: signaling_pb2.ResumeSession

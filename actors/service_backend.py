@@ -6,7 +6,7 @@ Each open shows a grant, which is judged here and nowhere else: by signature, by
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from actors import service_wire, translate
@@ -16,6 +16,7 @@ from actors.connector_session import AgentUsage, BackendFlow, ConnectorSession
 from actors.credentials import Credentials
 from actors.grant_gate import GrantGate, RefusedError
 from actors.service_concern import COMMON_EMITS, COMMON_HANDLERS, ServiceConcern
+from actors.service_counters import ServiceCounters
 from actors.tcp_pump import TcpPump
 from actors.udp_backend import UdpBackend
 from ztna.access.policy import ANY
@@ -25,7 +26,7 @@ from ztna.service.connector_flows import ConnectorFlows
 from ztna.service.tcp_effects import StreamError, Summary
 from ztna.settings import ConnectorLimits, ConnectorService, ServiceProtocol
 from ztna.token_bucket import TokenBucket
-from ztna.v1 import grant_pb2, quic_session_pb2, service_port_pb2, session_pb2, types_pb2
+from ztna.v1 import grant_pb2, quic_session_pb2, reload_pb2, service_port_pb2, session_pb2, types_pb2
 
 # Answers that an agent does not read: ten thousand, while it has a few hundred flows to hear of.
 MAX_CONTROL_BACKLOG_BYTES = 1 << 20
@@ -41,11 +42,13 @@ class ServiceBackend(ServiceConcern[ConnectorSession]):
     def __init__(
         self,
         context: Context,
-        services: Iterable[ConnectorService],
+        services: Callable[[], Sequence[ConnectorService]],
         limits: ConnectorLimits,
         credentials: Credentials,
     ) -> None:
-        self._services = {each.id: each for each in services}
+        """`services` gives the present ones."""
+        self._configured = services
+        self._services = {each.id: each for each in services()}
         super().__init__(context, self._services)
         self._limits = limits
         self._credentials = credentials
@@ -60,6 +63,20 @@ class ServiceBackend(ServiceConcern[ConnectorSession]):
             self._end_session(session, flows.CloseReason.SHUTTING_DOWN, "shutting_down")
 
     # Messages
+
+    def configuration_reloaded(self, _message: reload_pb2.ConfigurationReloaded) -> None:
+        """End what is no longer provided to whoever uses it; another backend is for new connections."""
+        former, self._services = self._services, {each.id: each for each in self._configured()}
+        for service in self._services:
+            self._counters.setdefault(service, ServiceCounters(service))
+        for session in self._sessions.values():
+            may_stay = {
+                service.id
+                for service in self._services.values()
+                if _lets_in(service, session.peer_id)
+                and (service.id not in former or former[service.id].protocol is service.protocol)
+            }
+            self._cut(session, may_stay.__contains__, StreamError.ACCESS_DENIED, "service_reconfigured")
 
     def session_closed(self, message: quic_session_pb2.SessionClosed) -> None:
         """Backends of the session are closed; the agent's account is settled."""
@@ -172,9 +189,14 @@ class ServiceBackend(ServiceConcern[ConnectorSession]):
             raise RefusedError(
                 StreamError.UNKNOWN_SERVICE, f"this connector has no {kind}service {service_id!r}"
             )
-        if ANY not in service.allow and session.peer_id not in service.allow:
+        if not _lets_in(service, session.peer_id):
             raise RefusedError(
                 StreamError.ACCESS_DENIED, f"this connector does not allow agent {session.peer_id!r} here"
+            )
+        if not session.may_carry(service_id):
+            raise RefusedError(
+                StreamError.ACCESS_DENIED,
+                f"the rules of the intermediate no longer allow {service_id!r} here",
             )
         if is_newest:
             self.emit(service_port_pb2.GrantPresented(session_id=session.session_id, grant=grant))
@@ -346,6 +368,10 @@ class ServiceBackend(ServiceConcern[ConnectorSession]):
         flow = session.backends.get(flow_id)
         if flow is not None:
             self._counters[flow.service].dropped[reason] += count
+
+
+def _lets_in(service: ConnectorService, agent_id: str) -> bool:
+    return ANY in service.allow or agent_id in service.allow
 
 
 class _SessionFlows:

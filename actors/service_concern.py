@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 
 from google.protobuf.message import Message
 
-from actors import service_wire
+from actors import service_wire, translate
 from actors.base import Concern, Context
 from actors.burst_log import BurstLog
 from actors.service_counters import ServiceCounters
@@ -22,7 +22,14 @@ from ztna.deadlines import Deadlines
 from ztna.errors import RemoteProtocolError
 from ztna.service import flows
 from ztna.service.tcp_effects import StreamError, Summary
-from ztna.v1 import quic_session_pb2, service_port_pb2, session_pb2, types_pb2
+from ztna.v1 import (
+    quic_session_pb2,
+    reload_pb2,
+    service_port_pb2,
+    session_pb2,
+    session_table_pb2,
+    types_pb2,
+)
 
 STATISTICS_INTERVAL_S = 1.0
 
@@ -46,6 +53,8 @@ COMMON_HANDLERS: dict[type[Message], str] = {
     quic_session_pb2.PayloadAcknowledged: "payload_acknowledged",
     quic_session_pb2.StreamAborted: "stream_aborted",
     quic_session_pb2.DatagramPayloadsReceived: "datagram_payloads_received",
+    session_table_pb2.SessionAccessLimited: "session_access_limited",
+    reload_pb2.ConfigurationReloaded: "configuration_reloaded",
 }
 COMMON_EMITS: tuple[type[Message], ...] = (
     quic_session_pb2.SendPayload,
@@ -90,6 +99,10 @@ class ServiceConcern(Concern, Generic[SessionT]):
         """Carry out what the flows of a session want, and note their deadline."""
         raise NotImplementedError
 
+    def configuration_reloaded(self, message: reload_pb2.ConfigurationReloaded) -> None:
+        """Other services are configured, or the same ones otherwise."""
+        raise NotImplementedError
+
     # Messages
 
     def session_established(self, message: quic_session_pb2.SessionEstablished) -> None:
@@ -115,6 +128,13 @@ class ServiceConcern(Concern, Generic[SessionT]):
                     peer=session.peer_id,
                     **drops,
                 )
+
+    def session_access_limited(self, message: session_table_pb2.SessionAccessLimited) -> None:
+        """A session may carry less than before, or more; what it may not carry ends now."""
+        session = self._sessions.get(message.session_id)
+        if session is not None:
+            session.allowed = translate.allowed_from_proto(message.allowed)
+            self._cut(session, session.may_carry, StreamError.ACCESS_DENIED, "access_withdrawn")
 
     def payload_received(self, message: quic_session_pb2.PayloadReceived) -> None:
         """Bytes of a stream."""
@@ -265,6 +285,28 @@ class ServiceConcern(Concern, Generic[SessionT]):
         session.flow_table.close_all(reason, self.now)
         self._act_on_flows(session)
         self._deadlines.set(session, None)
+
+    def _cut(
+        self, session: SessionT, may_stay: Callable[[str], bool], code: StreamError, detail: str
+    ) -> None:
+        """End every connection and flow of services that may not stay; `detail` is a snake_case word."""
+        # A stream whose header has not come yet is of no service, and is judged when it comes.
+        pumps = [pump for pump in session.pumps.values() if pump.service and not may_stay(pump.service)]
+        flow_count = len(session.flow_table)
+        for pump in pumps:
+            pump.abort(code, detail)
+        session.flow_table.close_services(may_stay, flows.CloseReason.REVOKED, self.now)
+        flow_count -= len(session.flow_table)
+        self._act_on_flows(session)
+        if pumps or flow_count:
+            self.log.info(
+                self._event("access_cut"),
+                session=session.session_id.hex(),
+                peer=session.peer_id,
+                reason=detail,
+                connections=len(pumps),
+                flows=flow_count,
+            )
 
     def _control_bytes(self, session: SessionT, message: quic_session_pb2.PayloadReceived) -> None:
         self.emit(

@@ -7,7 +7,7 @@ service cannot be reached is reset, or its datagrams are dropped: it finds out a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import ClassVar
 
@@ -17,13 +17,21 @@ from actors.client_pump import ClientPump
 from actors.io import DatagramBatch, TcpOwner, TcpStream
 from actors.local_service import MAX_WAIT_S, AgentSession, LocalFlow, LocalService, WaitingDatagram
 from actors.service_concern import COMMON_EMITS, COMMON_HANDLERS, ServiceConcern
+from actors.service_counters import ServiceCounters
 from actors.tcp_pump import TcpPump
 from ztna.address import TransportAddress
 from ztna.quic.windows import MAX_STREAMS
 from ztna.service import flows
 from ztna.service.tcp_effects import StreamError, Summary
 from ztna.settings import AgentLimits, AgentService, ServiceProtocol
-from ztna.v1 import quic_session_pb2, service_port_pb2, session_pb2, session_table_pb2, types_pb2
+from ztna.v1 import (
+    quic_session_pb2,
+    reload_pb2,
+    service_port_pb2,
+    session_pb2,
+    session_table_pb2,
+    types_pb2,
+)
 
 DRAINED = "peer_draining"
 
@@ -48,11 +56,14 @@ class ServicePort(ServiceConcern[AgentSession]):
         session_table_pb2.CloseSessionRequested,
     )
 
-    def __init__(self, context: Context, services: Iterable[AgentService], limits: AgentLimits) -> None:
-        services = tuple(services)
-        super().__init__(context, [each.id for each in services])
+    def __init__(
+        self, context: Context, services: Callable[[], Sequence[AgentService]], limits: AgentLimits
+    ) -> None:
+        """`services` gives the present ones."""
+        super().__init__(context, [each.id for each in services()])
+        self._configured = services
         self._limits = limits
-        self._services = {each.id: LocalService(each, self._counters[each.id], self) for each in services}
+        self._services = {each.id: LocalService(each, self._counters[each.id], self) for each in services()}
         # Every TCP connection of a client, waiting or not.
         self._clients: dict[ClientPump, None] = {}
         self._flow_count = 0
@@ -60,18 +71,7 @@ class ServicePort(ServiceConcern[AgentSession]):
     def on_start(self) -> None:
         """Bind; raises `OSError` naming service and address."""
         for service in self._services.values():
-            local = service.settings.listen
-            try:
-                bound = self._listen(service, local)
-            except OSError as error:
-                reason = error.strerror or str(error)
-                self._listener_changed(service, local, reason)
-                raise OSError(
-                    error.errno,
-                    f"service {service.id}: cannot listen on {service.settings.protocol} {local}: {reason}",
-                ) from error
-            self.log.info("service_port.listening", service=service.id, address=str(bound))
-            self._listener_changed(service, bound, "")
+            self._listen(service)
 
     def on_stop(self) -> None:
         """Take no more clients, reset those that are here, and tell the connectors."""
@@ -85,6 +85,42 @@ class ServicePort(ServiceConcern[AgentSession]):
             pump.reset()
 
     # Messages
+
+    def configuration_reloaded(self, _message: reload_pb2.ConfigurationReloaded) -> None:
+        """Close what is gone, listen for what is new; a service that merely moved keeps its clients."""
+        configured = {each.id: each for each in self._configured()}
+        for service in list(self._services.values()):
+            settings = configured.get(service.id)
+            if settings is None or settings.protocol is not service.settings.protocol:
+                self._remove(service)
+        moved = [each for each in configured.values() if self._is_to_bind(each)]
+        # A UDP client would not know its service again by the new address; a TCP connection does not care.
+        gone = {each.id for each in moved if each.protocol is ServiceProtocol.UDP}
+        staying = {name: settings for name, settings in configured.items() if name in self._services}
+        for session in self._sessions.values():
+            pinned = {
+                name
+                for name, settings in staying.items()
+                if settings.connectors and session.peer_id not in settings.connectors
+            }
+            may_stay = (staying.keys() - gone - pinned).__contains__
+            self._cut(session, may_stay, StreamError.UNKNOWN_SERVICE, "service_reconfigured")
+        # All closed before any is opened, so that a service can have the address of another.
+        for settings in moved:
+            if settings.id in self._services:
+                self._services[settings.id].close()
+        for settings in configured.values():
+            if settings in moved:
+                self._bind_anew(settings)
+            else:
+                self._services[settings.id].settings = settings
+
+    def session_access_limited(self, message: session_table_pb2.SessionAccessLimited) -> None:
+        """Also forget the grants of what the session may not carry."""
+        super().session_access_limited(message)
+        session = self._sessions.get(message.session_id)
+        if session is not None:
+            session.grants = {name: held for name, held in session.grants.items() if session.may_carry(name)}
 
     def service_ready(self, message: session_table_pb2.ServiceReady) -> None:
         """Whoever waits for the service gets a stream or a flow."""
@@ -149,7 +185,10 @@ class ServicePort(ServiceConcern[AgentSession]):
 
     def client_connected(self, pump: ClientPump) -> None:
         """A client waits from now on."""
-        service = self._services[pump.service]
+        service = self._services.get(pump.service)
+        if service is None:
+            pump.reset()  # accepted as its service was removed
+            return
         if len(self._clients) >= self._limits.connections:
             service.counters.refused += 1
             self._refusal_log.note(
@@ -168,7 +207,8 @@ class ServicePort(ServiceConcern[AgentSession]):
     def client_gone(self, pump: ClientPump) -> None:
         """A client no longer waits."""
         self._clients.pop(pump, None)
-        self._services[pump.service].clients.pop(pump, None)
+        if (service := self._services.get(pump.service)) is not None:
+            service.clients.pop(pump, None)
 
     def pump_finished(self, pump: TcpPump, summary: Summary) -> None:
         """A connection is over."""
@@ -182,6 +222,8 @@ class ServicePort(ServiceConcern[AgentSession]):
 
     def local_datagrams(self, service: LocalService, batches: list[DatagramBatch]) -> None:
         """Datagrams of clients: into their flows, or wait for a session."""
+        if self._services.get(service.id) is not service:
+            return  # it was removed
         touched: dict[AgentSession, None] = {}
         for batch in batches:
             flow = service.flows.get(batch.remote)
@@ -208,7 +250,44 @@ class ServicePort(ServiceConcern[AgentSession]):
     def _directions(self, from_socket: int, to_socket: int) -> tuple[int, int]:
         return from_socket, to_socket
 
-    def _listen(self, service: LocalService, local: TransportAddress) -> TransportAddress:
+    def _remove(self, service: LocalService) -> None:
+        service.close()
+        self._give_up(service, "service_removed", "the service is no longer configured")
+        del self._services[service.id]
+        self.log.info("service_port.service_removed", service=service.id)
+
+    def _is_to_bind(self, settings: AgentService) -> bool:
+        service = self._services.get(settings.id)
+        return service is None or service.settings.listen != settings.listen or not service.is_listening
+
+    def _bind_anew(self, settings: AgentService) -> None:
+        service = self._services.get(settings.id)
+        if service is None:
+            counters = self._counters.setdefault(settings.id, ServiceCounters(settings.id))
+            service = self._services[settings.id] = LocalService(settings, counters, self)
+        service.settings = settings
+        try:
+            self._listen(service)
+        except OSError as error:
+            # The rest of the new configuration is good; the next reload tries this one again.
+            self.log.error("service_port.cannot_listen", service=service.id, error=str(error))  # noqa: TRY400
+
+    def _listen(self, service: LocalService) -> None:
+        """Bind; raises `OSError` naming service and address."""
+        local = service.settings.listen
+        try:
+            bound = self._open_socket(service, local)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            self._listener_changed(service, local, reason)
+            raise OSError(
+                error.errno,
+                f"service {service.id}: cannot listen on {service.settings.protocol} {local}: {reason}",
+            ) from error
+        self.log.info("service_port.listening", service=service.id, address=str(bound))
+        self._listener_changed(service, bound, "")
+
+    def _open_socket(self, service: LocalService, local: TransportAddress) -> TransportAddress:
         if service.settings.protocol is ServiceProtocol.TCP:
             service.listener = self.io.listen_tcp(local, partial(self._accept, service))
             return service.listener.local_address
@@ -335,7 +414,8 @@ class ServicePort(ServiceConcern[AgentSession]):
                     pass  # the connector's
         self._send_datagrams(session, frames)
         for (service_id, source), payloads in replies.items():
-            self._deliver(self._services[service_id], source, payloads)
+            if (service := self._services.get(service_id)) is not None:
+                self._deliver(service, source, payloads)
         self._deadlines.set(session, session.flows.next_deadline())
         self._close_if_drained(session)
 

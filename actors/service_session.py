@@ -31,6 +31,7 @@ class ServiceSession:
         is_open: False once `SessionClosed` came; nothing is sent then.
         is_draining: the peer wants nothing new.
         control_backlog_bytes: of the control stream, not yet acknowledged.
+        allowed: services that it may carry, by the rules of an intermediate; None: whatever is granted.
     """
 
     def __init__(self, session_id: bytes, peer_id: str, flows: AgentFlows | ConnectorFlows) -> None:
@@ -41,6 +42,7 @@ class ServiceSession:
         self.pumps: dict[int, TcpPump] = {}
         self.is_open = True
         self.is_draining = False
+        self.allowed: frozenset[str] | None = None
         self.control_backlog_bytes = 0
         self._in_flight = 0
         self._is_full = False
@@ -51,6 +53,10 @@ class ServiceSession:
     def is_full(self) -> bool:
         """Whether streams are held to their share."""
         return self._is_full
+
+    def may_carry(self, service: str) -> bool:
+        """Whether the intermediate's rules let the session carry a service; a grant is needed besides."""
+        return self.allowed is None or service in self.allowed
 
     def has_room(self, unacknowledged_bytes: int) -> bool:
         """Whether a stream with this much under way may read on from its socket."""

@@ -5,7 +5,7 @@ The core (`ztna.signaling.sessions`) decides; this actor verifies and signs gran
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import ClassVar, Final
 
 from actors import translate
@@ -16,12 +16,19 @@ from actors.grant_opener import GrantOpener
 from actors.resumption import Resumptions
 from ztna.access.grant import GRANT_VERSION, GrantClaims
 from ztna.access.identity import Role
-from ztna.access.policy import AccessPolicy, AccessRule
+from ztna.access.policy import AccessRules
 from ztna.signaling import session_effects as effects
 from ztna.signaling.session import FrameKind, SessionFrame
 from ztna.signaling.sessions import SessionManager as Core
 from ztna.signaling.values import Code
-from ztna.v1 import quic_relay_pb2, registry_pb2, session_manager_pb2, signaling_pb2, signaling_service_pb2
+from ztna.v1 import (
+    quic_relay_pb2,
+    registry_pb2,
+    reload_pb2,
+    session_manager_pb2,
+    signaling_pb2,
+    signaling_service_pb2,
+)
 
 # A report lists every session, at about 3 us each: a second per thousand keeps it below 0.5 % of the time.
 STATISTICS_INTERVAL_S = 1.0
@@ -54,6 +61,7 @@ class SessionManager(Concern):
         signaling_service_pb2.SessionFrameReceived: "session_frame_received",
         signaling_service_pb2.NodeAttached: "node_attached",
         signaling_service_pb2.NodeDetached: "node_detached",
+        reload_pb2.ConfigurationReloaded: "configuration_reloaded",
     }
     emits = (
         session_manager_pb2.BindChannels,
@@ -66,18 +74,17 @@ class SessionManager(Concern):
         self,
         context: Context,
         credentials: Credentials,
-        policy: Sequence[AccessRule],
+        rules: Callable[[], AccessRules],
         grant_lifetime_s: float,
         max_offline_s: float,
         max_sessions: int,
     ) -> None:
-        """`grant_lifetime_s` and `max_offline_s` are seconds. Raises `ConfigError` naming a bad rule."""
+        """`rules` gives the present ones; `grant_lifetime_s` and `max_offline_s` are seconds."""
         super().__init__(context)
         self._credentials = credentials
+        self._rules = rules
         self._grant_lifetime_s = int(grant_lifetime_s)
-        self._core = Core(
-            context.io.random, AccessPolicy(policy), max_offline_s=max_offline_s, max_sessions=max_sessions
-        )
+        self._core = Core(context.io.random, rules(), max_offline_s=max_offline_s, max_sessions=max_sessions)
         # Each session is listed by two nodes at most.
         self._resumptions = Resumptions(GrantOpener(credentials), 2 * max_sessions, self.now)
         self._deferred: list[registry_pb2.ConnectorChosen] = []
@@ -132,6 +139,11 @@ class SessionManager(Concern):
     def session_frame_received(self, message: signaling_service_pb2.SessionFrameReceived) -> None:
         """Pass a frame on to the other party, if its sender may say so."""
         self._core.handle_frame(message.attach_id, _frame_of(message), self.now)
+        self._act()
+
+    def configuration_reloaded(self, _message: reload_pb2.ConfigurationReloaded) -> None:
+        """Sessions end, or carry less, where the rules no longer allow what they are for."""
+        self._core.handle_rules(self._rules())
         self._act()
 
     def handle_timeout(self, now: float) -> None:
@@ -207,7 +219,12 @@ class SessionManager(Concern):
 
     def _tell_party(
         self,
-        effect: effects.Offered | effects.Rebound | effects.Ended | effects.Failed | effects.PunchingStarted,
+        effect: effects.Offered
+        | effects.Rebound
+        | effects.AccessChanged
+        | effects.Ended
+        | effects.Failed
+        | effects.PunchingStarted,
     ) -> None:
         match effect:
             case effects.Offered():
@@ -226,6 +243,17 @@ class SessionManager(Concern):
                         session_id=effect.session_id,
                         peer=translate.party_to_proto(effect.peer),
                         channel=effect.channel,
+                        allowed=translate.allowed_to_proto(effect.services),
+                    )
+                )
+            case effects.AccessChanged():
+                self._log(
+                    "session_manager.access_changed", effect.session_id, services=sorted(effect.services)
+                )
+                frame = signaling_pb2.SignalingFrame(
+                    access_changed=signaling_pb2.AccessChanged(
+                        session_id=effect.session_id,
+                        allowed=translate.allowed_to_proto(effect.services),
                     )
                 )
             case effects.Ended():

@@ -6,12 +6,13 @@ actors is the daemon's business: it hands in `SessionScopes`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from google.protobuf.message import DecodeError
 
+from actors import translate
 from actors.base import Concern, Context
 from ztna.session import effects
 from ztna.session.agent_table import AgentSessions
@@ -22,6 +23,7 @@ from ztna.v1 import (
     grant_pb2,
     quic_session_pb2,
     relay_leg_pb2,
+    reload_pb2,
     service_port_pb2,
     session_table_pb2,
     signaling_client_pb2,
@@ -36,6 +38,7 @@ _COMMON_HANDLERS = {
     signaling_client_pb2.Detached: "detached",
     signaling_client_pb2.SessionReboundReceived: "session_rebound",
     signaling_client_pb2.SessionRevoked: "session_revoked",
+    signaling_client_pb2.SessionAccessReceived: "session_access_received",
     quic_session_pb2.SessionEstablished: "session_established",
     quic_session_pb2.SessionClosed: "session_closed",
     session_table_pb2.CloseSessionRequested: "close_session_requested",
@@ -46,6 +49,7 @@ _COMMON_EMITS = (
     relay_leg_pb2.BindChannel,
     relay_leg_pb2.ReleaseChannel,
     quic_session_pb2.CloseQuicSession,
+    session_table_pb2.SessionAccessLimited,
 )
 
 
@@ -116,6 +120,16 @@ class SessionTable(Concern):
         self._core.handle_revoked(message.intermediate_id, message.session_id, message.code, self.now)
         self._act()
 
+    def session_access_received(self, message: signaling_client_pb2.SessionAccessReceived) -> None:
+        """An intermediate says what a session may carry."""
+        self._core.handle_access(
+            message.intermediate_id,
+            message.session_id,
+            translate.allowed_from_proto(message.allowed),
+            self.now,
+        )
+        self._act()
+
     def session_established(self, message: quic_session_pb2.SessionEstablished) -> None:
         """The peer is proven."""
         self._core.handle_established(message.session_id, self.now)
@@ -153,6 +167,12 @@ class SessionTable(Concern):
                 )
                 if not self._scopes.start(effect.session_id, effect.peer):
                     self._core.handle_closed(effect.session_id, NOT_STARTED, self.now)
+            case effects.LimitAccess():
+                self.emit(
+                    session_table_pb2.SessionAccessLimited(
+                        session_id=effect.session_id, allowed=translate.allowed_to_proto(effect.services)
+                    )
+                )
             case effects.ForgetSession():
                 self._scopes.stop(effect.session_id)
             case effects.CloseSession():
@@ -241,6 +261,7 @@ class AgentSessionTable(SessionTable):
         session_table_pb2.RequestService: "request_service",
         signaling_client_pb2.SessionGranted: "session_granted",
         signaling_client_pb2.SessionRequestFailed: "session_request_failed",
+        reload_pb2.ConfigurationReloaded: "configuration_reloaded",
     }
     emits = (
         *_COMMON_EMITS,
@@ -256,20 +277,27 @@ class AgentSessionTable(SessionTable):
         context: Context,
         scopes: SessionScopes,
         intermediate_ids: Iterable[str],
-        services: Mapping[str, WantedService],
+        services: Callable[[], Mapping[str, WantedService]],
         *,
         max_offline_s: float,
         is_eager: bool,
     ) -> None:
-        self._services = services
+        self._read_services = services
+        self._services = services()
         self._sessions = AgentSessions(
             intermediate_ids,
-            {name: wanted.connectors for name, wanted in services.items()},
+            self._pins(),
             context.io.random,
             max_offline_s=max_offline_s,
             is_eager=is_eager,
         )
         super().__init__(context, self._sessions, scopes)
+
+    def configuration_reloaded(self, _message: reload_pb2.ConfigurationReloaded) -> None:
+        """Other services may be asked for, or from other connectors."""
+        self._services = self._read_services()
+        self._sessions.handle_services(self._pins(), self.now)
+        self._act()
 
     def request_service(self, message: session_table_pb2.RequestService) -> None:
         """A client waits for a service."""
@@ -302,6 +330,9 @@ class AgentSessionTable(SessionTable):
             message.request_id, message.code, message.message, self.now, is_final=message.is_final
         )
         self._act()
+
+    def _pins(self) -> dict[str, tuple[str, ...]]:
+        return {name: wanted.connectors for name, wanted in self._services.items()}
 
     def _perform_wish(self, effect: effects.SessionEffect) -> None:
         match effect:

@@ -72,6 +72,7 @@ class SignalingClient(Concern):
         signaling_client_pb2.Detached,
         signaling_client_pb2.SessionReboundReceived,
         signaling_client_pb2.SessionRevoked,
+        signaling_client_pb2.SessionAccessReceived,
         relay_leg_pb2.PresentAttachment,
         relay_leg_pb2.SendLegSignaling,
     )
@@ -362,6 +363,18 @@ class SignalingClient(Concern):
                 channel=rebound.channel,
             )
         )
+        if rebound.HasField("allowed"):
+            self._access_received(rebound.session_id, rebound.allowed)
+
+    def _access_changed(self, frame: signaling_pb2.SignalingFrame) -> None:
+        self._access_received(frame.access_changed.session_id, frame.access_changed.allowed)
+
+    def _access_received(self, session_id: bytes, allowed: signaling_pb2.AllowedServices) -> None:
+        self.emit(
+            signaling_client_pb2.SessionAccessReceived(
+                intermediate_id=self.key, session_id=session_id, allowed=allowed
+            )
+        )
 
     def _session_ended(self, frame: signaling_pb2.SignalingFrame) -> None:
         ended = frame.session_ended
@@ -396,6 +409,7 @@ class SignalingClient(Concern):
         "pong": "_pong",
         "session_rebound": "_session_rebound",
         "session_ended": "_session_ended",
+        "access_changed": "_access_changed",
         "error": "_error",
     }
 

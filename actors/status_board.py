@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 from google.protobuf.message import Message
 
@@ -19,7 +19,7 @@ from actors import translate
 from actors.agent_status import AgentStatusBook
 from actors.base import Concern, Context, loop_callback
 from actors.connector_status import ConnectorStatusBook
-from actors.control_server import CloseWish, ControlServer, OpenWish, Refusal
+from actors.control_server import CloseWish, ControlServer, OpenWish, Refusal, ReloadWish
 from actors.http_server import HttpServer
 from actors.intermediate_status import IntermediateStatusBook
 from actors.metrics import Sample
@@ -27,8 +27,10 @@ from actors.node_status import NodeStatusBook
 from actors.status_book import BookSettings, ServiceLine, StatusBook
 from actors.supervisor import ChildStatus
 from ztna.address import TransportAddress
+from ztna.errors import AuthenticationError, ConfigError
 from ztna.settings import AgentSettings, ConnectorSettings, DaemonSettings, PeerDaemonSettings
-from ztna.v1 import control_pb2, session_table_pb2
+from ztna.settings.live import Change
+from ztna.v1 import control_pb2, reload_pb2, session_table_pb2
 
 TICK_S: Final = 1.0
 """How often the loop's lag is measured and actors are counted: often enough to catch a stall of some 100
@@ -37,6 +39,7 @@ ms."""
 OPERATOR: Final = "operator"
 
 Children = Callable[[], Sequence[ChildStatus]]
+Reload = Callable[[], Change[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +76,12 @@ class _StatusBoard(Concern):
 
     name = "status_board"
 
-    def __init__(self, context: Context, settings: BoardSettings, book: StatusBook) -> None:
+    def __init__(
+        self, context: Context, settings: BoardSettings, book: StatusBook, reload_files: Reload
+    ) -> None:
         super().__init__(context)
         self._settings = settings
+        self._reload_files = reload_files
         self._book = book
         self._tick_at = self.now + TICK_S
         self._has_failed = False
@@ -152,6 +158,20 @@ class _StatusBoard(Concern):
         """Somebody at the control socket wants a session closed."""
         self._close_session(wish)
 
+    @loop_callback
+    def reload(self, wish: ReloadWish) -> None:
+        """Somebody at the control socket wants the files read again."""
+        try:
+            change = self._reload_files()
+        except ConfigError as error:
+            wish.answer(Refusal("configuration", str(error)))
+        except AuthenticationError as error:
+            wish.answer(Refusal("credentials", str(error)))
+        else:
+            wish.answer(
+                control_pb2.ReloadResponse(applied=change.applied, needs_restart=change.needs_restart)
+            )
+
     def _open_session(self, wish: OpenWish) -> None:
         daemon = self._settings.book.daemon
         wish.answer(Refusal("unsupported", f"only an agent opens sessions; this is the {daemon}"))
@@ -166,10 +186,23 @@ class NodeStatusBoard(_StatusBoard):
     book_class: ClassVar[type[NodeStatusBook]]
     emits: ClassVar[tuple[type[Message], ...]] = (session_table_pb2.CloseSessionRequested,)
 
-    def __init__(self, context: Context, settings: BoardSettings, children: Children) -> None:
-        """`children` is `Supervisor.children`."""
-        self._node = self.book_class(settings.book, children, context.io.time(), context.io.wall_time())
-        super().__init__(context, settings, self._node)
+    def __init__(
+        self,
+        context: Context,
+        settings: Callable[[], BoardSettings],
+        children: Children,
+        reload_files: Reload,
+    ) -> None:
+        """`settings` gives the present ones; `children` is `Supervisor.children`."""
+        self._present = settings
+        book = settings().book
+        self._node = self.book_class(book, children, context.io.time(), context.io.wall_time())
+        super().__init__(context, settings(), self._node, reload_files)
+
+    def configuration_reloaded(self, _message: reload_pb2.ConfigurationReloaded) -> None:
+        """Other services may be configured."""
+        self._node.configure(self._present().book.services)
+        self._changed()
 
     def _close_session(self, wish: CloseWish) -> None:
         if not self._node.has_session(wish.session_id):
@@ -183,7 +216,10 @@ class ConnectorStatusBoard(NodeStatusBoard):
     """The board of a connector."""
 
     book_class = ConnectorStatusBook
-    handlers: ClassVar = dict.fromkeys(ConnectorStatusBook.takers, "take")
+    handlers: ClassVar = {
+        **dict.fromkeys(ConnectorStatusBook.takers, "take"),
+        reload_pb2.ConfigurationReloaded: "configuration_reloaded",
+    }
 
 
 class AgentStatusBoard(NodeStatusBoard):
@@ -194,13 +230,19 @@ class AgentStatusBoard(NodeStatusBoard):
         **dict.fromkeys(AgentStatusBook.takers, "take"),
         session_table_pb2.ServiceReady: "service_ready",
         session_table_pb2.ServiceUnavailable: "service_unavailable",
+        reload_pb2.ConfigurationReloaded: "configuration_reloaded",
     }
     emits = (*NodeStatusBoard.emits, session_table_pb2.RequestService)
 
-    def __init__(self, context: Context, settings: BoardSettings, children: Children) -> None:
-        """`children` is `Supervisor.children`."""
-        super().__init__(context, settings, children)
-        self._services = frozenset(line.id for line in settings.book.services)
+    def __init__(
+        self,
+        context: Context,
+        settings: Callable[[], BoardSettings],
+        children: Children,
+        reload_files: Reload,
+    ) -> None:
+        """`settings` gives the present ones; `children` is `Supervisor.children`."""
+        super().__init__(context, settings, children, reload_files)
         self._wishes: list[OpenWish] = []
 
     def service_ready(self, message: session_table_pb2.ServiceReady) -> None:
@@ -217,7 +259,7 @@ class AgentStatusBoard(NodeStatusBoard):
         self._answer(message.service, Refusal(message.code, message.message))
 
     def _open_session(self, wish: OpenWish) -> None:
-        if wish.service not in self._services:
+        if not self._node.has_service(wish.service):
             wish.answer(Refusal("not_found", f"this agent has no service {wish.service!r}"))
             return
         # Those that gave up waiting are let go of here; the server bounds how many wait at a time.
@@ -237,7 +279,14 @@ class IntermediateStatusBoard(_StatusBoard):
 
     handlers: ClassVar = dict.fromkeys(IntermediateStatusBook.takers, "take")
 
-    def __init__(self, context: Context, settings: BoardSettings, children: Children) -> None:
-        """`children` is `Supervisor.children`."""
+    def __init__(
+        self,
+        context: Context,
+        settings: Callable[[], BoardSettings],
+        children: Children,
+        reload_files: Reload,
+    ) -> None:
+        """`settings` gives the present ones; `children` is `Supervisor.children`."""
         now, wall = context.io.time(), context.io.wall_time()
-        super().__init__(context, settings, IntermediateStatusBook(settings.book, children, now, wall))
+        book = IntermediateStatusBook(settings().book, children, now, wall)
+        super().__init__(context, settings(), book, reload_files)

@@ -27,6 +27,7 @@ from ztna.v1 import (
     quic_session_pb2,
     registry_pb2,
     relay_leg_pb2,
+    reload_pb2,
     service_port_pb2,
     session_manager_pb2,
     session_table_pb2,
@@ -71,6 +72,7 @@ def _session_table_rows(table: type[AgentSessionTable | ConnectorSessionTable]) 
         Row(signaling_client_pb2.Detached, table, _NODE),
         Row(signaling_client_pb2.SessionReboundReceived, table, _NODE),
         Row(signaling_client_pb2.SessionRevoked, table, _NODE),
+        Row(signaling_client_pb2.SessionAccessReceived, table, _NODE),
         Row(quic_session_pb2.SessionEstablished, table, _NODE),
         Row(quic_session_pb2.SessionClosed, table, _NODE),
         # `ztna.v1.ControlService`, and the daemon when it drains.
@@ -100,6 +102,8 @@ def _payload_rows(port: type[ServicePort | ServiceBackend]) -> tuple[Row, ...]:
         Row(quic_session_pb2.PayloadAcknowledged, port, _NODE),
         Row(quic_session_pb2.StreamAborted, port, _NODE),
         Row(quic_session_pb2.DatagramPayloadsReceived, port, _NODE),
+        Row(session_table_pb2.SessionAccessLimited, port, _NODE),
+        Row(reload_pb2.ConfigurationReloaded, port, _NODE, is_external=True),
     )
 
 
@@ -108,7 +112,8 @@ def _board_rows(
 ) -> tuple[Row, ...]:
     # The board hears of everything that people ask about: its dispatch table is the list.
     messages = sorted(board.wired_messages(), key=lambda message: message.DESCRIPTOR.full_name)
-    return tuple(Row(message, board, _NODE) for message in messages)
+    external = {reload_pb2.ConfigurationReloaded}
+    return tuple(Row(message, board, _NODE, is_external=message in external) for message in messages)
 
 
 AGENT = Wiring(
@@ -125,6 +130,7 @@ AGENT = Wiring(
         Row(signaling_client_pb2.RequestSession, AgentSignalingClient, _INTERMEDIATE),
         Row(signaling_client_pb2.SessionGranted, AgentSessionTable, _NODE),
         Row(signaling_client_pb2.SessionRequestFailed, AgentSessionTable, _NODE),
+        Row(reload_pb2.ConfigurationReloaded, AgentSessionTable, _NODE, is_external=True),
         *_board_rows(AgentStatusBoard),
     ),
 )
@@ -167,6 +173,8 @@ INTERMEDIATE = Wiring(
         Row(signaling_service_pb2.SessionFrameReceived, SessionManager, _NODE),
         Row(signaling_service_pb2.SendFrame, SignalingService, _NODE),
         Row(registry_pb2.ConnectorChosen, SessionManager, _NODE),
+        Row(reload_pb2.ConfigurationReloaded, Registry, _NODE, is_external=True),
+        Row(reload_pb2.ConfigurationReloaded, SessionManager, _NODE, is_external=True),
         Row(session_manager_pb2.BindChannels, QuicRelay, _NODE),
         Row(session_manager_pb2.ReleaseChannels, QuicRelay, _NODE),
         *_board_rows(IntermediateStatusBoard),

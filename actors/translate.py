@@ -6,7 +6,7 @@ that reads a message here checks again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final
 
 from cryptography import x509
@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 from actors.credentials import Credentials
 from ztna.access.grant import GrantClaims, sign, verify_signature
 from ztna.access.identity import FINGERPRINT_BYTES, MAX_CHAIN_CERTIFICATES, Role, Verifier
+from ztna.access.policy import ANY
 from ztna.address import TransportAddress
 from ztna.errors import RemoteProtocolError
 from ztna.settings.values import ServiceProtocol
@@ -57,6 +58,18 @@ def address_from_proto(message: types_pb2.TransportAddress) -> TransportAddress:
 def party_to_proto(party: Party) -> types_pb2.NodeIdentity:
     """A verified node as messages carry it."""
     return types_pb2.NodeIdentity(role=_ROLES[party.role], id=party.id, fingerprint=party.fingerprint)
+
+
+def allowed_from_proto(allowed: signaling_pb2.AllowedServices) -> frozenset[str] | None:
+    """The services that a session may carry; None: all of them."""
+    return None if allowed.all else frozenset(allowed.services)
+
+
+def allowed_to_proto(services: Collection[str] | None) -> signaling_pb2.AllowedServices:
+    """The same for a message; `ANY` among the services stands for all."""
+    if services is None or ANY in services:
+        return signaling_pb2.AllowedServices(all=True)
+    return signaling_pb2.AllowedServices(services=sorted(services))
 
 
 def party_from_proto(message: types_pb2.NodeIdentity) -> Party:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ztna.settings import MODELS, DaemonKind
 from ztna.settings.keys import Key, describe_keys
+from ztna.settings.live import is_live as is_live_key
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
 
@@ -57,6 +58,7 @@ error, in each layer. (A variable without two underscores that is no key is igno
 - Only `true` and `false` are booleans; `no` and `on` are text.
 - `_s`, `_ms` and `_bytes` in a name are the unit. `<n>` is the number of an element, from 0.
 - A file has at most 1 MiB, and each key once.
+- Keys marked ↻ can change in a running daemon: `ztna reload`, or SIGHUP. All others need a restart.
 """
 
 
@@ -65,7 +67,7 @@ def render() -> str:
     parts = [INTRODUCTION]
     grouped = _grouped()
     for kinds, heading in HEADINGS.items():
-        rows = "\n".join(_row(keys) for keys in grouped.pop(kinds))
+        rows = "\n".join(_row(kinds, keys) for keys in grouped.pop(kinds))
         parts.append(
             f"## {heading}\n\n| key | type | default | bounds | meaning |\n|---|---|---|---|---|\n{rows}\n"
         )
@@ -88,11 +90,18 @@ def _grouped() -> dict[tuple[DaemonKind, ...], list[list[Key]]]:
     return grouped
 
 
-def _row(keys: list[Key]) -> str:
+def _row(kinds: tuple[DaemonKind, ...], keys: list[Key]) -> str:
     key = keys[0]
     types = list(dict.fromkeys(each.type for each in keys))
     defaults = list(dict.fromkeys(_default(each) for each in keys))
-    cells = (f"`{key.path}`", " / ".join(types), " / ".join(defaults), key.bounds, key.description)
+    is_live = any(is_live_key(kind, key.path) for kind in kinds)
+    cells = (
+        f"`{key.path}`{' ↻' if is_live else ''}",
+        " / ".join(types),
+        " / ".join(defaults),
+        key.bounds,
+        key.description,
+    )
     return "| " + " | ".join(cells) + " |"
 
 

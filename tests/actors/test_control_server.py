@@ -23,11 +23,12 @@ from actors.control_server import (
     ControlServer,
     OpenWish,
     Refusal,
+    ReloadWish,
     check_path,
 )
 from actors.status_board import AgentStatusBoard, BoardSettings, ConnectorStatusBoard, IntermediateStatusBoard
 from actors.status_book import BookSettings, ServiceLine
-from tests.manual_io import actor_harness
+from tests.manual_io import actor_harness, no_reload
 from ztna.errors import ConfigError
 from ztna.v1 import (
     control_pb2,
@@ -63,6 +64,9 @@ class Owner:
 
     def close_session(self, wish: CloseWish) -> None:
         wish.answer(Refusal("not_found", ""))
+
+    def reload(self, wish: ReloadWish) -> None:
+        wish.answer(control_pb2.ReloadResponse(applied=["policy"], needs_restart=["quic.listen"]))
 
 
 class Watchers(set[asyncio.Event]):
@@ -368,7 +372,7 @@ def test_an_agent_asks_for_the_service_and_answers_with_the_session(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def main() -> None:
-        harness = actor_harness(AgentStatusBoard, _settings("agent", path), list)
+        harness = actor_harness(AgentStatusBoard, lambda: _settings("agent", path), list, no_reload)
         asked = asyncio.Event()
         open_session = harness.concern.open_session
 
@@ -403,7 +407,7 @@ def test_an_agent_asks_for_the_service_and_answers_with_the_session(
 
 def test_a_node_closes_a_session_that_it_has(path: Path) -> None:
     async def main() -> None:
-        harness = actor_harness(ConnectorStatusBoard, _settings("connector", path), list)
+        harness = actor_harness(ConnectorStatusBoard, lambda: _settings("connector", path), list, no_reload)
         harness.tell(signaling_client_pb2.SessionOffered(session_id=SESSION))
         async with client(path) as stub:
             await stub.CloseSession(control_pb2.CloseSessionRequest(session_id=SESSION))
@@ -421,7 +425,9 @@ def test_a_node_closes_a_session_that_it_has(path: Path) -> None:
 
 def test_an_intermediate_shows_its_status_and_closes_nothing(path: Path) -> None:
     async def main() -> None:
-        harness = actor_harness(IntermediateStatusBoard, _settings("intermediate", path), list)
+        harness = actor_harness(
+            IntermediateStatusBoard, lambda: _settings("intermediate", path), list, no_reload
+        )
         async with client(path) as stub:
             call = stub.WatchStatus(control_pb2.WatchStatusRequest())
             assert not (await call.read()).status.is_ready
@@ -439,7 +445,7 @@ def test_an_intermediate_shows_its_status_and_closes_nothing(path: Path) -> None
 def test_a_board_whose_socket_is_taken_fails_to_start(path: Path) -> None:
     async def main() -> None:
         server = ControlServer(path, Owner())
-        harness = actor_harness(AgentStatusBoard, _settings("agent", path), list)
+        harness = actor_harness(AgentStatusBoard, lambda: _settings("agent", path), list, no_reload)
         assert isinstance(harness.failure, OSError)
         assert "another daemon is running" in str(harness.failure)
         server.close()

@@ -10,7 +10,7 @@ from actors.http_server import HttpServer
 from actors.metrics import Sample
 from actors.status_board import BoardSettings, IntermediateStatusBoard
 from actors.status_book import BookSettings
-from tests.manual_io import actor_harness
+from tests.manual_io import actor_harness, no_reload
 from ztna.address import TransportAddress
 from ztna.v1 import types_pb2, udp_socket_pb2
 
@@ -115,7 +115,7 @@ def test_ipv6_loopback_works_too() -> None:
 def test_a_board_serves_its_own_readiness_and_metrics() -> None:
     async def main(session: aiohttp.ClientSession) -> None:
         settings = BoardSettings(BookSettings("intermediate", "int-1"), None, LOOPBACK)
-        harness = actor_harness(IntermediateStatusBoard, settings, list)
+        harness = actor_harness(IntermediateStatusBoard, lambda: settings, list, no_reload)
         address = harness.concern.http_address
         assert address is not None
         assert (await fetch(session, address, "/readyz"))[::2] == (503, "the UDP sockets are not bound yet\n")
@@ -131,7 +131,10 @@ def test_a_board_serves_its_own_readiness_and_metrics() -> None:
 
 def test_a_board_without_listeners_has_none() -> None:
     harness = actor_harness(
-        IntermediateStatusBoard, BoardSettings(BookSettings("intermediate", "int-1")), list
+        IntermediateStatusBoard,
+        lambda: BoardSettings(BookSettings("intermediate", "int-1")),
+        list,
+        no_reload,
     )
     assert harness.concern.http_address is None
     harness.stop()

@@ -8,7 +8,7 @@ from actors.registry import STATISTICS_INTERVAL_S, Registry
 from tests.manual_io import ActorHarness, actor_harness
 from ztna.access.grant import GrantClaims
 from ztna.access.identity import Role
-from ztna.access.policy import AccessRule, OfferRule
+from ztna.access.policy import AccessPolicy, AccessRule, AccessRules, OfferPolicy, OfferRule
 from ztna.signaling.values import Party
 from ztna.v1 import (
     grant_pb2,
@@ -28,9 +28,10 @@ def connector(name: str = "c1") -> types_pb2.NodeIdentity:
 
 @pytest.fixture
 def harness() -> ActorHarness[Registry]:
-    harness = actor_harness(
-        Registry, [AccessRule(("a1",), ("web", "ssh"))], [OfferRule(("*",), ("web", "dns"))], 2
+    rules = AccessRules(
+        AccessPolicy([AccessRule(("a1",), ("web", "ssh"))]), OfferPolicy([OfferRule(("*",), ("web", "dns"))])
     )
+    harness = actor_harness(Registry, lambda: rules, 2)
     harness.tell(
         signaling_service_pb2.NodeAttached(attach_id=b"A", node=AGENT),
         signaling_service_pb2.NodeAttached(attach_id=b"C", node=connector()),

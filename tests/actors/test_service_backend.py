@@ -53,7 +53,7 @@ STRANGER = TransportAddress("127.0.0.3", 53)
 def start(*services: ConnectorService, **limits: Any) -> Backend:
     harness = actor_harness(
         ServiceBackend,
-        services or (tcp_backend(), udp_backend()),
+        lambda: services or (tcp_backend(), udp_backend()),
         ConnectorLimits(**limits),
         credentials(Role.CONNECTOR, CONNECTOR_ID),
     )

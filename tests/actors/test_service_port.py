@@ -54,7 +54,7 @@ def port() -> Port:
 
 
 def start(*services: AgentService, limits: AgentLimits | None = None) -> Port:
-    return actor_harness(ServicePort, services, limits or AgentLimits())
+    return actor_harness(ServicePort, lambda: services, limits or AgentLimits())
 
 
 def establish(port: Port, session_id: bytes = SESSION) -> None:
@@ -161,7 +161,7 @@ class _TakenPorts(ManualIo):
 
 
 def test_taken_address_ends_the_start_and_names_service_and_address() -> None:
-    port = actor_harness(ServicePort, [tcp_service()], AgentLimits(), io=_TakenPorts())
+    port = actor_harness(ServicePort, lambda: [tcp_service()], AgentLimits(), io=_TakenPorts())
     assert not port.is_alive
     assert isinstance(port.failure, OSError)
     assert "service web: cannot listen on tcp 127.0.0.1:8080: Address already in use" in str(port.failure)

@@ -71,10 +71,10 @@ class World:
 @pytest.fixture
 def world() -> World:
     io = ManualIo()
-    agent = actor_harness(ServicePort, [tcp_service(), udp_service()], AgentLimits(), io=io)
+    agent = actor_harness(ServicePort, lambda: [tcp_service(), udp_service()], AgentLimits(), io=io)
     connector = actor_harness(
         ServiceBackend,
-        [tcp_backend(), udp_backend()],
+        lambda: [tcp_backend(), udp_backend()],
         ConnectorLimits(opens_per_second=10_000),
         credentials(Role.CONNECTOR, CONNECTOR_ID),
         io=io,

@@ -71,10 +71,10 @@ class World:
     def __init__(self, **limits: Any) -> None:
         self.io = ManualIo()
         self.grant = make_grant("web")
-        self.port = actor_harness(ServicePort, [tcp_service()], AgentLimits(), io=self.io)
+        self.port = actor_harness(ServicePort, lambda: [tcp_service()], AgentLimits(), io=self.io)
         self.backend = actor_harness(
             ServiceBackend,
-            [tcp_backend()],
+            lambda: [tcp_backend()],
             ConnectorLimits(**limits),
             credentials(Role.CONNECTOR, CONNECTOR_ID),
             io=self.io,

@@ -15,13 +15,14 @@ from tests.manual_io import START_WALL_TIME, ActorHarness, actor_harness
 from tests.pki_fixtures import NOW, issue, pem, verifier
 from ztna.access.grant import GrantClaims
 from ztna.access.identity import Role, fingerprint
-from ztna.access.policy import AccessRule
+from ztna.access.policy import AccessPolicy, AccessRule, AccessRules, OfferPolicy, OfferRule
 from ztna.signaling.exchange import ANSWER_LIMIT_S
 from ztna.signaling.values import Party
 from ztna.v1 import (
     grant_pb2,
     quic_relay_pb2,
     registry_pb2,
+    reload_pb2,
     session_manager_pb2,
     signaling_pb2,
     signaling_service_pb2,
@@ -44,12 +45,18 @@ def credentials() -> Credentials:
     return parse_credentials(own.certificate_pem, own.key_pem, pem(own).ca, None, Role.INTERMEDIATE, NOW)
 
 
+ALL = signaling_pb2.AllowedServices(all=True)
+
+
 class Manager:
     """The actor, with a relay that answers at once."""
 
     def __init__(self, max_sessions: int = 100) -> None:
+        self.rules = AccessRules(
+            AccessPolicy([AccessRule(("*",), ("*",))]), OfferPolicy([OfferRule(("*",), ("*",))])
+        )
         self.harness: ActorHarness[SessionManager] = actor_harness(
-            SessionManager, credentials(), [AccessRule(("*",), ("*",))], 600.0, 3600.0, max_sessions
+            SessionManager, credentials(), lambda: self.rules, 600.0, 3600.0, max_sessions
         )
         self.released: list[bytes] = []
         self.reports: list[session_manager_pb2.SessionsStatistics] = []
@@ -139,10 +146,10 @@ def test_resumed_session_is_rebound_for_both(manager: Manager) -> None:
     resume = signaling_pb2.ResumeSession(session_id=opened.session_id, grant=opened.grant)
     frames = dict(manager.attach(b"A'", A1, resume))
     assert frames[b"A'"].session_rebound == signaling_pb2.SessionRebound(
-        session_id=opened.session_id, peer=C1, channel=11
+        session_id=opened.session_id, peer=C1, channel=11, allowed=ALL
     )
     assert frames[b"C"].session_rebound == signaling_pb2.SessionRebound(
-        session_id=opened.session_id, peer=A1, channel=22
+        session_id=opened.session_id, peer=A1, channel=22, allowed=ALL
     )
 
 
@@ -378,3 +385,29 @@ def test_node_that_left_is_verified_no_further(manager: Manager) -> None:
     assert manager.harness.concern._resumptions._waiting == 0
     manager.harness.advance(1)
     assert manager.take() == []
+
+
+def rules(*services: str) -> AccessRules:
+    return AccessRules(
+        AccessPolicy([AccessRule(("*",), services)] if services else []),
+        OfferPolicy([OfferRule(("*",), ("*",))]),
+    )
+
+
+def test_reload_tells_both_parties_what_is_still_allowed(manager: Manager) -> None:
+    _, opened = manager.open()
+    manager.rules = rules("web", "ssh")
+    frames = dict(manager.tell(reload_pb2.ConfigurationReloaded()))
+    expected = signaling_pb2.AccessChanged(
+        session_id=opened.session_id, allowed=signaling_pb2.AllowedServices(services=["ssh", "web"])
+    )
+    assert frames[b"A"].access_changed == frames[b"C"].access_changed == expected
+
+
+def test_reload_that_allows_nothing_ends_the_session_at_both(manager: Manager) -> None:
+    _, opened = manager.open()
+    manager.rules = rules()
+    frames = dict(manager.tell(reload_pb2.ConfigurationReloaded()))
+    for attach_id in (b"A", b"C"):
+        assert frames[attach_id].session_ended.session_id == opened.session_id
+        assert frames[attach_id].session_ended.code == signaling_pb2.SIGNALING_CODE_ACCESS_DENIED

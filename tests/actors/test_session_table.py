@@ -55,7 +55,9 @@ class AgentTable(AgentSessionTable):
             "web": WantedService(types_pb2.SERVICE_PROTOCOL_TCP, ()),
             "dns": WantedService(types_pb2.SERVICE_PROTOCOL_UDP, ("c1", "c2")),
         }
-        super().__init__(context, scopes, ["i1", "i2"], services, max_offline_s=3600.0, is_eager=False)
+        super().__init__(
+            context, scopes, ["i1", "i2"], lambda: services, max_offline_s=3600.0, is_eager=False
+        )
 
 
 class ConnectorTable(ConnectorSessionTable):

@@ -29,6 +29,7 @@ from actors.status_book import (
 from actors.supervisor import ChildStatus
 from tests.manual_io import START_WALL_TIME, ActorHarness, actor_harness
 from ztna.settings import AgentSettings, ConnectorSettings, IntermediateSettings
+from ztna.settings.live import Change
 from ztna.v1 import (
     path_manager_pb2,
     quic_relay_pb2,
@@ -65,7 +66,17 @@ class World:
     def __init__(self, board: type[Any], daemon: str, **book: Any) -> None:
         self.children = [child("udp_socket")]
         settings = BoardSettings(BookSettings(daemon, f"{daemon}-1", **book))
-        self.harness: ActorHarness[Any] = actor_harness(board, settings, lambda: list(self.children))
+        self.settings = settings
+        self.reloads: list[Change[Any] | Exception] = []
+        self.harness: ActorHarness[Any] = actor_harness(
+            board, lambda: self.settings, lambda: list(self.children), self._reload
+        )
+
+    def _reload(self) -> Change[Any]:
+        result = self.reloads.pop(0)
+        if isinstance(result, Exception):
+            raise result
+        return result
 
     def tell(self, *messages: Any) -> None:
         self.harness.tell(*messages)

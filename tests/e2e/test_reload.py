@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import signal
+import socket
+import threading
 import time
+from typing import Any
 
 import pytest
+import yaml
 
 from tests.e2e.backends import connect, content_digest, download
 from tests.e2e.conftest import Site
-from tools.deployment import Deployment
+from tools.deployment import Deployment, control_channel, free_port
 from ztna.access.identity import Role
 from ztna.pki.files import CRL, PkiDirectory
+from ztna.v1 import control_pb2, control_pb2_grpc
 
 MIB = 1 << 20
 
@@ -33,8 +38,8 @@ def test_revoked_agent_is_refused_from_the_reload_on_by_connector_and_intermedia
     assert download(site.tcp_port, MIB) == content_digest(MIB)
     pki = PkiDirectory(deployment.directory / "pki")
     pki.revoke(time.time(), role=Role.AGENT, node_id="agent-1")
-    reload(deployment, "intermediate-1", "daemon.credentials_reloaded")
-    reload(deployment, "connector-1", "daemon.credentials_reloaded")
+    reload(deployment, "intermediate-1", "daemon.reloaded")
+    reload(deployment, "connector-1", "daemon.reloaded")
     deployment.kill("intermediate-1")
     deployment.start("intermediate-1")
     status = deployment.wait_for(
@@ -51,7 +56,7 @@ def test_session_of_an_agent_that_is_revoked_ends_with_the_reload_of_the_connect
         client.sendall(b"HOLD\n")
         assert client.recv(100) == b"held\n"
         PkiDirectory(deployment.directory / "pki").revoke(time.time(), role=Role.AGENT, node_id="agent-1")
-        reload(deployment, "connector-1", "daemon.credentials_reloaded")
+        reload(deployment, "connector-1", "daemon.reloaded")
         with pytest.raises(ConnectionResetError):
             client.recv(100)
 
@@ -63,7 +68,7 @@ def test_intermediate_sends_an_attached_agent_away_once_it_is_revoked(site: Site
         assert client.recv(100) == b"held\n"
         # The connector does not know: its file is read again only when it is told to.
         PkiDirectory(deployment.directory / "pki").revoke(time.time(), role=Role.AGENT, node_id="agent-1")
-        reload(deployment, "intermediate-1", "daemon.credentials_reloaded")
+        reload(deployment, "intermediate-1", "daemon.reloaded")
         client.settimeout(15)
         with pytest.raises(ConnectionResetError):
             client.recv(100)
@@ -91,3 +96,126 @@ def test_certificate_that_ends_within_a_month_is_warned_of_at_start(configured_s
     deployment.start("agent-1")
     deployment.wait_for("agent-1", lambda status: status["uptime_s"] >= 0, "the control socket")
     assert "daemon.certificate_ends_soon" in daemon.log_tail(100)
+
+
+def configure(deployment: Deployment, name: str, **changes: Any) -> None:
+    """Write other values into the file of a daemon, which is not told."""
+    daemon = deployment.daemons[name]
+    daemon.settings.update(changes)
+    daemon.config_path.write_text(yaml.safe_dump(daemon.settings))
+
+
+def reload_now(deployment: Deployment, name: str) -> control_pb2.ReloadResponse:
+    with control_channel(deployment.daemons[name].control_socket) as channel:
+        stub = control_pb2_grpc.ControlServiceStub(channel)
+        answer = stub.Reload(control_pb2.ReloadRequest(), timeout=10, wait_for_ready=True)
+    assert isinstance(answer, control_pb2.ReloadResponse)
+    return answer
+
+
+def session_ids(deployment: Deployment) -> list[bytes]:
+    status = deployment.daemon_status("connector-1")
+    assert status is not None
+    return [each.session_id for each in status.sessions]
+
+
+def echo(client: socket.socket, payload: bytes) -> bytes:
+    client.settimeout(5)
+    client.send(payload)
+    return client.recv(100)
+
+
+def test_policy_that_denies_one_service_cuts_it_at_once_and_leaves_the_other(site: Site) -> None:
+    deployment = site.deployment
+    with connect(site.tcp_port) as client, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+        client.sendall(b"HOLD\n")
+        assert client.recv(100) == b"held\n"
+        udp.connect(("127.0.0.1", site.udp_port))
+        assert echo(udp, b"before") == b"before"
+        sessions = session_ids(deployment)
+
+        configure(deployment, "intermediate-1", policy=[{"agents": ["*"], "services": ["echo"]}])
+        assert list(reload_now(deployment, "intermediate-1").applied) == ["policy"]
+        client.settimeout(5)
+        with pytest.raises(ConnectionResetError):
+            client.recv(100)
+        assert echo(udp, b"after") == b"after"
+        with connect(site.tcp_port) as refused, pytest.raises(ConnectionResetError):
+            refused.recv(1)
+        assert session_ids(deployment) == sessions
+        assert "service_backend.access_cut" in deployment.daemons["connector-1"].log_tail(200)
+
+    configure(deployment, "intermediate-1", policy=[{"agents": ["*"], "services": ["*"]}])
+    reload_now(deployment, "intermediate-1")
+    assert download(site.tcp_port, MIB) == content_digest(MIB)
+
+
+def test_connector_that_lets_an_agent_in_no_more_cuts_it_off(site: Site) -> None:
+    deployment = site.deployment
+    services = deployment.daemons["connector-1"].settings["services"]
+    with connect(site.tcp_port) as client:
+        client.sendall(b"HOLD\n")
+        assert client.recv(100) == b"held\n"
+        narrowed = [{**service, "allow": ["somebody-else"]} for service in services]
+        configure(deployment, "connector-1", services=narrowed)
+        assert list(reload_now(deployment, "connector-1").applied) == ["services"]
+        client.settimeout(5)
+        with pytest.raises(ConnectionResetError):
+            client.recv(100)
+
+
+def test_services_of_an_agent_follow_its_configuration(site: Site) -> None:
+    deployment = site.deployment
+    assert download(site.tcp_port, MIB) == content_digest(MIB)
+    moved, taken = free_port(), socket.create_server(("127.0.0.1", 0))
+    with taken, connect(site.tcp_port) as client:
+        client.sendall(b"HOLD\n")
+        assert client.recv(100) == b"held\n"
+        configure(
+            deployment,
+            "agent-1",
+            services=[
+                {"id": "files", "protocol": "tcp", "listen": f"127.0.0.1:{moved}"},
+                {"id": "late", "protocol": "tcp", "listen": f"127.0.0.1:{taken.getsockname()[1]}"},
+            ],
+            session={"idle_timeout_s": 77},
+        )
+        answer = reload_now(deployment, "agent-1")
+        assert list(answer.applied) == ["services"]
+        assert list(answer.needs_restart) == ["session.idle_timeout_s"]
+        assert download(moved, MIB) == content_digest(MIB)
+        with pytest.raises(ConnectionRefusedError):
+            connect(site.tcp_port)
+        status = deployment.daemon_status("agent-1")
+        assert status is not None
+        assert {each.id: each.state for each in status.services} == {"files": "listening", "late": "failed"}
+        assert any("late" in each.message for each in status.problems)
+        # The connection that was there before its service moved.
+        client.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            client.recv(1)
+
+
+def test_download_runs_through_a_hundred_reloads_of_every_daemon(site: Site) -> None:
+    size = 64 * MIB
+    digests: list[str] = []
+    loader = threading.Thread(target=lambda: digests.append(download(site.tcp_port, size)))
+    loader.start()
+    for _ in range(100):
+        for name in site.deployment.daemons:
+            reload_now(site.deployment, name)
+    loader.join(60)
+    assert digests == [content_digest(size)]
+
+
+def test_reload_command_names_the_fault_and_nothing_changes(site: Site) -> None:
+    deployment = site.deployment
+    daemon = deployment.daemons["agent-1"]
+    good = daemon.config_path.read_text()
+    daemon.config_path.write_text(good.replace("listen:", "lisen:"))
+    done = deployment.ztna("reload", "--socket", str(daemon.control_socket), check=False)
+    assert done.returncode == 2
+    assert "unknown key; did you mean" in done.stderr
+    assert download(site.tcp_port, MIB) == content_digest(MIB)
+    daemon.config_path.write_text(good)
+    assert "no key" in deployment.ztna("reload", "--socket", str(daemon.control_socket)).stdout

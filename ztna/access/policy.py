@@ -62,6 +62,10 @@ class AccessPolicy:
         """Whether the agent with this id may open the service."""
         return _decide(self._table, agent, service)
 
+    def services_of(self, agent: str) -> frozenset[str]:
+        """Every service that the agent may open, perhaps with `ANY` among them."""
+        return _services(self._table, agent)
+
 
 class OfferPolicy:
     """Which connector may provide which service. Raises `ConfigError` naming a rule that cannot be meant."""
@@ -72,6 +76,29 @@ class OfferPolicy:
     def may_offer(self, connector: str, service: str) -> Decision:
         """Whether the connector with this id may provide the service."""
         return _decide(self._table, connector, service)
+
+    def services_of(self, connector: str) -> frozenset[str]:
+        """Every service that the connector may provide, perhaps with `ANY` among them."""
+        return _services(self._table, connector)
+
+    def is_offerable(self, service: str) -> bool:
+        """Whether any connector at all may provide the service."""
+        return any(service in services or ANY in services for services in self._table.values())
+
+
+@dataclass(frozen=True, slots=True)
+class AccessRules:
+    """Both policies of an intermediate, which decide together what a session may carry."""
+
+    access: AccessPolicy
+    offers: OfferPolicy
+
+    def services_between(self, agent: str, connector: str) -> frozenset[str]:
+        """Every service that a session of the two may carry; `ANY` in it stands for all."""
+        opened, offered = self.access.services_of(agent), self.offers.services_of(connector)
+        if ANY in opened:
+            return offered
+        return opened if ANY in offered else opened & offered
 
 
 def _tabulate(
@@ -97,12 +124,15 @@ def _tabulate(
     return {node: services | everyone for node, services in table.items()}
 
 
-def _decide(table: Mapping[str, frozenset[str]], node: str, service: str) -> Decision:
+def _services(table: Mapping[str, frozenset[str]], node: str) -> frozenset[str]:
     # An id is never "*" on the wire (it is a label), and must not stand for everyone if it were.
-    services = table.get(node) if node != ANY else None
-    if services is None:
-        services = table.get(ANY)
-    if services is None:
+    own = table.get(node) if node != ANY else None
+    return own if own is not None else table.get(ANY, frozenset())
+
+
+def _decide(table: Mapping[str, frozenset[str]], node: str, service: str) -> Decision:
+    services = _services(table, node)
+    if not services:
         return NO_RULE_FOR_NODE
     if ANY in services or (service in services and service != ANY):
         return ALLOWED

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import click
 
@@ -25,7 +25,10 @@ CALL_LIMIT_S: Final = 5.0
 """A daemon answers within milliseconds; one that takes longer is stuck."""
 
 EXIT_CONFIG: Final = 2
+EXIT_AUTHENTICATION: Final = 3
 EXIT_UNREACHABLE: Final = 4
+
+CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
 
 class SocketError(click.ClickException):
@@ -46,6 +49,40 @@ class WrongSocketError(SocketError):
     """The socket's path cannot be, or which one is meant does not follow."""
 
     exit_code = EXIT_CONFIG
+
+
+class FaultyFilesError(SocketError):
+    """The daemon could not use what it read; nothing has changed."""
+
+    exit_code = EXIT_CONFIG
+
+
+class FaultyCredentialsError(SocketError):
+    """The daemon could not use its own certificate; nothing has changed."""
+
+    exit_code = EXIT_AUTHENTICATION
+
+
+def socket_options(command: CommandT) -> CommandT:
+    """Add the options that tell which daemon is meant: `config` and `path`."""
+    for option in (
+        click.option(
+            "-c",
+            "--config",
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            help="Ask the daemon that this file configures.",
+        ),
+        click.option(
+            "--socket",
+            "path",
+            type=click.Path(path_type=Path),
+            metavar="PATH",
+            help="Ask the daemon at this control socket.",
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 def runtime_directory(environ: Mapping[str, str], *, is_root: bool) -> Path:
@@ -106,7 +143,7 @@ def control_stub(path: Path) -> Iterator[Any]:
         try:
             yield control_pb2_grpc.ControlServiceStub(channel)
         except grpc.RpcError as error:
-            raise DaemonUnreachableError(_explain_call(path, error)) from error
+            raise _call_error(path, error) from error
 
 
 def _configured_socket(config: Path) -> Path:
@@ -140,10 +177,16 @@ def _explain(path: Path, error: OSError) -> str:
     return f"cannot reach the daemon at {path}: {error.strerror or error}"
 
 
-def _explain_call(path: Path, error: Any) -> str:
-    code = error.code().name.lower().replace("_", " ")
-    if code in {"unavailable", "cancelled"}:
-        return f"the daemon at {path} has ended"
-    if code == "deadline exceeded":
-        return f"the daemon at {path} does not answer"
-    return f"the daemon at {path}: {error.details() or code}"
+def _call_error(path: Path, error: Any) -> SocketError:
+    match error.code().name:
+        case "UNAVAILABLE" | "CANCELLED":
+            return DaemonUnreachableError(f"the daemon at {path} has ended")
+        case "DEADLINE_EXCEEDED":
+            return DaemonUnreachableError(f"the daemon at {path} does not answer")
+        case "INVALID_ARGUMENT":
+            return FaultyFilesError(error.details())
+        case "FAILED_PRECONDITION":
+            return FaultyCredentialsError(error.details())
+        case code:
+            words = code.lower().replace("_", " ")
+            return DaemonUnreachableError(f"the daemon at {path}: {error.details() or words}")

@@ -10,11 +10,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ztna.cli.control_client import CALL_LIMIT_S, DaemonUnreachableError, choose_socket, control_stub
+from ztna.cli.control_client import (
+    CALL_LIMIT_S,
+    CommandT,
+    DaemonUnreachableError,
+    choose_socket,
+    control_stub,
+    socket_options,
+)
 from ztna.cli.status_json import as_plain
 from ztna.v1 import control_pb2
 
@@ -23,31 +30,16 @@ if TYPE_CHECKING:
 
     from ztna.cli.status_view import Rates
 
-CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 View = Callable[[control_pb2.DaemonStatus, "Rates | None"], "RenderableType"]
 
 
 def _options(command: CommandT) -> CommandT:
     for option in (
-        click.option(
-            "-c",
-            "--config",
-            type=click.Path(path_type=Path),
-            metavar="FILE",
-            help="Ask the daemon that this file configures.",
-        ),
-        click.option(
-            "--socket",
-            "path",
-            type=click.Path(path_type=Path),
-            metavar="PATH",
-            help="Ask the daemon at this control socket.",
-        ),
         click.option("--watch", is_flag=True, help="Go on showing it, with rates, until Ctrl-C."),
         click.option("--json", "as_json", is_flag=True, help="Print JSON; with --watch one object per line."),
     ):
         command = option(command)
-    return command
+    return socket_options(command)
 
 
 @click.command()

@@ -10,6 +10,7 @@ The table keeps its flows in the order of their last activity: the first is the 
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Generic, TypeVar
@@ -253,6 +254,11 @@ class FlowTable(Generic[FlowT]):
         if flow is not None:
             self._effects.append(CloseFlow(flow_id, reason))
             self._close(flow, reason, now)
+
+    def close_services(self, is_allowed: Callable[[str], bool], reason: CloseReason, now: float) -> None:
+        """Close the flows of every service that is not allowed, and tell the peer."""
+        for flow in [each for each in self._flows.values() if not is_allowed(each.service)]:
+            self.close(flow.flow_id, reason, now)
 
     def close_all(self, reason: CloseReason, now: float) -> None:
         """Close every flow with the session; the peer is not told one by one."""

@@ -198,6 +198,30 @@ class AgentSessions(SessionBook):
         super().handle_rebound(intermediate_id, session_id, peer, channel, now)
         self._answer_wishes(now)
 
+    def handle_access(
+        self, intermediate_id: str, session_id: bytes, services: frozenset[str] | None, now: float
+    ) -> None:
+        """Forget the grants of services that the session may no longer carry: the next client asks anew."""
+        super().handle_access(intermediate_id, session_id, services, now)
+        record = self._sessions.get(session_id)
+        if record is not None and record.allowed is not None:
+            self._grants.keep_only(session_id, record.allowed)
+
+    def handle_services(self, services: Mapping[str, Collection[str]], now: float) -> None:
+        """Take other services, mapped as at the start; nobody waits any more for one that is gone.
+
+        A grant of a service that accepts other connectors now is forgotten, so that the next client asks.
+        """
+        self._services = dict(services)
+        self._wishes = {name: wish for name, wish in self._wishes.items() if name in services}
+        for session_id, record in self._sessions.items():
+            accepted = {name for name, pins in services.items() if not pins or record.peer.id in pins}
+            self._grants.keep_only(session_id, accepted)
+        self._wish_eagerly()
+        for wish in self._wishes.values():
+            if wish.request_id is None and wish.ask_at is None:
+                self._ask(wish, now)
+
     def handle_established(self, session_id: bytes, now: float) -> None:
         """Tell those who wait."""
         super().handle_established(session_id, now)

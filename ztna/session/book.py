@@ -18,6 +18,7 @@ from ztna.session.effects import (
     CloseSession,
     ForgetSession,
     KeepResumable,
+    LimitAccess,
     Peer,
     ReleaseChannel,
     ReportClosed,
@@ -55,6 +56,7 @@ class SessionRecord:
     deadline: float | None
     state: SessionState = SessionState.OPENING
     channels: dict[str, int] = field(default_factory=dict)
+    allowed: frozenset[str] | None = None  # services; None: whatever is granted
     grant: object | None = None
 
 
@@ -142,6 +144,20 @@ class SessionBook:
         if record is not None and record.state is SessionState.OPENING:
             record.state = SessionState.ESTABLISHED
             record.deadline = None
+            if record.allowed is not None:
+                self._effects.append(LimitAccess(session_id, record.allowed))
+
+    def handle_access(
+        self, intermediate_id: str, session_id: bytes, services: frozenset[str] | None, now: float
+    ) -> None:
+        """Take the word of an intermediate that carries the session on what it may carry; None: anything."""
+        del now
+        record = self._sessions.get(session_id)
+        if record is None or intermediate_id not in record.channels or record.allowed == services:
+            return
+        record.allowed = services
+        if record.state is SessionState.ESTABLISHED:
+            self._effects.append(LimitAccess(session_id, services))
 
     def handle_grant(self, session_id: bytes, grant: object) -> None:
         """Take note of a valid grant of the session: it proves both parties to any intermediate."""

@@ -30,6 +30,14 @@ class CloseSession:
 
 
 @dataclass(frozen=True, slots=True)
+class LimitAccess:
+    """The session may carry these services alone from now on, or (None) all."""
+
+    session_id: bytes
+    services: frozenset[str] | None
+
+
+@dataclass(frozen=True, slots=True)
 class ForgetSession:
     """The session is over: free everything that was started for it."""
 
@@ -127,6 +135,7 @@ class ServiceUnavailable:
 SessionEffect = (
     StartSession
     | CloseSession
+    | LimitAccess
     | ForgetSession
     | BindChannel
     | ReleaseChannel

@@ -7,7 +7,7 @@ an intermediate that has forgotten it, however old the connections are that the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from random import Random
 
@@ -89,6 +89,12 @@ class GrantBook:
         for held in [each for each in self._held.values() if each.session_id == session_id]:
             self._drop(held)
         return served
+
+    def keep_only(self, session_id: bytes, services: Container[str]) -> None:
+        """Forget the grants of a session that are of other services."""
+        for held in [each for each in self._held.values() if each.session_id == session_id]:
+            if held.service not in services:
+                self._drop(held)
 
     def asked(self, held: HeldGrant, request_id: int) -> None:
         """Take note that a renewal is under way."""

@@ -8,11 +8,11 @@ the fewest users, else the first by name. So a renewed grant never moves an agen
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from ztna.access.identity import Role, is_label
-from ztna.access.policy import ANY, AccessPolicy, OfferPolicy, OfferRule
+from ztna.access.policy import AccessRules
 from ztna.settings.values import ServiceProtocol
 from ztna.signaling.values import Code, Party
 
@@ -54,6 +54,17 @@ class _Connector:
     attach_id: bytes
     party: Party
     services: dict[str, ServiceProtocol] = field(default_factory=dict)
+    denied: dict[str, ServiceProtocol] = field(default_factory=dict)
+    """Asked for and not allowed; other rules may allow them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What other rules say of a service that a connector registered, or tried to."""
+
+    attach_id: bytes
+    service: str
+    refused: Refused | None
 
 
 @dataclass(slots=True)
@@ -63,21 +74,12 @@ class _Agent:
 
 
 class Registry:
-    """`access` says which agent may open what, `offers` which connector may provide what.
-
-    Raises `ConfigError` naming the rule of `offers` that cannot be meant.
-    """
+    """`rules` say which agent may open what, and which connector may provide what."""
 
     def __init__(
-        self,
-        access: AccessPolicy,
-        offers: Sequence[OfferRule],
-        *,
-        max_services_per_connector: int = MAX_SERVICES_PER_CONNECTOR,
+        self, rules: AccessRules, *, max_services_per_connector: int = MAX_SERVICES_PER_CONNECTOR
     ) -> None:
-        self._access = access
-        self._offer_policy = OfferPolicy(offers)
-        self._offerable = frozenset(service for rule in offers for service in rule.services)
+        self._rules = rules
         self._max_services = max_services_per_connector
         self._connectors: dict[str, _Connector] = {}
         self._attachments: dict[bytes, str] = {}  # attachments of connectors -> connector id
@@ -105,6 +107,23 @@ class Registry:
             for connector_id in agent.choices.values():
                 self._release(connector_id)
 
+    def handle_rules(self, rules: AccessRules) -> list[Verdict]:
+        """Judge by other rules; returns the services whose registration is another one now."""
+        self._rules = rules
+        verdicts = []
+        for connector in self._connectors.values():
+            denied = dict(connector.denied)
+            for service in list(connector.services):
+                if (refused := self._judge_offer(connector, service)) is not None:
+                    connector.denied[service] = connector.services[service]
+                    self._remove_offer(connector, service)
+                    verdicts.append(Verdict(connector.attach_id, service, refused))
+            for service, protocol in denied.items():
+                if self._judge_offer(connector, service) is None:
+                    refused = self.offer(connector.attach_id, service, protocol)
+                    verdicts.append(Verdict(connector.attach_id, service, refused))
+        return verdicts
+
     def prefer(self, agent: Party, service: str, connector_id: str) -> None:
         """Remember that an attached agent already uses a connector (a session that it resumes)."""
         state = self._agents.get(agent.id)
@@ -125,11 +144,11 @@ class Registry:
             return Refused(Code.ACCESS_DENIED, "only an attached connector offers services")
         if not is_label(service):
             return Refused(Code.INVALID_MESSAGE, "a service id is 1 to 63 of a-z, 0-9 and inner hyphens")
-        if not self._offer_policy.may_offer(connector.party.id, service):
-            return Refused(
-                Code.ACCESS_DENIED,
-                f"no rule of 'offers' lets {connector.party} provide {service!r}",
-            )
+        connector.denied.pop(service, None)
+        if (denied := self._judge_offer(connector, service)) is not None:
+            if len(connector.denied) < self._max_services:
+                connector.denied[service] = protocol
+            return denied
         if service not in connector.services and len(connector.services) >= self._max_services:
             return Refused(Code.RATE_LIMITED, f"a connector offers at most {self._max_services} services")
         connector.services[service] = protocol
@@ -139,7 +158,10 @@ class Registry:
     def withdraw(self, attach_id: bytes, service: str) -> bool:
         """Take a service back; False when it was not offered."""
         connector = self._find(attach_id)
-        if connector is None or service not in connector.services:
+        if connector is None:
+            return False
+        connector.denied.pop(service, None)
+        if service not in connector.services:
             return False
         self._remove_offer(connector, service)
         return True
@@ -153,7 +175,7 @@ class Registry:
         excluded: Collection[str] = (),
     ) -> Chosen | Refused:
         """Choose a connector: one of `pins` if any are given, none of `excluded` if there is another."""
-        if agent.role is not Role.AGENT or not self._access.may_open(agent.id, service):
+        if agent.role is not Role.AGENT or not self._rules.access.may_open(agent.id, service):
             return Refused(Code.ACCESS_DENIED, f"no rule of 'policy' lets {agent} open {service[:64]!r}")
         offering = self._offers.get(service, {})
         if not offering:
@@ -191,13 +213,18 @@ class Registry:
             for (service, protocol), ids in sorted(lines.items())
         ]
 
+    def _judge_offer(self, connector: _Connector, service: str) -> Refused | None:
+        if self._rules.offers.may_offer(connector.party.id, service):
+            return None
+        return Refused(Code.ACCESS_DENIED, f"no rule of 'offers' lets {connector.party} provide {service!r}")
+
     def _find(self, attach_id: bytes) -> _Connector | None:
         connector_id = self._attachments.get(attach_id)
         return None if connector_id is None else self._connectors[connector_id]
 
     def _absent(self, service: str) -> Refused:
         # The difference matters to an agent: what no rule names will not come, what no connector offers may.
-        if service in self._offerable or ANY in self._offerable:
+        if self._rules.offers.is_offerable(service):
             return Refused(Code.NO_CONNECTOR_AVAILABLE, f"no attached connector offers {service[:64]!r}")
         return Refused(
             Code.SERVICE_NOT_FOUND, f"no rule of 'offers' lets any connector provide {service[:64]!r}"

@@ -11,7 +11,7 @@ from typing import Final
 
 from ztna.access.grant import GRANT_LIFETIME_S, GRANT_TOLERANCE_S, SESSION_ID_BYTES, GrantClaims
 from ztna.access.identity import Role
-from ztna.access.policy import AccessPolicy
+from ztna.access.policy import AccessRules
 from ztna.signaling.values import Code, Party
 
 MAX_RESUMED_SESSIONS: Final = 4096
@@ -56,11 +56,12 @@ def parties_of(claims: GrantClaims) -> tuple[Party, Party]:
 
 
 def judge_grant(
-    party: Party, claims: GrantClaims, access: AccessPolicy, max_offline_s: float, now_wall: float
+    party: Party, claims: GrantClaims, rules: AccessRules, max_offline_s: float, now_wall: float
 ) -> tuple[Code, str] | None:
     """Why `party` cannot resume by these claims, or None.
 
-    An expired grant serves for `max_offline_s` longer: nobody could renew it while no intermediate was there.
+    Which services the session may carry is judged apart from it, since a grant names only one of them. An
+    expired grant serves for `max_offline_s` longer: nobody could renew it while no intermediate was there.
     `now_wall` is unix seconds.
     """
     agent, connector = parties_of(claims)
@@ -68,8 +69,8 @@ def judge_grant(
         return Code.INVALID_MESSAGE, "a session id has 16 bytes"
     if party not in {agent, connector}:
         return Code.NOT_A_PARTY, f"the grant does not name {party} with this key"
-    if not access.may_open(agent.id, claims.service):
-        return Code.ACCESS_DENIED, f"no rule of 'policy' lets {agent} open {claims.service[:64]!r}"
+    if not rules.services_between(agent.id, connector.id):
+        return Code.ACCESS_DENIED, f"no rule lets {agent} open anything that {connector} may provide"
     expired_s = now_wall - min(claims.expires_at, claims.issued_at + GRANT_LIFETIME_S)
     if expired_s > max_offline_s + GRANT_TOLERANCE_S:
         return Code.ACCESS_DENIED, f"the grant expired {expired_s:.0f} s ago"

@@ -64,11 +64,12 @@ class SessionFrame:
 
 @dataclass(slots=True)
 class Session:
-    """One session. `channels` are those of its parties' legs while RELAYED."""
+    """One session. `channels` are those of its parties' legs while RELAYED; `allowed` services may pass."""
 
     session_id: bytes
     parties: dict[Role, Party]
     opened_at: float
+    allowed: frozenset[str]
     state: SessionState = SessionState.WAITING
     attachments: dict[Role, bytes] = field(default_factory=dict)
     channels: dict[Role, int] = field(default_factory=dict)

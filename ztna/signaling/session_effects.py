@@ -49,12 +49,22 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Rebound:
-    """Tell a party that its session is relayed again, on a new channel."""
+    """Tell a party that its session is relayed again, on a new channel, and what it may carry today."""
 
     attach_id: bytes
     session_id: bytes
     peer: Party
     channel: int
+    services: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class AccessChanged:
+    """Tell a party that its session may carry only these services from now on; `ANY` stands for all."""
+
+    attach_id: bytes
+    session_id: bytes
+    services: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +120,7 @@ SessionEffect: TypeAlias = (
     | Offered
     | Opened
     | Rebound
+    | AccessChanged
     | Ended
     | Failed
     | ClosedAlready

@@ -21,13 +21,14 @@ from typing import Final
 
 from ztna.access.grant import SESSION_ID_BYTES, GrantClaims
 from ztna.access.identity import Role
-from ztna.access.policy import AccessPolicy
+from ztna.access.policy import ANY, AccessRules
 from ztna.deadlines import Deadlines
 from ztna.errors import RemoteProtocolError
 from ztna.signaling.exchange import START_DELAY_MS
 from ztna.signaling.resume import MAX_RESUMED_SESSIONS, judge_grant, parties_of
 from ztna.signaling.session import DIRECTIONS, FrameKind, Session, SessionFrame, SessionState
 from ztna.signaling.session_effects import (
+    AccessChanged,
     BindWanted,
     ClosedAlready,
     Ended,
@@ -58,6 +59,10 @@ MAX_PENDING_REQUESTS = 1024
 MAX_SERVICES_SHOWN = 64
 """Per session: names kept for people to see."""
 
+MAX_SERVICES_TOLD = 512
+"""Names in one frame, 33 KB of its 64. A session that may carry more, and not all, is ended when the rules
+change: its agent opens another one at once."""
+
 MAX_ENDED_REMEMBERED = 4096
 """Sessions that a party closed, the oldest forgotten first: the other party cannot bring them back meanwhile.
 One forgotten too early waits for a party that never comes, and ends after `RESUME_PATIENCE_S`."""
@@ -87,7 +92,7 @@ _OTHER: Final = {Role.AGENT: Role.CONNECTOR, Role.CONNECTOR: Role.AGENT}
 
 
 class SessionManager:
-    """All sessions. `random` is a CSPRNG in production; resumed sessions must pass `access`.
+    """All sessions. `random` is a CSPRNG in production; what a session may carry is decided by `rules`.
 
     `refused` counts what was not allowed, by reason; `opened_total` and `resumed_total` count sessions.
     """
@@ -95,13 +100,13 @@ class SessionManager:
     def __init__(
         self,
         random: Random,
-        access: AccessPolicy,
+        rules: AccessRules,
         *,
         max_offline_s: float,
         max_sessions: int = MAX_SESSIONS,
     ) -> None:
         self._random = random
-        self._access = access
+        self._rules = rules
         self._max_offline_s = max_offline_s
         self._max_sessions = max_sessions
         self._nodes: dict[bytes, _Node] = {}
@@ -209,6 +214,10 @@ class SessionManager:
         if not node.opens.take(now):
             self._fail(agent_attach_id, Code.RATE_LIMITED, "too many requests", request_id=request_id)
             return
+        if not self._rules.access.may_open(node.party.id, service):
+            # The rules changed since the connector was chosen.
+            self._deny_request(agent_attach_id, request_id, service)
+            return
         other = self._nodes.get(connector_attach_id)
         if other is None:
             message = "the chosen connector has just left"
@@ -255,7 +264,9 @@ class SessionManager:
             for role in (Role.CONNECTOR, Role.AGENT):
                 peer = session.parties[_OTHER[role]]
                 self._effects.append(
-                    Rebound(session.attachments[role], session_id, peer, session.channels[role])
+                    Rebound(
+                        session.attachments[role], session_id, peer, session.channels[role], session.allowed
+                    )
                 )
         else:
             session.is_announced = True
@@ -267,6 +278,12 @@ class SessionManager:
         for request_id, service in session.pending:
             self._announce_opened(session, request_id, service)
         session.pending.clear()
+
+    def handle_rules(self, rules: AccessRules) -> None:
+        """Judge every session by other rules: end it, or tell both parties what it may carry from now on."""
+        self._rules = rules
+        for session in list(self._sessions.values()):
+            self._judge_by_rules(session)
 
     def handle_frame(self, attach_id: bytes, frame: SessionFrame, now: float) -> None:
         """A node says something about a session: check that it may, and pass it on to the other party."""
@@ -338,7 +355,7 @@ class SessionManager:
     ) -> Session | None:
         party = node.party
         verdict = judge_grant(
-            party, claims, self._access, self._max_offline_s, now_wall
+            party, claims, self._rules, self._max_offline_s, now_wall
         ) or self._judge_session(claims, node.resumed)
         if verdict is not None:
             self._refuse_resume(attach_id, claims.session_id, *verdict)
@@ -393,8 +410,36 @@ class SessionManager:
             return f"a connector has at most {MAX_SESSIONS_PER_CONNECTOR} sessions"
         return ""
 
+    def _judge_by_rules(self, session: Session) -> None:
+        services = self._rules.services_between(session.agent.id, session.connector.id)
+        if services == session.allowed:
+            return
+        session.allowed = services
+        if not services or (ANY not in services and len(services) > MAX_SERVICES_TOLD):
+            what = "more services than can be told" if services else "nothing"
+            self._end(session, Code.ACCESS_DENIED, f"the rules have changed, and allow {what} here")
+            return
+        for request_id, service in list(session.pending):
+            if not self._rules.access.may_open(session.agent.id, service):
+                del session.pending[request_id, service]
+                if Role.AGENT in session.attachments:
+                    self._deny_request(session.attachments[Role.AGENT], request_id, service)
+        if session.is_announced and session.state is SessionState.RELAYED:
+            # Otherwise the parties are told when it is bound again.
+            for target in session.attachments.values():
+                self._effects.append(AccessChanged(target, session.session_id, services))
+
+    def _deny_request(self, attach_id: bytes, request_id: int, service: str) -> None:
+        message = f"no rule of 'policy' lets this agent open {service[:64]!r}"
+        self._fail(attach_id, Code.ACCESS_DENIED, message, request_id=request_id)
+
     def _create(self, session_id: bytes, agent: Party, connector: Party, now: float) -> Session:
-        session = Session(session_id, {Role.AGENT: agent, Role.CONNECTOR: connector}, now)
+        session = Session(
+            session_id,
+            {Role.AGENT: agent, Role.CONNECTOR: connector},
+            now,
+            self._rules.services_between(agent.id, connector.id),
+        )
         self._sessions[session_id] = session
         self._pairs[agent.id, connector.id] = session
         for party in (agent, connector):

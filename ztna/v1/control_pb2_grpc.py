@@ -54,6 +54,11 @@ class ControlServiceStub:
                 request_serializer=ztna_dot_v1_dot_control__pb2.CloseSessionRequest.SerializeToString,
                 response_deserializer=ztna_dot_v1_dot_control__pb2.CloseSessionResponse.FromString,
                 _registered_method=True)
+        self.Reload = channel.unary_unary(
+                '/ztna.v1.ControlService/Reload',
+                request_serializer=ztna_dot_v1_dot_control__pb2.ReloadRequest.SerializeToString,
+                response_deserializer=ztna_dot_v1_dot_control__pb2.ReloadResponse.FromString,
+                _registered_method=True)
 
 
 class ControlServiceServicer:
@@ -86,6 +91,14 @@ class ControlServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Reload(self, request, context):
+        """Reads configuration, certificates and revocation list again. INVALID_ARGUMENT or FAILED_PRECONDITION (the
+        node's own credentials) name what is wrong; then nothing has changed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ControlServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -108,6 +121,11 @@ def add_ControlServiceServicer_to_server(servicer, server):
                     servicer.CloseSession,
                     request_deserializer=ztna_dot_v1_dot_control__pb2.CloseSessionRequest.FromString,
                     response_serializer=ztna_dot_v1_dot_control__pb2.CloseSessionResponse.SerializeToString,
+            ),
+            'Reload': grpc.unary_unary_rpc_method_handler(
+                    servicer.Reload,
+                    request_deserializer=ztna_dot_v1_dot_control__pb2.ReloadRequest.FromString,
+                    response_serializer=ztna_dot_v1_dot_control__pb2.ReloadResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -218,6 +236,33 @@ class ControlService:
             '/ztna.v1.ControlService/CloseSession',
             ztna_dot_v1_dot_control__pb2.CloseSessionRequest.SerializeToString,
             ztna_dot_v1_dot_control__pb2.CloseSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ztna.v1.ControlService/Reload',
+            ztna_dot_v1_dot_control__pb2.ReloadRequest.SerializeToString,
+            ztna_dot_v1_dot_control__pb2.ReloadResponse.FromString,
             options,
             channel_credentials,
             insecure,

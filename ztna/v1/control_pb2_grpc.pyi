@@ -38,6 +38,10 @@ class ControlServiceStub:
     """Agent only: bring up the session that reaches a service, and wait for it."""
     CloseSession: _grpc.UnaryUnaryMultiCallable[_control_pb2.CloseSessionRequest, _control_pb2.CloseSessionResponse]
     """Agent and connector: end a session."""
+    Reload: _grpc.UnaryUnaryMultiCallable[_control_pb2.ReloadRequest, _control_pb2.ReloadResponse]
+    """Reads configuration, certificates and revocation list again. INVALID_ARGUMENT or FAILED_PRECONDITION (the
+    node's own credentials) name what is wrong; then nothing has changed.
+    """
 
 @_typing.type_check_only
 class ControlServiceAsyncStub(ControlServiceStub):
@@ -49,6 +53,10 @@ class ControlServiceAsyncStub(ControlServiceStub):
     """Agent only: bring up the session that reaches a service, and wait for it."""
     CloseSession: _aio.UnaryUnaryMultiCallable[_control_pb2.CloseSessionRequest, _control_pb2.CloseSessionResponse]  # type: ignore[assignment]
     """Agent and connector: end a session."""
+    Reload: _aio.UnaryUnaryMultiCallable[_control_pb2.ReloadRequest, _control_pb2.ReloadResponse]  # type: ignore[assignment]
+    """Reads configuration, certificates and revocation list again. INVALID_ARGUMENT or FAILED_PRECONDITION (the
+    node's own credentials) name what is wrong; then nothing has changed.
+    """
 
 class ControlServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -81,5 +89,15 @@ class ControlServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.CloseSessionResponse, _abc.Awaitable[_control_pb2.CloseSessionResponse]]:
         """Agent and connector: end a session."""
+
+    @_abc_1.abstractmethod
+    def Reload(
+        self,
+        request: _control_pb2.ReloadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.ReloadResponse, _abc.Awaitable[_control_pb2.ReloadResponse]]:
+        """Reads configuration, certificates and revocation list again. INVALID_ARGUMENT or FAILED_PRECONDITION (the
+        node's own credentials) name what is wrong; then nothing has changed.
+        """
 
 def add_ControlServiceServicer_to_server(servicer: ControlServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -23,25 +23,28 @@ _sym_db = _symbol_database.Default()
 
 
 from ztna.v1 import grant_pb2 as ztna_dot_v1_dot_grant__pb2
+from ztna.v1 import signaling_pb2 as ztna_dot_v1_dot_signaling__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bztna/v1/session_table.proto\x12\x07ztna.v1\x1a\x13ztna/v1/grant.proto\"!\n\x0eRequestService\x12\x0f\n\x07service\x18\x01 \x01(\t\"n\n\x0cServiceReady\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\x0c\x12\x14\n\x0c\x63onnector_id\x18\x03 \x01(\t\x12#\n\x05grant\x18\x04 \x01(\x0b\x32\x14.ztna.v1.SealedGrant\"D\n\x12ServiceUnavailable\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x0c\n\x04\x63ode\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"X\n\x0cGrantRenewed\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x0f\n\x07service\x18\x02 \x01(\t\x12#\n\x05grant\x18\x03 \x01(\x0b\x32\x14.ztna.v1.SealedGrant\"o\n\x13GrantRenewalRefused\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x0f\n\x07service\x18\x02 \x01(\t\x12\x14\n\x0c\x63onnector_id\x18\x03 \x01(\t\x12\x0c\n\x04\x63ode\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\";\n\x15\x43loseSessionRequested\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x0e\n\x06reason\x18\x02 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bztna/v1/session_table.proto\x12\x07ztna.v1\x1a\x13ztna/v1/grant.proto\x1a\x17ztna/v1/signaling.proto\"!\n\x0eRequestService\x12\x0f\n\x07service\x18\x01 \x01(\t\"n\n\x0cServiceReady\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\x0c\x12\x14\n\x0c\x63onnector_id\x18\x03 \x01(\t\x12#\n\x05grant\x18\x04 \x01(\x0b\x32\x14.ztna.v1.SealedGrant\"D\n\x12ServiceUnavailable\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x0c\n\x04\x63ode\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"X\n\x0cGrantRenewed\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x0f\n\x07service\x18\x02 \x01(\t\x12#\n\x05grant\x18\x03 \x01(\x0b\x32\x14.ztna.v1.SealedGrant\"o\n\x13GrantRenewalRefused\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x0f\n\x07service\x18\x02 \x01(\t\x12\x14\n\x0c\x63onnector_id\x18\x03 \x01(\t\x12\x0c\n\x04\x63ode\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\"U\n\x14SessionAccessLimited\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12)\n\x07\x61llowed\x18\x02 \x01(\x0b\x32\x18.ztna.v1.AllowedServices\";\n\x15\x43loseSessionRequested\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x0e\n\x06reason\x18\x02 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ztna.v1.session_table_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REQUESTSERVICE']._serialized_start=61
-  _globals['_REQUESTSERVICE']._serialized_end=94
-  _globals['_SERVICEREADY']._serialized_start=96
-  _globals['_SERVICEREADY']._serialized_end=206
-  _globals['_SERVICEUNAVAILABLE']._serialized_start=208
-  _globals['_SERVICEUNAVAILABLE']._serialized_end=276
-  _globals['_GRANTRENEWED']._serialized_start=278
-  _globals['_GRANTRENEWED']._serialized_end=366
-  _globals['_GRANTRENEWALREFUSED']._serialized_start=368
-  _globals['_GRANTRENEWALREFUSED']._serialized_end=479
-  _globals['_CLOSESESSIONREQUESTED']._serialized_start=481
-  _globals['_CLOSESESSIONREQUESTED']._serialized_end=540
+  _globals['_REQUESTSERVICE']._serialized_start=86
+  _globals['_REQUESTSERVICE']._serialized_end=119
+  _globals['_SERVICEREADY']._serialized_start=121
+  _globals['_SERVICEREADY']._serialized_end=231
+  _globals['_SERVICEUNAVAILABLE']._serialized_start=233
+  _globals['_SERVICEUNAVAILABLE']._serialized_end=301
+  _globals['_GRANTRENEWED']._serialized_start=303
+  _globals['_GRANTRENEWED']._serialized_end=391
+  _globals['_GRANTRENEWALREFUSED']._serialized_start=393
+  _globals['_GRANTRENEWALREFUSED']._serialized_end=504
+  _globals['_SESSIONACCESSLIMITED']._serialized_start=506
+  _globals['_SESSIONACCESSLIMITED']._serialized_end=591
+  _globals['_CLOSESESSIONREQUESTED']._serialized_start=593
+  _globals['_CLOSESESSIONREQUESTED']._serialized_end=652
 # @@protoc_insertion_point(module_scope)

@@ -6,6 +6,7 @@ The sessions of a node: which exist, for whom, and with what grants."""
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from ztna.v1 import grant_pb2 as _grant_pb2
+from ztna.v1 import signaling_pb2 as _signaling_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -174,6 +175,34 @@ class GrantRenewalRefused(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GrantRenewalRefused: _TypeAlias = GrantRenewalRefused  # noqa: Y015
+
+@_typing.final
+class SessionAccessLimited(_message.Message):
+    """Event: the session may carry these services alone from now on; whatever else runs on it ends."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    ALLOWED_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.bytes
+    """16 bytes"""
+    @_builtins.property
+    def allowed(self) -> _signaling_pb2.AllowedServices:
+        """by the rules of the intermediate that carries it"""
+
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.bytes = ...,
+        allowed: _signaling_pb2.AllowedServices | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "session_id", b"session_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SessionAccessLimited: _TypeAlias = SessionAccessLimited  # noqa: Y015
 
 @_typing.final
 class CloseSessionRequested(_message.Message):

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from ztna.v1 import grant_pb2 as _grant_pb2
+from ztna.v1 import signaling_pb2 as _signaling_pb2
 from ztna.v1 import types_pb2 as _types_pb2
 import builtins as _builtins
 import sys
@@ -465,6 +466,38 @@ class SessionReboundReceived(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SessionReboundReceived: _TypeAlias = SessionReboundReceived  # noqa: Y015
+
+@_typing.final
+class SessionAccessReceived(_message.Message):
+    """Event: the intermediate says what a session may carry from now on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INTERMEDIATE_ID_FIELD_NUMBER: _builtins.int
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    ALLOWED_FIELD_NUMBER: _builtins.int
+    intermediate_id: _builtins.str
+    """id of the intermediate, a DNS label"""
+    session_id: _builtins.bytes
+    """16 bytes"""
+    @_builtins.property
+    def allowed(self) -> _signaling_pb2.AllowedServices:
+        """by the intermediate's rules"""
+
+    def __init__(
+        self,
+        *,
+        intermediate_id: _builtins.str = ...,
+        session_id: _builtins.bytes = ...,
+        allowed: _signaling_pb2.AllowedServices | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "intermediate_id", b"intermediate_id", "session_id", b"session_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SessionAccessReceived: _TypeAlias = SessionAccessReceived  # noqa: Y015
 
 @_typing.final
 class SessionRevoked(_message.Message):

@@ -94,6 +94,7 @@ class SignalingFrame(_message.Message):
     PUNCHING_RESULT_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     RESUME_MORE_FIELD_NUMBER: _builtins.int
+    ACCESS_CHANGED_FIELD_NUMBER: _builtins.int
     seq: _builtins.int
     """counts up from 1 in each direction"""
     @_builtins.property
@@ -188,6 +189,10 @@ class SignalingFrame(_message.Message):
     def resume_more(self) -> Global___ResumeMore:
         """node to intermediate, behind attach_request"""
 
+    @_builtins.property
+    def access_changed(self) -> Global___AccessChanged:
+        """intermediate to both parties"""
+
     def __init__(
         self,
         *,
@@ -215,12 +220,13 @@ class SignalingFrame(_message.Message):
         punching_result: Global___PunchingResult | None = ...,
         error: Global___SignalingError | None = ...,
         resume_more: Global___ResumeMore | None = ...,
+        access_changed: Global___AccessChanged | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attach_accepted", b"attach_accepted", "attach_request", b"attach_request", "body", b"body", "candidate_added", b"candidate_added", "candidate_answer", b"candidate_answer", "candidate_offer", b"candidate_offer", "close_session", b"close_session", "error", b"error", "goodbye", b"goodbye", "open_session", b"open_session", "ping", b"ping", "pong", b"pong", "punching_result", b"punching_result", "register_service", b"register_service", "registration_accepted", b"registration_accepted", "registration_rejected", b"registration_rejected", "restart_requested", b"restart_requested", "resume_more", b"resume_more", "session_ended", b"session_ended", "session_offer", b"session_offer", "session_opened", b"session_opened", "session_rebound", b"session_rebound", "start_punching", b"start_punching", "withdraw_service", b"withdraw_service"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["access_changed", b"access_changed", "attach_accepted", b"attach_accepted", "attach_request", b"attach_request", "body", b"body", "candidate_added", b"candidate_added", "candidate_answer", b"candidate_answer", "candidate_offer", b"candidate_offer", "close_session", b"close_session", "error", b"error", "goodbye", b"goodbye", "open_session", b"open_session", "ping", b"ping", "pong", b"pong", "punching_result", b"punching_result", "register_service", b"register_service", "registration_accepted", b"registration_accepted", "registration_rejected", b"registration_rejected", "restart_requested", b"restart_requested", "resume_more", b"resume_more", "session_ended", b"session_ended", "session_offer", b"session_offer", "session_opened", b"session_opened", "session_rebound", b"session_rebound", "start_punching", b"start_punching", "withdraw_service", b"withdraw_service"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach_accepted", b"attach_accepted", "attach_request", b"attach_request", "body", b"body", "candidate_added", b"candidate_added", "candidate_answer", b"candidate_answer", "candidate_offer", b"candidate_offer", "close_session", b"close_session", "error", b"error", "goodbye", b"goodbye", "open_session", b"open_session", "ping", b"ping", "pong", b"pong", "punching_result", b"punching_result", "register_service", b"register_service", "registration_accepted", b"registration_accepted", "registration_rejected", b"registration_rejected", "restart_requested", b"restart_requested", "resume_more", b"resume_more", "seq", b"seq", "session_ended", b"session_ended", "session_offer", b"session_offer", "session_opened", b"session_opened", "session_rebound", b"session_rebound", "start_punching", b"start_punching", "withdraw_service", b"withdraw_service"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_changed", b"access_changed", "attach_accepted", b"attach_accepted", "attach_request", b"attach_request", "body", b"body", "candidate_added", b"candidate_added", "candidate_answer", b"candidate_answer", "candidate_offer", b"candidate_offer", "close_session", b"close_session", "error", b"error", "goodbye", b"goodbye", "open_session", b"open_session", "ping", b"ping", "pong", b"pong", "punching_result", b"punching_result", "register_service", b"register_service", "registration_accepted", b"registration_accepted", "registration_rejected", b"registration_rejected", "restart_requested", b"restart_requested", "resume_more", b"resume_more", "seq", b"seq", "session_ended", b"session_ended", "session_offer", b"session_offer", "session_opened", b"session_opened", "session_rebound", b"session_rebound", "start_punching", b"start_punching", "withdraw_service", b"withdraw_service"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["attach_request", "attach_accepted", "goodbye", "ping", "pong", "register_service", "registration_accepted", "registration_rejected", "withdraw_service", "open_session", "session_opened", "session_offer", "session_rebound", "close_session", "session_ended", "candidate_offer", "candidate_answer", "candidate_added", "start_punching", "restart_requested", "punching_result", "error", "resume_more"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["attach_request", "attach_accepted", "goodbye", "ping", "pong", "register_service", "registration_accepted", "registration_rejected", "withdraw_service", "open_session", "session_opened", "session_offer", "session_rebound", "close_session", "session_ended", "candidate_offer", "candidate_answer", "candidate_added", "start_punching", "restart_requested", "punching_result", "error", "resume_more", "access_changed"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -647,6 +653,7 @@ class SessionRebound(_message.Message):
     SESSION_ID_FIELD_NUMBER: _builtins.int
     PEER_FIELD_NUMBER: _builtins.int
     CHANNEL_FIELD_NUMBER: _builtins.int
+    ALLOWED_FIELD_NUMBER: _builtins.int
     session_id: _builtins.bytes
     """16 bytes"""
     channel: _builtins.int
@@ -655,20 +662,83 @@ class SessionRebound(_message.Message):
     def peer(self) -> _types_pb2.NodeIdentity:
         """the node at the other end"""
 
+    @_builtins.property
+    def allowed(self) -> Global___AllowedServices:
+        """what the session may carry today; absent: nothing is said"""
+
     def __init__(
         self,
         *,
         session_id: _builtins.bytes = ...,
         peer: _types_pb2.NodeIdentity | None = ...,
         channel: _builtins.int = ...,
+        allowed: Global___AllowedServices | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["peer", b"peer"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "peer", b"peer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "peer", b"peer", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "channel", b"channel", "peer", b"peer", "session_id", b"session_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SessionRebound: _TypeAlias = SessionRebound  # noqa: Y015
+
+@_typing.final
+class AllowedServices(_message.Message):
+    """What a session may carry by the rules of the intermediate."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALL_FIELD_NUMBER: _builtins.int
+    SERVICES_FIELD_NUMBER: _builtins.int
+    all: _builtins.bool
+    """whatever a grant is given for"""
+    @_builtins.property
+    def services(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """otherwise these alone, by id"""
+
+    def __init__(
+        self,
+        *,
+        all: _builtins.bool = ...,
+        services: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "services", b"services"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AllowedServices: _TypeAlias = AllowedServices  # noqa: Y015
+
+@_typing.final
+class AccessChanged(_message.Message):
+    """The rules have changed, and with them what a session may carry. Both parties end what runs of any other
+    service, and the connector opens nothing of it, whatever grant is shown.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    ALLOWED_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.bytes
+    """16 bytes"""
+    @_builtins.property
+    def allowed(self) -> Global___AllowedServices:
+        """from now on"""
+
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.bytes = ...,
+        allowed: Global___AllowedServices | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "session_id", b"session_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AccessChanged: _TypeAlias = AccessChanged  # noqa: Y015
 
 @_typing.final
 class CloseSession(_message.Message):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from ztna.access.policy import AccessPolicy, AccessRule, Decision, OfferPolicy, OfferRule
+from ztna.access.policy import AccessPolicy, AccessRule, AccessRules, Decision, OfferPolicy, OfferRule
 from ztna.errors import ConfigError
 
 RULES = [
@@ -65,3 +65,23 @@ def test_a_rule_that_cannot_be_meant_is_named(rule: AccessRule, message: str) ->
 def test_offer_rule_errors_name_their_own_keys() -> None:
     with pytest.raises(ConfigError, match=r"offers\[0\]\.connectors: 'Site'"):
         OfferPolicy([OfferRule(("Site",), ("web",))])
+
+
+@pytest.mark.parametrize(
+    ("opened", "offered", "between"),
+    [
+        (("*",), ("*",), {"*"}),
+        (("*",), ("web",), {"web"}),
+        (("web",), ("*",), {"web"}),
+        (("web", "ssh"), ("ssh", "dns"), {"ssh"}),
+        (("web",), ("dns",), set()),
+    ],
+)
+def test_a_session_carries_what_both_policies_allow(
+    opened: tuple[str, ...], offered: tuple[str, ...], between: set[str]
+) -> None:
+    rules = AccessRules(
+        AccessPolicy([AccessRule(("laptop",), opened)]), OfferPolicy([OfferRule(("*",), offered)])
+    )
+    assert rules.services_between("laptop", "site") == between
+    assert rules.services_between("stranger", "site") == set()

@@ -99,11 +99,15 @@ def intermediate_status() -> control_pb2.DaemonStatus:
     return status
 
 
+ReloadAnswer = control_pb2.ReloadResponse | tuple[grpc.StatusCode, str]
+
+
 class Servicer(control_pb2_grpc.ControlServiceServicer):
     """Serves statuses in turn; the stream ends behind the last one."""
 
-    def __init__(self, statuses: Sequence[control_pb2.DaemonStatus]) -> None:
+    def __init__(self, statuses: Sequence[control_pb2.DaemonStatus], reload: ReloadAnswer) -> None:
         self.statuses = statuses
+        self.reload = reload
 
     def GetStatus(self, request: Any, context: Any) -> control_pb2.GetStatusResponse:  # noqa: N802
         if not self.statuses:
@@ -120,13 +124,22 @@ class Servicer(control_pb2_grpc.ControlServiceServicer):
     def CloseSession(self, request: Any, context: Any) -> Any:  # noqa: N802
         raise NotImplementedError
 
+    def Reload(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        if not isinstance(self.reload, control_pb2.ReloadResponse):
+            context.abort(*self.reload)
+        return self.reload
+
 
 @contextmanager
-def served(path: Path, *statuses: control_pb2.DaemonStatus) -> Iterator[None]:
-    """A daemon at `path` that has these statuses."""
+def served(
+    path: Path,
+    *statuses: control_pb2.DaemonStatus,
+    reload: ReloadAnswer = control_pb2.ReloadResponse(),  # noqa: B008 - never changed
+) -> Iterator[None]:
+    """A daemon at `path` that has these statuses, and answers a reload so: with a response or a failure."""
     with ThreadPoolExecutor(4) as executor:
         server = grpc.server(executor)
-        control_pb2_grpc.add_ControlServiceServicer_to_server(Servicer(statuses), server)
+        control_pb2_grpc.add_ControlServiceServicer_to_server(Servicer(statuses, reload), server)
         server.add_insecure_port(f"unix:{path}")
         server.start()
         try:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ztna.access.identity import Role
-from ztna.access.policy import AccessPolicy, AccessRule, OfferRule
+from ztna.access.policy import AccessPolicy, AccessRule, AccessRules, OfferPolicy, OfferRule
 from ztna.errors import ConfigError
 from ztna.settings.values import ServiceProtocol
 from ztna.signaling import registry
@@ -28,12 +28,19 @@ def attach_id(party: Party, turn: int = 0) -> bytes:
     return f"{party.role.value}-{party.id}-{turn}".encode()
 
 
+def rules(
+    policy: tuple[tuple[str, ...], tuple[str, ...]] = ANYTHING,
+    offers: tuple[tuple[str, ...], tuple[str, ...]] = ANYTHING,
+) -> AccessRules:
+    return AccessRules(AccessPolicy([AccessRule(*policy)]), OfferPolicy([OfferRule(*offers)]))
+
+
 def make(
     policy: tuple[tuple[str, ...], tuple[str, ...]] = ANYTHING,
     offers: tuple[tuple[str, ...], tuple[str, ...]] = ANYTHING,
     **limits: int,
 ) -> Registry:
-    return Registry(AccessPolicy([AccessRule(*policy)]), [OfferRule(*offers)], **limits)
+    return Registry(rules(policy, offers), **limits)
 
 
 def with_connectors(*names: str, service: str = "web", core: Registry | None = None) -> Registry:
@@ -271,3 +278,24 @@ def test_what_is_registered_is_exactly_what_attached_connectors_offered(
         for service in services:
             expected.setdefault(service, set()).add(name)
     assert found == expected
+
+
+def test_other_rules_take_registrations_back_and_let_denied_ones_in() -> None:
+    core = make(offers=(("*",), ("web",)))
+    core.handle_attached(b"C", Party(Role.CONNECTOR, "c1", b"c" * 32))
+    assert core.offer(b"C", "web", TCP) is None
+    assert core.offer(b"C", "ssh", TCP) is not None
+    verdicts = {v.service: v.refused for v in core.handle_rules(rules(offers=(("*",), ("ssh",))))}
+    assert verdicts["ssh"] is None
+    assert verdicts["web"] is not None
+    assert verdicts["web"].code is Code.ACCESS_DENIED
+    assert [line.service for line in core.services()] == ["ssh"]
+    assert core.handle_rules(rules(offers=(("*",), ("ssh",)))) == []
+
+
+def test_service_that_was_withdrawn_does_not_come_back_with_other_rules() -> None:
+    core = make(offers=(("*",), ("web",)))
+    core.handle_attached(b"C", Party(Role.CONNECTOR, "c1", b"c" * 32))
+    assert core.offer(b"C", "ssh", TCP) is not None
+    core.withdraw(b"C", "ssh")
+    assert core.handle_rules(rules()) == []

@@ -10,11 +10,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from ztna.access.grant import GRANT_LIFETIME_S, GRANT_TOLERANCE_S, GrantClaims
 from ztna.access.identity import Role
-from ztna.access.policy import AccessPolicy, AccessRule
+from ztna.access.policy import AccessPolicy, AccessRule, AccessRules, OfferPolicy, OfferRule
 from ztna.signaling import sessions
 from ztna.signaling.exchange import ANSWER_LIMIT_S, START_DELAY_MS
 from ztna.signaling.session import DIRECTIONS, FrameKind, SessionFrame, SessionState
 from ztna.signaling.session_effects import (
+    AccessChanged,
     BindWanted,
     ClosedAlready,
     Ended,
@@ -27,7 +28,7 @@ from ztna.signaling.session_effects import (
     ReleaseWanted,
     SessionEffect,
 )
-from ztna.signaling.sessions import BIND_LIMIT_S, RESUME_PATIENCE_S, SessionManager
+from ztna.signaling.sessions import BIND_LIMIT_S, MAX_SERVICES_TOLD, RESUME_PATIENCE_S, SessionManager
 from ztna.signaling.values import Code, Party
 
 WALL = 1_800_000_000.0
@@ -57,12 +58,23 @@ def claims(session_id: bytes, agent: Party = A1, connector: Party = C1, service:
     )
 
 
+SERVICES = frozenset({"web", "ssh"})
+
+
+def rules(*services: str) -> AccessRules:
+    return AccessRules(
+        AccessPolicy([AccessRule(("*",), services)] if services else []),
+        OfferPolicy([OfferRule(("*",), ("*",))]),
+    )
+
+
 class World:
     """A session manager, and the relay that answers it at once unless told otherwise."""
 
     def __init__(self, **limits: int) -> None:
-        policy = AccessPolicy([AccessRule(("*",), ("web", "ssh"))])
-        self.core = SessionManager(random.Random(1), policy, max_offline_s=MAX_OFFLINE_S, **limits)
+        self.core = SessionManager(
+            random.Random(1), rules("web", "ssh"), max_offline_s=MAX_OFFLINE_S, **limits
+        )
         self.now = 100.0
         self.channel = 0
         self.is_relay_up = True
@@ -301,7 +313,10 @@ def test_sessions_of_a_node_that_left_end_for_the_others(
 
 def test_node_that_resumes_gets_new_channels_and_so_does_its_peer(world: World, session_id: bytes) -> None:
     effects = world.attach(b"A'", A1, claims(session_id))
-    assert effects == [Rebound(b"C", session_id, A1, 5), Rebound(b"A'", session_id, C1, 4)]
+    assert effects == [
+        Rebound(b"C", session_id, A1, 5, SERVICES),
+        Rebound(b"A'", session_id, C1, 4, SERVICES),
+    ]
     assert world.binds[-1] == BindWanted(session_id, b"A'", b"C")
     assert world.core.resumed_total == 1
     assert codes(world.frame(b"A", FrameKind.CANDIDATE_OFFER, session_id)) == []
@@ -362,7 +377,6 @@ def test_resumed_session_is_used_by_the_next_request() -> None:
         ({}, party(Role.AGENT, "a1", key=1), 0, Code.NOT_A_PARTY),
         ({}, party(Role.CONNECTOR, "a1"), 0, Code.NOT_A_PARTY),
         ({"session_id": b"short"}, A1, 0, Code.INVALID_MESSAGE),
-        ({"service": "forbidden"}, A1, 0, Code.ACCESS_DENIED),
         ({}, A1, GRANT_LIFETIME_S + MAX_OFFLINE_S + GRANT_TOLERANCE_S + 1, Code.ACCESS_DENIED),
         ({"expires_at": int(WALL) + 10**9}, A1, 86_400, Code.ACCESS_DENIED),
         ({}, A1, -GRANT_TOLERANCE_S - 1, Code.ACCESS_DENIED),
@@ -372,7 +386,6 @@ def test_resumed_session_is_used_by_the_next_request() -> None:
         "another key",
         "another role",
         "session id",
-        "policy",
         "too old",
         "endless",
         "future",
@@ -476,6 +489,63 @@ def test_services_shown_are_limited(monkeypatch: pytest.MonkeyPatch, world: Worl
     world.open(1, "web")
     world.open(2, "ssh")
     assert list(world.core.sessions[0].services) == ["web"]
+
+
+def test_other_rules_that_allow_the_same_tell_nobody(world: World, session_id: bytes) -> None:
+    world.core.handle_rules(rules("ssh", "web"))
+    assert world.take() == []
+
+
+def test_other_rules_are_told_to_both_parties(world: World, session_id: bytes) -> None:
+    world.core.handle_rules(rules("ssh"))
+    told = frozenset({"ssh"})
+    assert set(world.take()) == {
+        AccessChanged(b"A", session_id, told),
+        AccessChanged(b"C", session_id, told),
+    }
+
+
+def test_session_that_may_carry_nothing_any_more_is_over(world: World, session_id: bytes) -> None:
+    world.core.handle_rules(rules())
+    assert set(codes(world.take())) == {(b"A", Code.ACCESS_DENIED), (b"C", Code.ACCESS_DENIED)}
+    assert len(world.core) == 0
+
+
+def test_session_that_may_carry_more_than_can_be_told_is_over(world: World, session_id: bytes) -> None:
+    names = [f"s{number}" for number in range(MAX_SERVICES_TOLD)]
+    world.core.handle_rules(rules(*names))
+    assert [type(effect) for effect in world.take()] == [AccessChanged, AccessChanged]
+    world.core.handle_rules(rules("one-more", *names))
+    assert set(codes(world.take())) == {(b"A", Code.ACCESS_DENIED), (b"C", Code.ACCESS_DENIED)}
+
+
+def test_request_that_waits_is_judged_by_the_new_rules(world: World) -> None:
+    world.is_relay_up = False
+    world.open(1, "web")
+    world.open(2, "ssh")
+    world.core.handle_rules(rules("ssh"))
+    assert codes(world.take()) == [(b"A", Code.ACCESS_DENIED)]
+    world.answer(world.binds[0])
+    assert [effect.request_id for effect in world.take() if isinstance(effect, Opened)] == [2]
+
+
+def test_request_whose_connector_was_chosen_under_former_rules_is_denied(world: World) -> None:
+    world.core.handle_rules(rules("ssh"))
+    assert codes(world.open(1, "web")) == [(b"A", Code.ACCESS_DENIED)]
+
+
+def test_resumed_session_is_told_what_it_may_carry_today(world: World, session_id: bytes) -> None:
+    world.core.handle_rules(rules("ssh"))
+    world.take()
+    effects = world.attach(b"A'", A1, claims(session_id))
+    assert [e.services for e in effects if isinstance(e, Rebound)] == [frozenset({"ssh"})] * 2
+
+
+def test_session_that_may_carry_nothing_today_is_not_resumed() -> None:
+    world = World()
+    world.core.handle_rules(rules())
+    assert codes(world.attach(b"A", A1, claims(b"s" * 16))) == [(b"A", Code.ACCESS_DENIED)]
+    assert len(world.core) == 0
 
 
 def test_default_bound_is_that_of_the_settings() -> None:
