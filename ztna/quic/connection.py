@@ -443,8 +443,7 @@ class Connection:
             case quic_events.ConnectionIdIssued(connection_id):
                 self._announce_ids((connection_id,))
             case quic_events.ConnectionIdRetired(connection_id):
-                del self._announced_ids[connection_id]
-                self._events.append(ConnectionIdsChanged(retired=(connection_id,)))
+                self._retire_id(connection_id)
             case _:
                 pass
 
@@ -463,6 +462,12 @@ class Connection:
     def _announce_ids(self, connection_ids: tuple[bytes, ...]) -> None:
         self._announced_ids.update(dict.fromkeys(connection_ids))
         self._events.append(ConnectionIdsChanged(added=connection_ids))
+
+    def _retire_id(self, connection_id: bytes) -> None:
+        # A peer can guess the number of one that it was not told yet, and so nobody was.
+        if connection_id in self._announced_ids:
+            del self._announced_ids[connection_id]
+            self._events.append(ConnectionIdsChanged(retired=(connection_id,)))
 
     def _collect_credits(self) -> None:
         if self._engine.credits:
