@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import math
 import ssl
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import cast
@@ -27,13 +28,21 @@ from aioquic.quic.connection import (
     MAX_STREAM_DATA_FRAME_CAPACITY,
     Limit,
     QuicConnection,
+    QuicConnectionError,
     QuicConnectionState,
     QuicNetworkPath,
     QuicReceiveContext,
 )
 from aioquic.quic.crypto import CryptoContext, CryptoPair, KeyUnavailableError
-from aioquic.quic.events import ConnectionTerminated
-from aioquic.quic.packet import QuicFrameType, QuicHeader, QuicProtocolVersion, pull_quic_header
+from aioquic.quic.events import ConnectionTerminated, StreamDataReceived
+from aioquic.quic.packet import (
+    QuicErrorCode,
+    QuicFrameType,
+    QuicHeader,
+    QuicProtocolVersion,
+    QuicStreamFrame,
+    pull_quic_header,
+)
 from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder, QuicSentPacket
 from aioquic.quic.recovery import QuicPacketPacer, QuicPacketRecovery, QuicPacketSpace
 from aioquic.quic.stream import QuicStream, QuicStreamReceiver, QuicStreamSender
@@ -41,6 +50,7 @@ from cryptography import x509
 
 from ztna.errors import AuthenticationError, RemoteProtocolError
 from ztna.quic.congestion import capped_algorithm, constant_algorithm
+from ztna.quic.gaps import MAX_GAPS, ReceivedRanges
 from ztna.quic.options import ConnectionOptions
 from ztna.quic.packet_numbers import PacketNumberWindow
 from ztna.quic.service_queue import ServiceQueue
@@ -72,6 +82,10 @@ KEY_UPDATE_QUIET_S = 3.0
 DEADLINE_ROUNDING_S = 1e-6
 """A packet counts as lost once `now - delay` has reached its time of sending, while the deadline for that is
 computed as the time of sending plus `delay`: rounded, the deadline may come and nothing be lost yet."""
+MAX_BARE_ACKS = 256
+"""Packets with nothing but an ACK that are remembered as sent. Nobody has to acknowledge them, so on a
+connection that only receives they would add up for as long as it lives. When one is acknowledged along with
+others, what it acknowledged need not be acknowledged again: the latest of them are enough for that."""
 GRACE_ROUND_TRIPS = 1.25
 """After a switch nothing counts as lost until the old path's acknowledgements had time to come in."""
 
@@ -130,6 +144,16 @@ class _PatientRecovery(QuicPacketRecovery):
 
     grace_until = 0.0
     packets_lost = 0
+    bare_acks: deque[tuple[QuicPacketSpace, int]]
+
+    def on_packet_sent(self, *, packet: QuicSentPacket, space: QuicPacketSpace) -> None:
+        super().on_packet_sent(packet=packet, space=space)
+        if packet.in_flight:
+            return
+        self.bare_acks.append((space, packet.packet_number))
+        if len(self.bare_acks) > MAX_BARE_ACKS:
+            former_space, number = self.bare_acks.popleft()
+            former_space.sent_packets.pop(number, None)
 
     def _detect_loss(self, *, now: float, space: QuicPacketSpace) -> None:
         if now >= self.grace_until:
@@ -222,7 +246,20 @@ class _ReportingSender(QuicStreamSender):
         self._buffer_start = self._buffer_stop
 
 
-class _ReportingReceiver(QuicStreamReceiver):
+class _BoundedReceiver(QuicStreamReceiver):
+    """Also of a TLS stream: what arrives behind a gap is found fast, and gaps are counted."""
+
+    count_gaps: Callable[[int], None]
+
+    def handle_frame(self, frame: QuicStreamFrame) -> StreamDataReceived | None:
+        before = len(self._ranges)
+        event = super().handle_frame(frame)
+        if len(self._ranges) != before:
+            self.count_gaps(len(self._ranges) - before)
+        return event
+
+
+class _ReportingReceiver(_BoundedReceiver):
     on_change: Callable[[], None]
 
     def on_stop_sending_delivery(self, delivery: QuicDeliveryState) -> None:
@@ -319,6 +356,7 @@ class Engine(QuicConnection):
         self.credits: dict[int, int] = {}
         self.windows = ReceiveWindows(options.windows)
         self._builder: QuicPacketBuilder | None = None
+        self._gaps = 0
         self._due_limits: dict[int, QuicStream] = {}
         self._key_updates_seen = 0
         self._key_first_packet = 0
@@ -333,6 +371,7 @@ class Engine(QuicConnection):
         # Nothing here uses unidirectional streams, so a peer gets none.
         self._local_max_streams_uni.value = self._local_max_streams_uni.sent = 0
         self._loss.__class__ = _PatientRecovery
+        self._loss.bare_acks = deque()
         self._loss._pacer.__class__ = _NoPacer if options.inner_governs else _CoarsePacer
 
     # Facts
@@ -580,6 +619,21 @@ class Engine(QuicConnection):
         space = self._spaces[tls.Epoch.ONE_RTT]
         space.received_packets = PacketNumberWindow(self.options.duplicate_window_packets)  # type: ignore[assignment] # same shape
         self._cryptos[tls.Epoch.ONE_RTT].__class__ = _RetainingCryptoPair
+        for stream in self._crypto_streams.values():
+            stream.receiver.__class__ = _BoundedReceiver
+            self._bound_gaps(stream)
+
+    def _bound_gaps(self, stream: QuicStream) -> None:
+        receiver = cast("_BoundedReceiver", stream.receiver)
+        receiver._ranges = ReceivedRanges()  # type: ignore[assignment] # same shape
+        receiver.count_gaps = self._count_gaps
+
+    def _count_gaps(self, change: int) -> None:
+        self._gaps += change
+        if self._gaps > MAX_GAPS:
+            raise QuicConnectionError(
+                QuicErrorCode.PROTOCOL_VIOLATION, QuicFrameType.PADDING, "too many gaps"
+            )
 
     def _accept_peer(self, context: _MutualTls) -> None:
         try:
@@ -634,6 +688,7 @@ class Engine(QuicConnection):
         stream.sender.__class__ = _ReportingSender
         cast("_ReportingSender", stream.sender).on_change = on_change
         stream.receiver.__class__ = _ReportingReceiver
+        self._bound_gaps(stream)
         cast("_ReportingReceiver", stream.receiver).on_change = on_change
         self.windows.open(stream_id, self._now)
 
@@ -650,6 +705,7 @@ class Engine(QuicConnection):
     def _stream_discarded(self, stream: QuicStream) -> None:
         stream_id = cast("int", stream.stream_id)
         self._due_limits.pop(stream_id, None)
+        self._gaps -= len(stream.receiver._ranges)
         self.windows.close(stream_id, stream.receiver.highest_offset)
 
     def _handle_max_data_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:

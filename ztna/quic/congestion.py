@@ -9,6 +9,10 @@ from aioquic.quic.congestion.base import QuicCongestionControl, register_congest
 from aioquic.quic.congestion.cubic import CubicCongestionControl
 from aioquic.quic.packet_builder import QuicSentPacket
 
+MIN_PACKET_SHARE_BYTES = 256
+"""What a packet counts for at least in a constant window: remembering it takes some 700 bytes, however small
+it is. So a peer that acknowledges nothing makes a leg hold 16384 packets at most."""
+
 
 class CappedCubic(CubicCongestionControl):
     """CUBIC (RFC 9438) whose window stops at a cap; it would otherwise grow while little is sent."""
@@ -41,16 +45,16 @@ class ConstantWindow(QuicCongestionControl):
 
     def on_packet_acked(self, *, now: float, packet: QuicSentPacket) -> None:  # noqa: ARG002 - the interface
         """Free the packet's share of the window."""
-        self.bytes_in_flight -= packet.sent_bytes
+        self.bytes_in_flight -= _share(packet)
 
     def on_packet_sent(self, *, packet: QuicSentPacket) -> None:
         """Take the packet's share of the window."""
-        self.bytes_in_flight += packet.sent_bytes
+        self.bytes_in_flight += _share(packet)
 
     def on_packets_expired(self, *, packets: Iterable[QuicSentPacket]) -> None:
         """Free the packets' share of the window."""
         for packet in packets:
-            self.bytes_in_flight -= packet.sent_bytes
+            self.bytes_in_flight -= _share(packet)
 
     def on_packets_lost(self, *, now: float, packets: Iterable[QuicSentPacket]) -> None:  # noqa: ARG002 - the interface
         """Free the packets' share of the window."""
@@ -61,6 +65,10 @@ class ConstantWindow(QuicCongestionControl):
 
     def on_rtt_measurement(self, *, now: float, rtt: float) -> None:
         """Keep the window."""
+
+
+def _share(packet: QuicSentPacket) -> int:
+    return max(packet.sent_bytes, MIN_PACKET_SHARE_BYTES)
 
 
 def capped_algorithm(cap_bytes: int) -> str:

@@ -22,7 +22,8 @@ from tests.unit.quic.pair import Pair
 from ztna.quic import adapter
 
 CONNECTION_ATTRIBUTES = {
-    "_ack_delay", "_close_at", "_close_event", "_cryptos", "_datagrams_pending", "_handshake_complete",
+    "_ack_delay", "_close_at", "_close_event", "_crypto_streams", "_cryptos", "_datagrams_pending",
+    "_handshake_complete",
     "_handshake_confirmed", "_host_cids", "_is_client", "_local_max_data", "_local_max_streams_bidi",
     "_local_max_streams_uni", "_local_next_stream_id_bidi", "_loss", "_max_datagram_size", "_network_paths",
     "_packet_number", "_peer_cid", "_remote_max_data", "_remote_max_data_used",
@@ -37,7 +38,7 @@ SENDER_ATTRIBUTES = {
     "_buffer", "_buffer_fin", "_buffer_start", "_buffer_stop", "_pending", "_pending_eof",
     "_reset_error_code",
 }  # fmt: skip
-RECEIVER_ATTRIBUTES = {"_final_size"}
+RECEIVER_ATTRIBUTES = {"_final_size", "_ranges"}
 TLS_ATTRIBUTES = {
     "_peer_certificate", "_peer_certificate_chain", "_receive_buffer", "_request_client_certificate",
     "_supported_groups",
@@ -56,12 +57,14 @@ OVERRIDDEN = [
     (QuicConnection, "_write_connection_limits", "self builder space"),
     (QuicConnection, "_write_stream_limits", "self builder space stream"),
     (QuicPacketRecovery, "_detect_loss", "self now space"),
+    (QuicPacketRecovery, "on_packet_sent", "self packet space"),
     (QuicPacketRecovery, "_on_packets_lost", "self congestion_event now packets persistent_congestion space"),
     (QuicPacketPacer, "update_rate", "self congestion_window smoothed_rtt"),
     (CryptoPair, "_update_key", "self trigger"),
     (CryptoPair, "decrypt_packet", "self packet encrypted_offset expected_packet_number"),
     (QuicStreamSender, "on_data_delivery", "self delivery start stop fin"),
     (QuicStreamSender, "on_reset_delivery", "self delivery"),
+    (QuicStreamReceiver, "handle_frame", "self frame"),
     (QuicStreamReceiver, "on_stop_sending_delivery", "self delivery"),
     (tls.Context, "handle_message", "self input_data output_buf"),
     (tls.Context, "_client_handle_certificate_verify", "self input_buf"),
