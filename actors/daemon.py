@@ -10,7 +10,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from enum import IntEnum
 from functools import partial
@@ -22,10 +22,12 @@ import structlog
 from actors import log as logs
 from actors.base import EXPECTED_START_FAILURES, Context
 from actors.child_group import ChildSpec, Surroundings
+from actors.daemon_hooks import DaemonHooks
 from actors.directory import Directory
 from actors.io import Io
 from actors.io_asyncio import AsyncioIo
 from actors.runtime import LoopRuntime
+from actors.service_manager import ServiceManager
 from actors.supervisor import Supervisor
 from actors.wiring import Router, Wiring
 from ztna import __version__
@@ -90,11 +92,28 @@ class Node:
             on_give_up=self._gave_up,
         )
         self._plan = plan
+        self._is_ready = False
         self.on_give_up = _nothing
+        self.on_started = _nothing
+        self.on_readiness: Callable[[str], None] = _ignore
 
     def start(self) -> None:
-        """Start every actor of the node, in order."""
-        self.supervisor.start(self._plan.specs(self))
+        """Start every actor of the node, in order; `on_started` comes once all of them run."""
+        self.supervisor.start(self._plan.specs(self), self.on_started)
+
+    @property
+    def hooks(self) -> DaemonHooks:
+        """What the status board needs of us."""
+        return DaemonHooks(self.supervisor.children, self.reload, self.readiness_changed)
+
+    def readiness_changed(self, reason: str) -> None:
+        """The status board found the daemon ready (`reason` empty), or not, or for another reason."""
+        if not reason and not self._is_ready:
+            self.log.info("daemon.ready")
+        elif reason and self._is_ready:
+            self.log.warning("daemon.not_ready", reason=reason)
+        self._is_ready = not reason
+        self.on_readiness(reason)
 
     def reload(self) -> Change[Any]:
         """Adopt what the files say now, and tell the actors.
@@ -137,6 +156,10 @@ def _nothing() -> None:
     """Nobody listens yet."""
 
 
+def _ignore(_reason: str) -> None:
+    """Nobody listens yet."""
+
+
 def run(kind: DaemonKind, config_path: Path, overrides: Mapping[str, str]) -> int:
     """Run a daemon until a signal ends it, and return its exit status; errors are one line on stderr."""
     from actors.plans import load_plan  # noqa: PLC0415 - keeps `ztna --help` free of the QUIC stack
@@ -164,6 +187,11 @@ async def _run(settings: DaemonSettings, plan: Plan) -> int:
     node = Node(io, plan, log)
     ended = asyncio.Event()
     node.on_give_up = ended.set
+    manager = ServiceManager(os.environ, os.getpid())
+    # Not when the daemon is ready as /readyz has it: whether an intermediate can be reached is no matter of
+    # this machine, and a boot must not wait for it. What it waits for is shown as the unit's status.
+    node.on_started = manager.ready
+    node.on_readiness = lambda reason: manager.status(reason or "ready")
     stops = 0
 
     def stop(signal_number: signal.Signals) -> None:
@@ -176,16 +204,20 @@ async def _run(settings: DaemonSettings, plan: Plan) -> int:
         ended.set()
 
     def reload() -> None:
+        manager.reloading(io.time())
         with suppress(ConfigError, AuthenticationError):  # which the log has told
             node.reload()
+        manager.ready()
 
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signal_number, stop, signal_number)
     loop.add_signal_handler(signal.SIGHUP, reload)
     log.info("daemon.starting", version=__version__, pid=os.getpid())
     _watch_dates(io, plan, log)
+    manager.keep_watchdog_quiet(io)
     node.start()
     await ended.wait()
+    manager.stopping()
     if node.give_up_reason:
         return _report_failure(node, log)
     await _drain(node, log)

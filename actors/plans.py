@@ -344,9 +344,7 @@ class AgentPlan(NodePlan[AgentSettings]):
         }
 
     def _board(self, node: Node, context: Context) -> NodeStatusBoard:
-        return AgentStatusBoard(
-            context, lambda: BoardSettings.of(self._settings), node.supervisor.children, node.reload
-        )
+        return AgentStatusBoard(context, lambda: BoardSettings.of(self._settings), node.hooks)
 
 
 class ConnectorPlan(NodePlan[ConnectorSettings]):
@@ -377,9 +375,7 @@ class ConnectorPlan(NodePlan[ConnectorSettings]):
         )
 
     def _board(self, node: Node, context: Context) -> NodeStatusBoard:
-        return ConnectorStatusBoard(
-            context, lambda: BoardSettings.of(self._settings), node.supervisor.children, node.reload
-        )
+        return ConnectorStatusBoard(context, lambda: BoardSettings.of(self._settings), node.hooks)
 
 
 class IntermediatePlan(_Configured[IntermediateSettings]):
@@ -410,7 +406,7 @@ class IntermediatePlan(_Configured[IntermediateSettings]):
             ChildSpec(
                 "status_board",
                 lambda context: IntermediateStatusBoard(
-                    context, lambda: BoardSettings.of(self._settings), node.supervisor.children, node.reload
+                    context, lambda: BoardSettings.of(self._settings), node.hooks
                 ),
                 is_alone=True,
             ),

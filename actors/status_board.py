@@ -8,10 +8,10 @@ successor would not know what is said only once, such as the addresses of the so
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
 
 from google.protobuf.message import Message
 
@@ -20,16 +20,15 @@ from actors.agent_status import AgentStatusBook
 from actors.base import Concern, Context, loop_callback
 from actors.connector_status import ConnectorStatusBook
 from actors.control_server import CloseWish, ControlServer, OpenWish, Refusal, ReloadWish
+from actors.daemon_hooks import DaemonHooks
 from actors.http_server import HttpServer
 from actors.intermediate_status import IntermediateStatusBook
 from actors.metrics import Sample
 from actors.node_status import NodeStatusBook
 from actors.status_book import BookSettings, ServiceLine, StatusBook
-from actors.supervisor import ChildStatus
 from ztna.address import TransportAddress
 from ztna.errors import AuthenticationError, ConfigError
 from ztna.settings import AgentSettings, ConnectorSettings, DaemonSettings, PeerDaemonSettings
-from ztna.settings.live import Change
 from ztna.v1 import control_pb2, reload_pb2, session_table_pb2
 
 TICK_S: Final = 1.0
@@ -37,9 +36,6 @@ TICK_S: Final = 1.0
 ms."""
 
 OPERATOR: Final = "operator"
-
-Children = Callable[[], Sequence[ChildStatus]]
-Reload = Callable[[], Change[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +73,13 @@ class _StatusBoard(Concern):
     name = "status_board"
 
     def __init__(
-        self, context: Context, settings: BoardSettings, book: StatusBook, reload_files: Reload
+        self, context: Context, settings: BoardSettings, book: StatusBook, hooks: DaemonHooks
     ) -> None:
         super().__init__(context)
         self._settings = settings
-        self._reload_files = reload_files
+        self._hooks = hooks
         self._book = book
+        self._reason: str | None = None
         self._tick_at = self.now + TICK_S
         self._has_failed = False
         self._control: ControlServer | None = None
@@ -120,6 +117,7 @@ class _StatusBoard(Concern):
         if now >= self._tick_at:
             self._book.tick(now, self.io.wall_time(), now - self._tick_at)
             self._tick_at = now + TICK_S
+            self._report_readiness()
             # Ages and rates go on although nothing happens: who watches sees them move.
             self._changed()
 
@@ -138,6 +136,12 @@ class _StatusBoard(Concern):
     def not_ready_reason(self) -> str:
         """Why the daemon is not ready, in words; empty when it is."""
         return self._book.not_ready_reason()
+
+    def _report_readiness(self) -> None:
+        reason = self._book.not_ready_reason()
+        if reason != self._reason:
+            self._reason = reason
+            self._hooks.on_readiness(reason)
 
     @property
     def http_address(self) -> TransportAddress | None:
@@ -162,7 +166,7 @@ class _StatusBoard(Concern):
     def reload(self, wish: ReloadWish) -> None:
         """Somebody at the control socket wants the files read again."""
         try:
-            change = self._reload_files()
+            change = self._hooks.reload_files()
         except ConfigError as error:
             wish.answer(Refusal("configuration", str(error)))
         except AuthenticationError as error:
@@ -186,18 +190,12 @@ class NodeStatusBoard(_StatusBoard):
     book_class: ClassVar[type[NodeStatusBook]]
     emits: ClassVar[tuple[type[Message], ...]] = (session_table_pb2.CloseSessionRequested,)
 
-    def __init__(
-        self,
-        context: Context,
-        settings: Callable[[], BoardSettings],
-        children: Children,
-        reload_files: Reload,
-    ) -> None:
-        """`settings` gives the present ones; `children` is `Supervisor.children`."""
+    def __init__(self, context: Context, settings: Callable[[], BoardSettings], hooks: DaemonHooks) -> None:
+        """`settings` gives the present ones."""
         self._present = settings
         book = settings().book
-        self._node = self.book_class(book, children, context.io.time(), context.io.wall_time())
-        super().__init__(context, settings(), self._node, reload_files)
+        self._node = self.book_class(book, hooks.children, context.io.time(), context.io.wall_time())
+        super().__init__(context, settings(), self._node, hooks)
 
     def configuration_reloaded(self, _message: reload_pb2.ConfigurationReloaded) -> None:
         """Other services may be configured."""
@@ -234,15 +232,9 @@ class AgentStatusBoard(NodeStatusBoard):
     }
     emits = (*NodeStatusBoard.emits, session_table_pb2.RequestService)
 
-    def __init__(
-        self,
-        context: Context,
-        settings: Callable[[], BoardSettings],
-        children: Children,
-        reload_files: Reload,
-    ) -> None:
-        """`settings` gives the present ones; `children` is `Supervisor.children`."""
-        super().__init__(context, settings, children, reload_files)
+    def __init__(self, context: Context, settings: Callable[[], BoardSettings], hooks: DaemonHooks) -> None:
+        """`settings` gives the present ones."""
+        super().__init__(context, settings, hooks)
         self._wishes: list[OpenWish] = []
 
     def service_ready(self, message: session_table_pb2.ServiceReady) -> None:
@@ -279,14 +271,8 @@ class IntermediateStatusBoard(_StatusBoard):
 
     handlers: ClassVar = dict.fromkeys(IntermediateStatusBook.takers, "take")
 
-    def __init__(
-        self,
-        context: Context,
-        settings: Callable[[], BoardSettings],
-        children: Children,
-        reload_files: Reload,
-    ) -> None:
-        """`settings` gives the present ones; `children` is `Supervisor.children`."""
+    def __init__(self, context: Context, settings: Callable[[], BoardSettings], hooks: DaemonHooks) -> None:
+        """`settings` gives the present ones."""
         now, wall = context.io.time(), context.io.wall_time()
-        book = IntermediateStatusBook(settings().book, children, now, wall)
-        super().__init__(context, settings(), book, reload_files)
+        book = IntermediateStatusBook(settings().book, hooks.children, now, wall)
+        super().__init__(context, settings(), book, hooks)

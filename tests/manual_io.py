@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import structlog
 from structlog.testing import LogCapture
@@ -366,11 +366,6 @@ class ActorHarness(Generic[ConcernT]):
         """Stop the actor and let it clean up."""
         request_stop(self.ref)
         self.io.run_until_idle()
-
-
-def no_reload() -> NoReturn:
-    """Stands for a daemon whose files nobody reads again."""
-    raise AssertionError("nobody asked for a reload")
 
 
 def actor_harness(

@@ -26,9 +26,15 @@ from actors.control_server import (
     ReloadWish,
     check_path,
 )
-from actors.status_board import AgentStatusBoard, BoardSettings, ConnectorStatusBoard, IntermediateStatusBoard
+from actors.daemon_hooks import DaemonHooks
+from actors.status_board import (
+    AgentStatusBoard,
+    BoardSettings,
+    ConnectorStatusBoard,
+    IntermediateStatusBoard,
+)
 from actors.status_book import BookSettings, ServiceLine
-from tests.manual_io import actor_harness, no_reload
+from tests.manual_io import actor_harness
 from ztna.errors import ConfigError
 from ztna.v1 import (
     control_pb2,
@@ -372,7 +378,7 @@ def test_an_agent_asks_for_the_service_and_answers_with_the_session(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def main() -> None:
-        harness = actor_harness(AgentStatusBoard, lambda: _settings("agent", path), list, no_reload)
+        harness = actor_harness(AgentStatusBoard, lambda: _settings("agent", path), DaemonHooks(list))
         asked = asyncio.Event()
         open_session = harness.concern.open_session
 
@@ -407,7 +413,7 @@ def test_an_agent_asks_for_the_service_and_answers_with_the_session(
 
 def test_a_node_closes_a_session_that_it_has(path: Path) -> None:
     async def main() -> None:
-        harness = actor_harness(ConnectorStatusBoard, lambda: _settings("connector", path), list, no_reload)
+        harness = actor_harness(ConnectorStatusBoard, lambda: _settings("connector", path), DaemonHooks(list))
         harness.tell(signaling_client_pb2.SessionOffered(session_id=SESSION))
         async with client(path) as stub:
             await stub.CloseSession(control_pb2.CloseSessionRequest(session_id=SESSION))
@@ -426,7 +432,7 @@ def test_a_node_closes_a_session_that_it_has(path: Path) -> None:
 def test_an_intermediate_shows_its_status_and_closes_nothing(path: Path) -> None:
     async def main() -> None:
         harness = actor_harness(
-            IntermediateStatusBoard, lambda: _settings("intermediate", path), list, no_reload
+            IntermediateStatusBoard, lambda: _settings("intermediate", path), DaemonHooks(list)
         )
         async with client(path) as stub:
             call = stub.WatchStatus(control_pb2.WatchStatusRequest())
@@ -445,7 +451,7 @@ def test_an_intermediate_shows_its_status_and_closes_nothing(path: Path) -> None
 def test_a_board_whose_socket_is_taken_fails_to_start(path: Path) -> None:
     async def main() -> None:
         server = ControlServer(path, Owner())
-        harness = actor_harness(AgentStatusBoard, lambda: _settings("agent", path), list, no_reload)
+        harness = actor_harness(AgentStatusBoard, lambda: _settings("agent", path), DaemonHooks(list))
         assert isinstance(harness.failure, OSError)
         assert "another daemon is running" in str(harness.failure)
         server.close()

@@ -6,11 +6,12 @@ from collections.abc import Awaitable, Callable
 import aiohttp
 import pytest
 
+from actors.daemon_hooks import DaemonHooks
 from actors.http_server import HttpServer
 from actors.metrics import Sample
 from actors.status_board import BoardSettings, IntermediateStatusBoard
 from actors.status_book import BookSettings
-from tests.manual_io import actor_harness, no_reload
+from tests.manual_io import actor_harness
 from ztna.address import TransportAddress
 from ztna.v1 import types_pb2, udp_socket_pb2
 
@@ -115,7 +116,7 @@ def test_ipv6_loopback_works_too() -> None:
 def test_a_board_serves_its_own_readiness_and_metrics() -> None:
     async def main(session: aiohttp.ClientSession) -> None:
         settings = BoardSettings(BookSettings("intermediate", "int-1"), None, LOOPBACK)
-        harness = actor_harness(IntermediateStatusBoard, lambda: settings, list, no_reload)
+        harness = actor_harness(IntermediateStatusBoard, lambda: settings, DaemonHooks(list))
         address = harness.concern.http_address
         assert address is not None
         assert (await fetch(session, address, "/readyz"))[::2] == (503, "the UDP sockets are not bound yet\n")
@@ -133,8 +134,7 @@ def test_a_board_without_listeners_has_none() -> None:
     harness = actor_harness(
         IntermediateStatusBoard,
         lambda: BoardSettings(BookSettings("intermediate", "int-1")),
-        list,
-        no_reload,
+        DaemonHooks(list),
     )
     assert harness.concern.http_address is None
     harness.stop()

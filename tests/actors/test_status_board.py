@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from actors.child_group import ChildState
+from actors.daemon_hooks import DaemonHooks
 from actors.metrics import CATALOGUE, exposition
 from actors.session_list import MAX_SERVICES_PER_SESSION, MAX_SESSIONS, OPENING_LIMIT_S, SessionList
 from actors.status_board import (
@@ -36,6 +37,7 @@ from ztna.v1 import (
     quic_session_pb2,
     registry_pb2,
     relay_leg_pb2,
+    reload_pb2,
     service_port_pb2,
     session_manager_pb2,
     session_table_pb2,
@@ -69,7 +71,7 @@ class World:
         self.settings = settings
         self.reloads: list[Change[Any] | Exception] = []
         self.harness: ActorHarness[Any] = actor_harness(
-            board, lambda: self.settings, lambda: list(self.children), self._reload
+            board, lambda: self.settings, DaemonHooks(lambda: list(self.children), self._reload)
         )
 
     def _reload(self) -> Change[Any]:
@@ -767,3 +769,18 @@ def test_every_documented_metric_of_a_daemon_is_exposed(board: str, request: pyt
     names = set(re.findall(r"^(ztna_\w+)", text, re.MULTILINE))
     assert names == {f"ztna_{spec.name}" for spec in CATALOGUE if spec.daemons in {"all", board}}
     assert 'ztna_dropped_total{place="udp_socket",reason="queue_full"} 1.0' in text
+
+
+def test_services_follow_the_configuration_and_counters_do_not_go_back(agent: World) -> None:
+    agent.tell(
+        service_port_pb2.ServiceStatistics(service="web", active=0, total=7, bytes_to_service=100),
+        service_port_pb2.ServiceStatistics(service="echo", total=2, bytes_to_service=10),
+    )
+    lines = (ServiceLine("web", TCP, "127.0.0.1:9999"), ServiceLine("late", TCP, "127.0.0.1:1"))
+    agent.settings = BoardSettings(BookSettings("agent", "agent-1", ("int-1",), lines))
+    agent.tell(reload_pb2.ConfigurationReloaded())
+    assert [(each.id, each.address, each.total) for each in agent.status.services] == [
+        ("web", "127.0.0.1:9999", 7),
+        ("late", "127.0.0.1:1", 0),
+    ]
+    assert agent.counters["agent_forwarded_bytes_total"] == 110

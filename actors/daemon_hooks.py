@@ -1,0 +1,34 @@
+"""What the status board asks of the daemon that it shows, and tells it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from actors.supervisor import ChildStatus
+from ztna.errors import ConfigError
+from ztna.settings.live import Change
+
+
+def _no_reload() -> NoReturn:
+    raise ConfigError("this daemon has no files to read again")
+
+
+def _ignore(_reason: str) -> None:
+    """Nobody wants to know."""
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonHooks:
+    """Handed to the board when it starts.
+
+    Attributes:
+        children: every actor, as the supervisor sees it.
+        reload_files: read configuration and credentials again; raises `ConfigError` or `AuthenticationError`.
+        on_readiness: told why the daemon is not ready, in words, at each change; empty when it is.
+    """
+
+    children: Callable[[], Sequence[ChildStatus]]
+    reload_files: Callable[[], Change[Any]] = _no_reload
+    on_readiness: Callable[[str], None] = _ignore
