@@ -55,6 +55,8 @@ class GrantGate:
         self._credentials = credentials
         self._wall_time = wall_time
         self._session_id = session_id
+        # The key of this session's handshake; a renewed one is for later sessions.
+        self._own_fingerprint = credentials.fingerprint
         identity = Identity(credentials.identity.trust_domain, Role.AGENT, agent.id)
         # All that a check reads of a verified peer; its certificate stayed with the session.
         self._agent = cast("VerifiedPeer", _Holder(identity, agent.fingerprint))
@@ -74,7 +76,7 @@ class GrantGate:
                 session_id=self._session_id,
                 agent=self._agent,
                 connector_id=self._credentials.identity.id,
-                connector_fingerprint=self._credentials.fingerprint,
+                connector_fingerprint=self._own_fingerprint,
                 service=service,
                 now_wall=self._wall_time(),
             )

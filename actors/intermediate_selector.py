@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import ClassVar
 
 from actors.base import Concern, Context
+from ztna.signaling.client import REATTACHING
 from ztna.signaling.selection import IntermediateSelector as Core
 from ztna.signaling.selection import UseIntermediate
-from ztna.v1 import relay_leg_pb2, signaling_client_pb2
+from ztna.v1 import relay_leg_pb2, reload_pb2, signaling_client_pb2
 
 
 class IntermediateSelector(Concern):
@@ -18,16 +19,30 @@ class IntermediateSelector(Concern):
     handlers: ClassVar = {
         signaling_client_pb2.Attached: "attached",
         signaling_client_pb2.Detached: "detached",
+        reload_pb2.ConfigurationReloaded: "configuration_reloaded",
     }
     emits = (
         signaling_client_pb2.Attach,
         signaling_client_pb2.Detach,
         relay_leg_pb2.ConnectLeg,
         relay_leg_pb2.DisconnectLeg,
+        relay_leg_pb2.RedialLeg,
+        signaling_client_pb2.Reattach,
     )
 
-    def __init__(self, context: Context, intermediate_ids: Sequence[str], *, use_all: bool) -> None:
+    def __init__(
+        self,
+        context: Context,
+        intermediate_ids: Sequence[str],
+        own_certificate: Callable[[], Hashable],
+        *,
+        use_all: bool,
+    ) -> None:
+        """`own_certificate` gives the one that we show now."""
         super().__init__(context)
+        self._intermediate_ids = tuple(intermediate_ids)
+        self._own_certificate = own_certificate
+        self._shown = own_certificate()
         self._core = Core(intermediate_ids, context.io.random, use_all=use_all)
 
     def on_start(self) -> None:
@@ -41,8 +56,22 @@ class IntermediateSelector(Concern):
 
     def detached(self, message: signaling_client_pb2.Detached) -> None:
         """An attachment is lost, or could not be made."""
+        if message.reason == REATTACHING:
+            return  # it comes back at once
         self._core.handle_detached(message.intermediate_id, self.now)
         self._act()
+
+    def configuration_reloaded(self, _message: reload_pb2.ConfigurationReloaded) -> None:
+        """Show a new certificate of ours to the intermediates before the former one expires."""
+        shown = self._own_certificate()
+        if shown == self._shown:
+            return
+        self._shown = shown
+        self.log.info("intermediate_selector.certificate_renewed")
+        for name in self._intermediate_ids:
+            # Those that are not used have no connection, and do nothing.
+            self.emit(relay_leg_pb2.RedialLeg(intermediate_id=name))
+            self.emit(signaling_client_pb2.Reattach(intermediate_id=name))
 
     def handle_timeout(self, now: float) -> None:
         """Move on from an intermediate that does not answer."""

@@ -208,7 +208,10 @@ class NodePlan(_Configured[PeerSettingsT]):
             ChildSpec(
                 "intermediate_selector",
                 lambda context: IntermediateSelector(
-                    context, [each.id for each in settings.intermediates], use_all=not self.is_client
+                    context,
+                    [each.id for each in settings.intermediates],
+                    lambda: self._credentials.certificate_chain,
+                    use_all=not self.is_client,
                 ),
             ),
         ]
@@ -232,19 +235,23 @@ class NodePlan(_Configured[PeerSettingsT]):
                 as_server=True,
             )
 
-        own = self._credentials
-        options = ConnectionOptions.leg(
-            certificate=own.certificate_chain[0],
-            private_key=own.private_key,
-            verify_peer=verify,
-            certificate_chain=own.certificate_chain[1:],
-        )
+        def open_connection() -> Connection:
+            own = self._credentials
+            return Connection.client(
+                ConnectionOptions.leg(
+                    certificate=own.certificate_chain[0],
+                    private_key=own.private_key,
+                    verify_peer=verify,
+                    certificate_chain=own.certificate_chain[1:],
+                )
+            )
+
         relay = self._settings.relay
         return RelayLeg(
             context,
             each.quic.host,
             each.quic.port,
-            lambda: Connection.client(options),
+            open_connection,
             max_queued_packets=relay.queue_packets,
             max_sojourn_s=relay.queue_ms / 1e3,
         )

@@ -29,6 +29,7 @@ class RelayLeg(Concern):
     handlers: ClassVar = {
         relay_leg_pb2.ConnectLeg: "connect_leg",
         relay_leg_pb2.DisconnectLeg: "disconnect_leg",
+        relay_leg_pb2.RedialLeg: "redial_leg",
         relay_leg_pb2.PresentAttachment: "present_attachment",
         relay_leg_pb2.BindChannel: "bind_channel",
         relay_leg_pb2.ReleaseChannel: "release_channel",
@@ -86,6 +87,11 @@ class RelayLeg(Concern):
         """Leave the leg."""
         self._core.disconnect(self.now)
         self._report_at = None
+        self._act()
+
+    def redial_leg(self, _message: relay_leg_pb2.RedialLeg) -> None:
+        """Show the certificate of now."""
+        self._core.redial(self.now)
         self._act()
 
     def present_attachment(self, message: relay_leg_pb2.PresentAttachment) -> None:

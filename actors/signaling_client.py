@@ -61,6 +61,7 @@ class SignalingClient(Concern):
     handlers: ClassVar[Mapping[type[Message], str]] = {
         signaling_client_pb2.Attach: "attach",
         signaling_client_pb2.Detach: "detach",
+        signaling_client_pb2.Reattach: "reattach",
         signaling_client_pb2.ReportSessionClosed: "report_session_closed",
         signaling_client_pb2.KeepResumable: "keep_resumable",
         relay_leg_pb2.LegConnected: "leg_connected",
@@ -119,6 +120,11 @@ class SignalingClient(Concern):
         """Leave."""
         del message
         self._core.detach(self.now)
+        self._act()
+
+    def reattach(self, _message: signaling_client_pb2.Reattach) -> None:
+        """Show the certificate of now."""
+        self._core.reattach(self.now)
         self._act()
 
     def report_session_closed(self, message: signaling_client_pb2.ReportSessionClosed) -> None:

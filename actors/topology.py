@@ -48,6 +48,7 @@ _COMMON_ROWS = (
     Row(udp_socket_pb2.DatagramsReceived, QuicSession, _SESSION),
     Row(relay_leg_pb2.ConnectLeg, RelayLeg, _INTERMEDIATE),
     Row(relay_leg_pb2.DisconnectLeg, RelayLeg, _INTERMEDIATE),
+    Row(relay_leg_pb2.RedialLeg, RelayLeg, _INTERMEDIATE),
     Row(relay_leg_pb2.PresentAttachment, RelayLeg, _INTERMEDIATE),
     Row(relay_leg_pb2.BindChannel, RelayLeg, _INTERMEDIATE),
     Row(relay_leg_pb2.ReleaseChannel, RelayLeg, _INTERMEDIATE),
@@ -63,6 +64,7 @@ _COMMON_ROWS = (
     Row(quic_session_pb2.CloseQuicSession, QuicSession, _SESSION),
     Row(signaling_client_pb2.Attached, IntermediateSelector, _NODE),
     Row(signaling_client_pb2.Detached, IntermediateSelector, _NODE),
+    Row(reload_pb2.ConfigurationReloaded, IntermediateSelector, _NODE, is_external=True),
 )
 
 
@@ -89,6 +91,7 @@ def _client_rows(
         Row(relay_leg_pb2.LegSignalingReceived, client, _INTERMEDIATE),
         Row(signaling_client_pb2.Attach, client, _INTERMEDIATE),
         Row(signaling_client_pb2.Detach, client, _INTERMEDIATE),
+        Row(signaling_client_pb2.Reattach, client, _INTERMEDIATE),
         Row(signaling_client_pb2.ReportSessionClosed, client, _INTERMEDIATE),
         Row(signaling_client_pb2.KeepResumable, client, _INTERMEDIATE),
     )

@@ -3,18 +3,21 @@ from __future__ import annotations
 from actors.base import Context
 from actors.intermediate_selector import IntermediateSelector
 from tests.manual_io import ActorHarness, actor_harness
+from ztna.signaling.client import REATTACHING
 from ztna.signaling.selection import ATTACH_PATIENCE_S
-from ztna.v1 import relay_leg_pb2, signaling_client_pb2
+from ztna.v1 import relay_leg_pb2, reload_pb2, signaling_client_pb2
 
 
 class AgentSelector(IntermediateSelector):
+    certificate = b"first"
+
     def __init__(self, context: Context) -> None:
-        super().__init__(context, ["i1", "i2"], use_all=False)
+        super().__init__(context, ["i1", "i2"], lambda: self.certificate, use_all=False)
 
 
 class ConnectorSelector(IntermediateSelector):
     def __init__(self, context: Context) -> None:
-        super().__init__(context, ["i1", "i2"], use_all=True)
+        super().__init__(context, ["i1", "i2"], lambda: b"", use_all=True)
 
 
 def commands(harness: ActorHarness[AgentSelector] | ActorHarness[ConnectorSelector]) -> list[tuple[str, str]]:
@@ -67,3 +70,21 @@ def test_agent_whose_intermediates_all_refuse_does_not_spin() -> None:
             harness.tell(signaling_client_pb2.Detached(intermediate_id=name, reason="unavailable"))
         harness.advance(0.1)
     assert 2 < dialled < 60
+
+
+def test_renewed_certificate_is_shown_at_once_and_is_no_reason_to_fail_over() -> None:
+    harness = actor_harness(AgentSelector)
+    harness.tell(signaling_client_pb2.Attached(intermediate_id="i1"))
+    commands(harness)
+    harness.tell(reload_pb2.ConfigurationReloaded())
+    assert commands(harness) == []
+    harness.concern.certificate = b"second"
+    harness.tell(reload_pb2.ConfigurationReloaded())
+    assert commands(harness) == [
+        ("RedialLeg", "i1"),
+        ("Reattach", "i1"),
+        ("RedialLeg", "i2"),
+        ("Reattach", "i2"),
+    ]
+    harness.tell(signaling_client_pb2.Detached(intermediate_id="i1", reason=REATTACHING))
+    assert commands(harness) == []

@@ -219,3 +219,36 @@ def test_reload_command_names_the_fault_and_nothing_changes(site: Site) -> None:
     assert download(site.tcp_port, MIB) == content_digest(MIB)
     daemon.config_path.write_text(good)
     assert "no key" in deployment.ztna("reload", "--socket", str(daemon.control_socket)).stdout
+
+
+def test_certificates_renewed_under_load_cost_no_connection(site: Site) -> None:
+    deployment = site.deployment
+    size = 64 * MIB
+    digests: list[str] = []
+    loader = threading.Thread(target=lambda: digests.append(download(site.tcp_port, size)))
+    with connect(site.tcp_port) as client:
+        client.sendall(b"HOLD\n")
+        assert client.recv(100) == b"held\n"
+        sessions = session_ids(deployment)
+        loader.start()
+        for name, daemon in deployment.daemons.items():
+            issue = ("pki", "issue", daemon.kind, name, "--dir", str(deployment.directory / "pki"))
+            deployment.ztna(*issue, "--out", str(deployment.directory / name), "--force")
+            reload_now(deployment, name)
+        loader.join(60)
+        assert digests == [content_digest(size)]
+        # With the new keys, in the session of the old ones.
+        assert download(site.tcp_port, MIB) == content_digest(MIB)
+        assert session_ids(deployment) == sessions
+        client.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            client.recv(1)
+    deployment.wait_ready()
+    for name in ("agent-1", "connector-1"):
+        assert "intermediate_selector.certificate_renewed" in deployment.daemons[name].log_tail(200)
+    deployment.kill("connector-1")
+    deployment.start("connector-1")
+    deployment.wait_ready()
+    # A session of the new keys.
+    assert download(site.tcp_port, MIB) == content_digest(MIB)
+    assert session_ids(deployment) != sessions

@@ -149,6 +149,10 @@ class LegCounters:
     malformed: int = 0
 
 
+REDIALLED = "redialled"
+"""Why a leg closed that comes back at once."""
+
+
 class Leg:
     """One leg; `open_connection` makes the QUIC connection for each attempt."""
 
@@ -221,6 +225,14 @@ class Leg:
         self._attempts = 0
         for session_id in list(self._channels):
             self.release(session_id)
+
+    def redial(self, now: float) -> None:
+        """Connect anew at once, as what we show to the other end has changed; channels come with it."""
+        if self._connection is None:
+            return
+        # Left without a word: a leg that closes takes the node's sessions along.
+        self._lose(REDIALLED, "", now, is_authentication_failure=False, again=True)
+        self._dial()
 
     def handle_resolved(self, addresses: list[TransportAddress], error: str, now: float) -> None:
         """Dial one of the addresses, each attempt the next, or try again later when there is none."""

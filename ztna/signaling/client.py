@@ -34,6 +34,7 @@ SUPERSEDED_HOLD_S = 30.0
 EXPELLED = frozenset({"superseded", "unauthenticated", "permission_denied"})
 
 # What `Lost` says after `detach`: nobody comes back from there by itself.
+REATTACHING = "reattaching"
 LEFT = "detached"
 
 # Requests of one node that wait for an answer: one per configured service, and renewals.
@@ -153,6 +154,14 @@ class AttachmentClient:
         """Leave and stay away."""
         if self._state is not ClientState.IDLE:
             self._lose(LEFT, "", now, is_clean=True, again=False)
+
+    def reattach(self, now: float) -> None:
+        """Attach anew at once, as what we show to the intermediate has changed; sessions live on."""
+        if self._state not in {ClientState.CONNECTING, ClientState.ATTACHED}:
+            return
+        # Without a goodbye, which would end them.
+        self._lose(REATTACHING, "", now, is_clean=False)
+        self._dial(now)
 
     def handle_reachable(self, now: float) -> None:
         """The intermediate has just answered on another connection: do not sit out the backoff."""

@@ -67,8 +67,10 @@ def judge_grant(
     agent, connector = parties_of(claims)
     if len(claims.session_id) != SESSION_ID_BYTES:
         return Code.INVALID_MESSAGE, "a session id has 16 bytes"
-    if party not in {agent, connector}:
-        return Code.NOT_A_PARTY, f"the grant does not name {party} with this key"
+    # By name: a node that renewed its key holds its sessions still. What its grants say of keys is for the
+    # other end, which compares them with those of the session's own handshake.
+    if party.name not in {agent.name, connector.name}:
+        return Code.NOT_A_PARTY, f"the grant does not name {party}"
     if not rules.services_between(agent.id, connector.id):
         return Code.ACCESS_DENIED, f"no rule lets {agent} open anything that {connector} may provide"
     expired_s = now_wall - min(claims.expires_at, claims.issued_at + GRANT_LIFETIME_S)

@@ -388,10 +388,6 @@ class SessionManager:
             return None
         if (agent.id, connector.id) in self._pairs:
             return Code.SESSION_NOT_FOUND, "a newer session took its place"
-        for each in parties:
-            attached = self._attached.get(each.name)
-            if attached is not None and self._nodes[attached].party != each:
-                return Code.PEER_LOST, f"{each} has another key now"
         complaint = self._lacks_room(agent, connector)
         if resumed >= MAX_RESUMED_SESSIONS or complaint:
             return Code.RATE_LIMITED, complaint or "too many sessions resumed"

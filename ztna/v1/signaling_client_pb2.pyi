@@ -70,6 +70,28 @@ class Detach(_message.Message):
 Global___Detach: _TypeAlias = Detach  # noqa: Y015
 
 @_typing.final
+class Reattach(_message.Message):
+    """Command: attach anew at once, with the certificate of now and the same sessions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INTERMEDIATE_ID_FIELD_NUMBER: _builtins.int
+    intermediate_id: _builtins.str
+    """id of the intermediate, a DNS label"""
+    def __init__(
+        self,
+        *,
+        intermediate_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["intermediate_id", b"intermediate_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Reattach: _TypeAlias = Reattach  # noqa: Y015
+
+@_typing.final
 class RequestSession(_message.Message):
     """Command: ask for a session that reaches a service, or for a new grant."""
 

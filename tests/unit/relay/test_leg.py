@@ -18,6 +18,7 @@ from ztna.relay.leg import (
     CONTROL_STREAM,
     DEAD_AFTER_S,
     PING_INTERVAL_S,
+    REDIALLED,
     SIGNALING_STREAM,
     Leg,
     LegConnected,
@@ -83,6 +84,13 @@ class World:
                 case _:
                     self.effects.append(effect)
         return to_server
+
+    def new_server(self) -> Connection:
+        """Have the next datagram open a new connection; returns the former one."""
+        assert self.server is not None
+        former, self.server = self.server, None
+        self._decoder = FrameDecoder()
+        return former
 
     def exchange(self) -> None:
         """Carry packets until neither end has one."""
@@ -447,3 +455,26 @@ def test_refused_certificate_is_an_authentication_failure_at_both_ends() -> None
     assert lost.is_authentication_failure
     closed = [each for each in world.server_events if isinstance(each, events.ConnectionClosed)]
     assert closed[0].is_authentication_failure
+
+
+def test_redialled_leg_leaves_without_a_word_and_comes_back_with_its_attachment() -> None:
+    world = World().up()
+    world.leg.bind(S1, 7)
+    world.effects.clear()
+    world.leg.redial(world.now)
+    former = world.new_server()
+    world.exchange()
+    assert not any(isinstance(event, events.ConnectionClosed) for event in former.events())
+    assert [each.reason for each in world.effects if isinstance(each, LegLost)] == [REDIALLED]
+    assert world.leg.state is LegState.CONNECTED
+    assert world.control == [HELLO, HELLO]
+    assert world.leg.handle_accepted(1200, world.now)
+    world.exchange()
+    changes = [(each.session_id, each.is_up) for each in world.effects if isinstance(each, LegPathChanged)]
+    assert changes == [(S1, False), (S1, True)]
+
+
+def test_leg_without_a_connection_is_not_redialled() -> None:
+    world = World()
+    world.leg.redial(world.now)
+    assert world.leg.drain() == []

@@ -14,6 +14,7 @@ from ztna.signaling.client import (
     MAX_REQUESTS,
     PING_INTERVAL_S,
     PONG_LIMIT_S,
+    REATTACHING,
     REGISTRATION_INTERVAL_S,
     REGISTRATION_TRIES,
     REQUEST_LIMIT_S,
@@ -319,3 +320,22 @@ class AttachmentMachine(RuleBasedStateMachine):
 
 TestAttachmentMachine = AttachmentMachine.TestCase
 TestAttachmentMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_reattaching_asks_at_once_for_another_carrier_and_says_no_goodbye() -> None:
+    client = attached("web")
+    client.reattach(100.0)
+    effects = client.drain()
+    assert lost(effects).reason == REATTACHING
+    assert effects[-1] == OpenCarrier()
+    assert client.state is ClientState.CONNECTING
+    client.handle_carrier_open(100.1)
+    assert client.handle_accepted(100.1)
+    assert SendRegistration("web") in client.drain()
+
+
+def test_attachment_that_waits_or_is_not_wanted_is_not_hurried_by_reattaching() -> None:
+    client = AttachmentClient((), Random(1))
+    client.reattach(0.0)
+    assert client.drain() == []
+    assert client.state is ClientState.IDLE

@@ -374,7 +374,6 @@ def test_resumed_session_is_used_by_the_next_request() -> None:
     ("change", "who", "later_s", "code"),
     [
         ({}, A2, 0, Code.NOT_A_PARTY),
-        ({}, party(Role.AGENT, "a1", key=1), 0, Code.NOT_A_PARTY),
         ({}, party(Role.CONNECTOR, "a1"), 0, Code.NOT_A_PARTY),
         ({"session_id": b"short"}, A1, 0, Code.INVALID_MESSAGE),
         ({}, A1, GRANT_LIFETIME_S + MAX_OFFLINE_S + GRANT_TOLERANCE_S + 1, Code.ACCESS_DENIED),
@@ -383,7 +382,6 @@ def test_resumed_session_is_used_by_the_next_request() -> None:
     ],
     ids=[
         "another agent",
-        "another key",
         "another role",
         "session id",
         "too old",
@@ -424,11 +422,19 @@ def test_older_session_of_the_pair_is_refused(world: World, session_id: bytes) -
     assert [each.session_id for each in world.core.sessions] == [session_id]
 
 
-def test_session_with_a_peer_that_has_another_key_is_over() -> None:
+def test_node_with_a_renewed_key_brings_its_sessions_and_their_parties_stay(world: World) -> None:
+    offered, _ = world.open()
+    assert isinstance(offered, Offered)
+    effects = world.attach(b"A'", party(Role.AGENT, "a1", key=1), claims(offered.session_id))
+    rebound = [effect for effect in effects if isinstance(effect, Rebound)]
+    assert [(each.attach_id, each.peer) for each in rebound] == [(b"C", A1), (b"A'", C1)]
+
+
+def test_peer_with_a_renewed_key_is_no_obstacle() -> None:
     world = World()
     world.attach(b"C", party(Role.CONNECTOR, "c1", key=1))
-    assert codes(world.attach(b"A", A1, claims(b"s" * 16))) == [(b"A", Code.PEER_LOST)]
-    assert len(world.core) == 0
+    effects = world.attach(b"A", A1, claims(b"s" * 16))
+    assert [type(effect) for effect in effects] == [Rebound, Rebound]
 
 
 # Bounds
