@@ -460,6 +460,7 @@ def test_refused_certificate_is_an_authentication_failure_at_both_ends() -> None
 def test_redialled_leg_leaves_without_a_word_and_comes_back_with_its_attachment() -> None:
     world = World().up()
     world.leg.bind(S1, 7)
+    world.exchange()
     world.effects.clear()
     world.leg.redial(world.now)
     former = world.new_server()
