@@ -124,6 +124,9 @@ class NodeStatusBook(StatusBook):
             state.line = line
             self._services[line.id] = state
         self._removed = known
+        for intermediate in self._intermediates.values():
+            answers = intermediate.answers
+            intermediate.answers = {name: answers[name] for name in answers if name in self._services}
 
     def has_service(self, service: str) -> bool:
         """Whether a service is configured."""

@@ -368,7 +368,11 @@ class ConnectorPlan(NodePlan[ConnectorSettings]):
         return ChildSpec(
             "service_backend",
             lambda context: ServiceBackend(
-                context, lambda: self._settings.services, self._settings.limits, self._credentials
+                context,
+                lambda: self._settings.services,
+                self._settings.limits,
+                self._credentials,
+                [each.id for each in self._settings.intermediates],
             ),
         )
 

@@ -26,7 +26,15 @@ from ztna.service.connector_flows import ConnectorFlows
 from ztna.service.tcp_effects import StreamError, Summary
 from ztna.settings import ConnectorLimits, ConnectorService, ServiceProtocol
 from ztna.token_bucket import TokenBucket
-from ztna.v1 import grant_pb2, quic_session_pb2, reload_pb2, service_port_pb2, session_pb2, types_pb2
+from ztna.v1 import (
+    grant_pb2,
+    quic_session_pb2,
+    reload_pb2,
+    service_port_pb2,
+    session_pb2,
+    signaling_client_pb2,
+    types_pb2,
+)
 
 # Answers that an agent does not read: ten thousand, while it has a few hundred flows to hear of.
 MAX_CONTROL_BACKLOG_BYTES = 1 << 20
@@ -37,7 +45,7 @@ class ServiceBackend(ServiceConcern[ConnectorSession]):
 
     name = "service_backend"
     handlers: ClassVar = COMMON_HANDLERS
-    emits = (*COMMON_EMITS, service_port_pb2.GrantPresented)
+    emits = (*COMMON_EMITS, service_port_pb2.GrantPresented, signaling_client_pb2.OfferServices)
 
     def __init__(
         self,
@@ -45,13 +53,15 @@ class ServiceBackend(ServiceConcern[ConnectorSession]):
         services: Callable[[], Sequence[ConnectorService]],
         limits: ConnectorLimits,
         credentials: Credentials,
+        intermediate_ids: Sequence[str] = (),
     ) -> None:
-        """`services` gives the present ones."""
+        """`services` gives the present ones, which intermediates hear of when they change."""
         self._configured = services
         self._services = {each.id: each for each in services()}
         super().__init__(context, self._services)
         self._limits = limits
         self._credentials = credentials
+        self._intermediate_ids = tuple(intermediate_ids)
         self._usage: dict[str, AgentUsage] = {}
 
     def on_stop(self) -> None:
@@ -77,6 +87,14 @@ class ServiceBackend(ServiceConcern[ConnectorSession]):
                 and (service.id not in former or former[service.id].protocol is service.protocol)
             }
             self._cut(session, may_stay.__contains__, StreamError.ACCESS_DENIED, "service_reconfigured")
+        offered = [
+            signaling_client_pb2.OfferServices.Service(
+                service=service.id, protocol=translate.protocol_to_proto(service.protocol)
+            )
+            for service in self._services.values()
+        ]
+        for name in self._intermediate_ids:
+            self.emit(signaling_client_pb2.OfferServices(intermediate_id=name, services=offered))
 
     def session_closed(self, message: quic_session_pb2.SessionClosed) -> None:
         """Backends of the session are closed; the agent's account is settled."""

@@ -224,6 +224,9 @@ class SignalingClient(Concern):
                         )
                     )
                 )
+            case client.SendWithdrawal():
+                withdrawal = signaling_pb2.WithdrawService(service=effect.service)
+                self._send(signaling_pb2.SignalingFrame(withdraw_service=withdrawal))
             case client.SendPing():
                 self._send(signaling_pb2.SignalingFrame(ping=signaling_pb2.SignalingPing(id=effect.ping_id)))
             case client.RequestTimedOut():
@@ -484,6 +487,7 @@ class AgentSignalingClient(SignalingClient):
 class ConnectorSignalingClient(SignalingClient):
     """A connector's attachment: offers services, is offered sessions."""
 
+    handlers: ClassVar = {**SignalingClient.handlers, signaling_client_pb2.OfferServices: "offer_services"}
     emits = (
         *SignalingClient.emits,
         signaling_client_pb2.ServiceRegistered,
@@ -497,11 +501,18 @@ class ConnectorSignalingClient(SignalingClient):
         "session_offer": "_session_offer",
     }
 
+    def offer_services(self, message: signaling_client_pb2.OfferServices) -> None:
+        """Register what is new, withdraw what is gone."""
+        former, self._services = self._services, {each.service: each.protocol for each in message.services}
+        changed = {name for name, protocol in self._services.items() if former.get(name) != protocol}
+        self._core.offer(self._services, changed, self.now)
+        self._act()
+
     def _registration_accepted(self, frame: signaling_pb2.SignalingFrame) -> None:
         service = frame.registration_accepted.service
         if service not in self._services:
             return
-        self._core.handle_registration_answered(service)
+        self._core.handle_registration_answered(service, is_accepted=True)
         self.log.info("signaling_client.service_registered", service=service)
         self.emit(signaling_client_pb2.ServiceRegistered(intermediate_id=self.key, service=service))
 
@@ -509,7 +520,7 @@ class ConnectorSignalingClient(SignalingClient):
         rejected = frame.registration_rejected
         if rejected.service not in self._services:
             return
-        self._core.handle_registration_answered(rejected.service)
+        self._core.handle_registration_answered(rejected.service, is_accepted=False)
         code = _code_name(rejected.code)
         self.log.error(
             "signaling_client.service_rejected",

@@ -145,6 +145,7 @@ CONNECTOR = Wiring(
         *_client_rows(ConnectorSignalingClient),
         *_session_table_rows(ConnectorSessionTable),
         *_payload_rows(ServiceBackend),
+        Row(signaling_client_pb2.OfferServices, ConnectorSignalingClient, _INTERMEDIATE),
         Row(signaling_client_pb2.SessionOffered, ConnectorSessionTable, _NODE),
         Row(service_port_pb2.GrantPresented, ConnectorSessionTable, _NODE),
         *_board_rows(ConnectorStatusBoard),

@@ -252,3 +252,30 @@ def test_certificates_renewed_under_load_cost_no_connection(site: Site) -> None:
     # A session of the new keys.
     assert download(site.tcp_port, MIB) == content_digest(MIB)
     assert session_ids(deployment) != sessions
+
+
+def test_service_that_a_connector_gains_or_loses_is_registered_or_withdrawn_at_once(site: Site) -> None:
+    deployment = site.deployment
+    port = free_port()
+    former = deployment.daemons["connector-1"].settings["services"]
+    late = {"id": "late", "protocol": "tcp", "backend": site.tcp.address}
+    configure(deployment, "connector-1", services=[former[1], late])
+    configure(
+        deployment,
+        "agent-1",
+        services=[
+            *deployment.daemons["agent-1"].settings["services"],
+            {"id": "late", "protocol": "tcp", "listen": f"127.0.0.1:{port}"},
+        ],
+    )
+    reload_now(deployment, "connector-1")
+    reload_now(deployment, "agent-1")
+    deployment.wait_for(
+        "intermediate-1",
+        lambda status: {each["id"] for each in status["registered_services"]} == {"echo", "late"},
+        "the new service in place of the former one",
+    )
+    deployment.wait_ready()
+    assert download(port, MIB) == content_digest(MIB)
+    with connect(site.tcp_port) as refused, pytest.raises(ConnectionResetError):
+        refused.recv(1)

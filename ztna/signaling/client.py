@@ -6,7 +6,7 @@ in one `Lost` with a reason, followed by another attempt after a backoff, until 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from random import Random
@@ -75,6 +75,13 @@ class SendRegistration:
 
 
 @dataclass(frozen=True, slots=True)
+class SendWithdrawal:
+    """Take a service back."""
+
+    service: str
+
+
+@dataclass(frozen=True, slots=True)
 class SendPing:
     """Ask for a sign of life."""
 
@@ -100,7 +107,14 @@ class RequestTimedOut:
 
 
 ClientEffect = (
-    OpenCarrier | CloseCarrier | SendAttachRequest | SendRegistration | SendPing | Lost | RequestTimedOut
+    OpenCarrier
+    | CloseCarrier
+    | SendAttachRequest
+    | SendRegistration
+    | SendWithdrawal
+    | SendPing
+    | Lost
+    | RequestTimedOut
 )
 
 
@@ -130,6 +144,7 @@ class AttachmentClient:
         self._is_held = False
         self._attach_by: float | None = None
         self._registrations: dict[str, _Registration] = {}
+        self._rejected: set[str] = set()
         self._requests: dict[int, float] = {}
         self._liveness = _Liveness()
         self._nonce = b""
@@ -203,6 +218,7 @@ class AttachmentClient:
         self._attach_by = None
         self._backoff.handle_connected(now)
         self._liveness = _Liveness(ping_at=now + PING_INTERVAL_S)
+        self._rejected.clear()
         for service in self._services:
             self._register(service, 1, now)
         return True
@@ -224,9 +240,26 @@ class AttachmentClient:
         """The intermediate leaves on purpose."""
         self._lose("intermediate_left", reason, now, is_clean=False)
 
-    def handle_registration_answered(self, service: str) -> None:
-        """A registration was accepted or rejected; a rejected one is not retried on this attachment."""
+    def handle_registration_answered(self, service: str, *, is_accepted: bool) -> None:
+        """A registration was accepted or rejected; a rejected one is not retried until `offer`."""
         self._registrations.pop(service, None)
+        if is_accepted:
+            self._rejected.discard(service)
+        elif service in self._services:
+            self._rejected.add(service)
+
+    def offer(self, services: Iterable[str], changed: Container[str], now: float) -> None:
+        """Offer these services: register what is new, `changed` or was rejected, withdraw what is gone."""
+        former, self._services = self._services, tuple(services)
+        rejected, self._rejected = self._rejected, set()
+        for service in set(former) - set(self._services):
+            self._registrations.pop(service, None)
+        if self._state is not ClientState.ATTACHED:
+            return
+        self._effects += [SendWithdrawal(service) for service in former if service not in self._services]
+        for service in self._services:
+            if service not in former or service in changed or service in rejected:
+                self._register(service, 1, now)
 
     def request(self, request_id: int, now: float) -> bool:
         """Take note of a request that is being sent; False when it cannot be."""

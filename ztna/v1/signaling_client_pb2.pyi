@@ -138,6 +138,56 @@ class RequestSession(_message.Message):
 Global___RequestSession: _TypeAlias = RequestSession  # noqa: Y015
 
 @_typing.final
+class OfferServices(_message.Message):
+    """Command: these are the services of this connector from now on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Service(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        SERVICE_FIELD_NUMBER: _builtins.int
+        PROTOCOL_FIELD_NUMBER: _builtins.int
+        service: _builtins.str
+        """id of the service, a DNS label"""
+        protocol: _types_pb2.ServiceProtocol.ValueType
+        """TCP or UDP"""
+        def __init__(
+            self,
+            *,
+            service: _builtins.str = ...,
+            protocol: _types_pb2.ServiceProtocol.ValueType = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["protocol", b"protocol", "service", b"service"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    INTERMEDIATE_ID_FIELD_NUMBER: _builtins.int
+    SERVICES_FIELD_NUMBER: _builtins.int
+    intermediate_id: _builtins.str
+    """id of the intermediate, a DNS label"""
+    @_builtins.property
+    def services(self) -> _containers.RepeatedCompositeFieldContainer[Global___OfferServices.Service]:
+        """all of them; what is missing is withdrawn"""
+
+    def __init__(
+        self,
+        *,
+        intermediate_id: _builtins.str = ...,
+        services: _abc.Iterable[Global___OfferServices.Service] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["intermediate_id", b"intermediate_id", "services", b"services"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OfferServices: _TypeAlias = OfferServices  # noqa: Y015
+
+@_typing.final
 class ReportSessionClosed(_message.Message):
     """Command: tell the intermediate that a session is over."""
 

@@ -29,6 +29,7 @@ from ztna.signaling.client import (
     SendAttachRequest,
     SendPing,
     SendRegistration,
+    SendWithdrawal,
 )
 
 
@@ -171,7 +172,7 @@ def test_sign_of_life_from_elsewhere_cuts_the_backoff_short() -> None:
 
 def test_unanswered_registration_is_repeated_then_costs_the_connection() -> None:
     client = attached("web", "db")
-    client.handle_registration_answered("db")
+    client.handle_registration_answered("db", is_accepted=True)
     effects = run_until(client, REGISTRATION_INTERVAL_S * REGISTRATION_TRIES)
     assert effects.count(SendRegistration("web")) == REGISTRATION_TRIES - 1
     assert SendRegistration("db") not in effects
@@ -281,7 +282,7 @@ class AttachmentMachine(RuleBasedStateMachine):
 
     @rule(service=st.sampled_from(["web", "db", "other"]))
     def answer_registration(self, service: str) -> None:
-        self.client.handle_registration_answered(service)
+        self.client.handle_registration_answered(service, is_accepted=True)
 
     @rule(ping_id=st.integers(0, 5))
     def pong(self, ping_id: int) -> None:
@@ -339,3 +340,28 @@ def test_attachment_that_waits_or_is_not_wanted_is_not_hurried_by_reattaching() 
     client.reattach(0.0)
     assert client.drain() == []
     assert client.state is ClientState.IDLE
+
+
+def test_other_services_are_registered_and_withdrawn_at_once() -> None:
+    client = attached("web", "ssh", "dns")
+    for service in ("web", "ssh"):
+        client.handle_registration_answered(service, is_accepted=True)
+    client.handle_registration_answered("dns", is_accepted=False)
+    client.offer(("ssh", "dns", "late"), {"ssh"}, 1.0)
+    assert client.drain() == [
+        SendWithdrawal("web"),
+        SendRegistration("ssh"),
+        SendRegistration("dns"),
+        SendRegistration("late"),
+    ]
+
+
+def test_services_that_change_while_detached_are_registered_on_the_next_attachment() -> None:
+    client = AttachmentClient(("web",), Random(1))
+    client.attach(0.0)
+    client.offer(("late",), (), 0.0)
+    client.handle_carrier_open(0.0)
+    assert client.handle_accepted(0.0)
+    assert [each for each in client.drain() if isinstance(each, SendRegistration)] == [
+        SendRegistration("late")
+    ]
