@@ -26,12 +26,19 @@ from actors.daemon_hooks import DaemonHooks
 from actors.directory import Directory
 from actors.io import Io
 from actors.io_asyncio import AsyncioIo
+from actors.resources import (
+    Resources,
+    detected_memory_bytes,
+    raise_descriptor_limit,
+    wanted_descriptors,
+)
 from actors.runtime import LoopRuntime
 from actors.service_manager import ServiceManager
 from actors.supervisor import Supervisor
 from actors.wiring import Router, Wiring
 from ztna import __version__
-from ztna.errors import AuthenticationError, ConfigError
+from ztna.address import TransportAddress
+from ztna.errors import AuthenticationError, ConfigError, describe
 from ztna.settings import DaemonKind, DaemonSettings
 from ztna.settings.live import Change
 from ztna.v1 import reload_pb2
@@ -42,6 +49,9 @@ DAY_S = 86_400.0
 
 # A month, as `ztna config check` has it: long enough for whoever issues certificates to be on holiday.
 CERTIFICATE_WARNING_S = 30 * DAY_S
+
+# The listener tries again each second: one line tells of it, and the next a minute later.
+ACCEPT_FAILURE_INTERVAL_S = 60.0
 
 FLUSH_LIMIT_S = 0.5
 
@@ -166,23 +176,32 @@ def run(kind: DaemonKind, config_path: Path, overrides: Mapping[str, str]) -> in
 
     try:
         settings, plan = load_plan(kind, config_path, os.environ, overrides)
+        max_descriptors = raise_descriptor_limit(wanted_descriptors(settings)[1])
     except (ConfigError, AuthenticationError) as error:
         print(f"ztna {kind.value}: {error}", file=sys.stderr)  # noqa: T201 - logging is not set up yet
         return exit_status_of(error)
     logs.configure(settings.log.level, settings.log.format, redact=settings.log.redact)
-    return asyncio.run(_run(settings, plan))
+    return asyncio.run(_run(settings, plan, max_descriptors))
 
 
-async def _run(settings: DaemonSettings, plan: Plan) -> int:
+async def _run(settings: DaemonSettings, plan: Plan, max_descriptors: int) -> int:
     loop = asyncio.get_running_loop()
     log = structlog.get_logger().bind(daemon=settings.kind.value, node=settings.node.id)
+    bursts = logs.BurstLimiter(interval_s=ACCEPT_FAILURE_INTERVAL_S)
+
+    def accept_failed(address: TransportAddress, error: OSError) -> None:
+        silent = bursts.note(address, loop.time())
+        if silent is not None:
+            log.error(
+                "service_port.accept_failed", address=str(address), error=describe(error), repeated=silent
+            )
+
     io = AsyncioIo(
         loop,
-        on_accept_error=lambda address, error: log.error(
-            "service_port.accept_failed", address=str(address), error=str(error)
-        ),
+        on_accept_error=accept_failed,
         udp_receive_buffer_bytes=settings.udp.receive_buffer_bytes,
         udp_send_buffer_bytes=settings.udp.send_buffer_bytes,
+        resources=Resources(loop.time, settings.limits.memory_bytes or detected_memory_bytes()),
     )
     node = Node(io, plan, log)
     ended = asyncio.Event()
@@ -213,6 +232,7 @@ async def _run(settings: DaemonSettings, plan: Plan) -> int:
         loop.add_signal_handler(signal_number, stop, signal_number)
     loop.add_signal_handler(signal.SIGHUP, reload)
     log.info("daemon.starting", version=__version__, pid=os.getpid())
+    _warn_of_descriptors(settings, max_descriptors, log)
     _watch_dates(io, plan, log)
     manager.keep_watchdog_quiet(io)
     node.start()
@@ -222,6 +242,20 @@ async def _run(settings: DaemonSettings, plan: Plan) -> int:
         return _report_failure(node, log)
     await _drain(node, log)
     return ExitStatus.OK
+
+
+def _warn_of_descriptors(
+    settings: DaemonSettings, limit: int, log: structlog.typing.FilteringBoundLogger
+) -> None:
+    key, wanted = wanted_descriptors(settings)
+    if limit < wanted:
+        log.warning(
+            "daemon.file_descriptor_limit_low",
+            limit=limit,
+            key=key,
+            wanted=wanted,
+            remedy="raise the hard limit of RLIMIT_NOFILE (`ulimit -Hn`, LimitNOFILE=) or lower the key",
+        )
 
 
 def warn_of_dates(io: Io, plan: Plan, log: structlog.typing.FilteringBoundLogger) -> None:

@@ -120,7 +120,8 @@ class GrpcStream:
 class GrpcSignalingServer(signaling_pb2_grpc.SignalingServiceServicer):
     """Listens on `address`. Must be made on the event loop's thread.
 
-    `credentials` is asked at every handshake. Raises `OSError` when the address cannot be bound.
+    `credentials` is asked at every handshake; `max_connections` also counts those that have shown none yet.
+    Raises `OSError` when the address cannot be bound.
     """
 
     def __init__(
@@ -129,11 +130,15 @@ class GrpcSignalingServer(signaling_pb2_grpc.SignalingServiceServicer):
         credentials: Callable[[], Credentials],
         owner: StreamOwner,
         max_queued_frames: int,
+        max_connections: int,
     ) -> None:
         self._owner = owner
         self._max_queued = max_queued_frames
         self._health = health.aio.HealthServicer()
-        self._server = aio.server(options=_OPTIONS)
+        # Beyond it gRPC closes what it accepts; at the end of all descriptors nothing else would work either.
+        self._server = aio.server(
+            options=[*_OPTIONS, ("grpc.max_allowed_incoming_connections", max_connections)]
+        )
         signaling_pb2_grpc.add_SignalingServiceServicer_to_server(self, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from ztna.address import TransportAddress
 
@@ -159,6 +159,14 @@ class InterfaceAddress:
     prefix_length: int
 
 
+@dataclass(frozen=True, slots=True)
+class Shortage:
+    """A limit of the system that is about to be reached: `reason` is a word, `detail` a phrase for people."""
+
+    reason: str
+    detail: str
+
+
 class Io(Scheduler, Protocol):
     """Everything outside the process that an actor may touch."""
 
@@ -198,3 +206,12 @@ class Io(Scheduler, Protocol):
 
     def interface_addresses(self) -> list[InterfaceAddress]:
         """Addresses of all interfaces, loopback included, sorted."""
+
+    def shortage(self, *, needs_descriptor: bool = False) -> Shortage | None:
+        """Why nothing new may be begun, or None: memory, or descriptors for what needs one, run short.
+
+        Whoever asks refuses then; `shortages` counts it.
+        """
+
+    def shortages(self) -> Mapping[str, int]:
+        """How often something was refused because of a shortage, by reason."""

@@ -6,12 +6,13 @@ import asyncio
 import random
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import ifaddr
 
-from actors.io import InterfaceAddress, TcpOwner, TcpStream, UdpOwner
+from actors.io import InterfaceAddress, Shortage, TcpOwner, TcpStream, UdpOwner
 from actors.loop_asyncio import AsyncioScheduler
+from actors.resources import Resources
 from actors.tcp_asyncio import AsyncioTcpListener
 from actors.tcp_connect_asyncio import TcpConnector, resolve_host
 from actors.udp_asyncio import RECEIVE_BUFFER_BYTES, SEND_BUFFER_BYTES, AsyncioUdpSocket
@@ -29,11 +30,13 @@ class AsyncioIo(AsyncioScheduler):
         udp_receive_buffer_bytes: int = RECEIVE_BUFFER_BYTES,
         udp_send_buffer_bytes: int = SEND_BUFFER_BYTES,
         use_udp_offload: bool = True,
+        resources: Resources | None = None,
     ) -> None:
         """Use `loop`.
 
         `on_accept_error` is told the listener's address and the error when descriptors or memory ran out
-        (`accept_errors` counts them); the listener tries again by itself.
+        (`accept_errors` counts them); the listener tries again by itself. Without
+        `resources` there is never a shortage.
         """
         super().__init__(loop)
         self._random = random.SystemRandom()
@@ -43,6 +46,7 @@ class AsyncioIo(AsyncioScheduler):
         self._use_udp_offload = use_udp_offload
         self._resolving: set[asyncio.Task[list[TransportAddress]]] = set()
         self.accept_errors = 0
+        self._resources = resources
 
     @property
     def random(self) -> random.Random:
@@ -101,6 +105,16 @@ class AsyncioIo(AsyncioScheduler):
         # The loop itself keeps only a weak reference to a task.
         self._resolving.add(task)
         task.add_done_callback(on_done)
+
+    def shortage(self, *, needs_descriptor: bool = False) -> Shortage | None:
+        """Why nothing new may be begun, or None."""
+        if self._resources is None:
+            return None
+        return self._resources.shortage(needs_descriptor=needs_descriptor)
+
+    def shortages(self) -> Mapping[str, int]:
+        """How often something was refused because of a shortage, by reason."""
+        return {} if self._resources is None else self._resources.refused
 
     def interface_addresses(self) -> list[InterfaceAddress]:
         """Addresses of all interfaces, loopback included, sorted."""

@@ -28,6 +28,7 @@ from actors.quic_relay import QuicRelay
 from actors.quic_session import QuicSession
 from actors.registry import Registry
 from actors.relay_leg import RelayLeg
+from actors.resources import connection_room
 from actors.service_backend import ServiceBackend
 from actors.service_port import ServicePort
 from actors.session_manager import SessionManager
@@ -467,7 +468,11 @@ class IntermediatePlan(_Configured[IntermediateSettings]):
 
         def open_server(owner: StreamOwner) -> GrpcSignalingServer:
             return GrpcSignalingServer(
-                self._settings.grpc.listen, lambda: self._credentials, owner, limits.signaling_queue
+                self._settings.grpc.listen,
+                lambda: self._credentials,
+                owner,
+                limits.signaling_queue,
+                connection_room(),
             )
 
         return SignalingService(

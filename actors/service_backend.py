@@ -190,6 +190,8 @@ class ServiceBackend(ServiceConcern[ConnectorSession]):
         if self._is_stopping:
             raise RefusedError(StreamError.SHUTTING_DOWN, "the connector is shutting down")
         self._check_limits(session.usage, protocol)
+        if (shortage := self.io.shortage(needs_descriptor=True)) is not None:
+            raise RefusedError(StreamError.LIMIT, f"{shortage.reason}: {shortage.detail}")
         return self._judge(session, service_id, grant, protocol)
 
     def _judge(

@@ -190,15 +190,11 @@ class ServicePort(ServiceConcern[AgentSession]):
             pump.reset()  # accepted as its service was removed
             return
         if len(self._clients) >= self._limits.connections:
-            service.counters.refused += 1
-            self._refusal_log.note(
-                self.now,
-                (service.id, "limits.connections"),
-                service=service.id,
-                code="limit",
-                detail=f"limits.connections ({self._limits.connections}) is reached",
-            )
-            pump.reset()
+            limit = f"limits.connections ({self._limits.connections}) is reached"
+            self._refuse_client(pump, "limit", limit)
+            return
+        if (shortage := self.io.shortage(needs_descriptor=True)) is not None:
+            self._refuse_client(pump, shortage.reason, shortage.detail)
             return
         self._clients[pump] = None
         service.clients[pump] = None
@@ -249,6 +245,11 @@ class ServicePort(ServiceConcern[AgentSession]):
 
     def _directions(self, from_socket: int, to_socket: int) -> tuple[int, int]:
         return from_socket, to_socket
+
+    def _refuse_client(self, pump: ClientPump, code: str, detail: str) -> None:
+        self._services[pump.service].counters.refused += 1
+        self._refusal_log.note(self.now, (pump.service, code), service=pump.service, code=code, detail=detail)
+        pump.reset()
 
     def _remove(self, service: LocalService) -> None:
         service.close()
@@ -355,6 +356,9 @@ class ServicePort(ServiceConcern[AgentSession]):
         if flow is None:
             if self._flow_count >= self._limits.flows:
                 service.counters.dropped["too_many_flows"] += 1
+                return
+            if (shortage := self.io.shortage()) is not None:
+                service.counters.dropped[shortage.reason] += 1
                 return
             flow = LocalFlow(service, datagram.source, session, datagram.local_host)
         flow.session.flows.handle_local_datagram(service.id, datagram.source, datagram.payload, self.now)

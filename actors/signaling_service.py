@@ -426,6 +426,11 @@ class SignalingService(Concern):
         if self._attached.get(stream.attach_id) is stream:
             # The node begins anew on the same stream: nobody else is to be told that it was replaced.
             del self._attached[stream.attach_id]
+        if not self._table.is_attached(stream.party):
+            shortage = self.io.shortage(needs_descriptor=stream.kind is attachments.Carrier.GRPC)
+            if shortage is not None:
+                self._abandon(stream, Code.RATE_LIMITED, f"{shortage.reason}: {shortage.detail}")
+                return
         try:
             stream.attach_id = self._table.attach(stream.party, stream.kind, self.now)
         except AccessDenied as error:

@@ -117,6 +117,7 @@ class _StatusBoard(Concern):
         if now >= self._tick_at:
             self._book.tick(now, self.io.wall_time(), now - self._tick_at)
             self._tick_at = now + TICK_S
+            self._book.note_refusals("resources", self.io.shortages())
             self._report_readiness()
             # Ages and rates go on although nothing happens: who watches sees them move.
             self._changed()

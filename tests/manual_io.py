@@ -11,7 +11,7 @@ import ipaddress
 import random
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
@@ -19,12 +19,12 @@ import structlog
 from structlog.testing import LogCapture
 
 from actors.base import Concern, ConcernRef, Context
-from actors.io import InterfaceAddress, TcpListener, TcpOwner, TcpStream, Timer, UdpOwner, UdpSocket
+from actors.io import InterfaceAddress, Shortage, TcpListener, TcpOwner, TcpStream, Timer, UdpOwner, UdpSocket
 from actors.runtime import LoopRuntime, request_stop
 from ztna.address import TransportAddress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from google.protobuf.message import Message
 
@@ -215,6 +215,8 @@ class ManualIo(ManualScheduler):
         self.tcp_listeners: list[RecordedTcpListener] = []
         self.tcp_attempts: list[RecordedTcpAttempt] = []
         self.names: dict[str, list[str]] = {}
+        self.lacks: Shortage | None = None
+        self.refused: Counter[str] = Counter()
         self.interfaces = [InterfaceAddress("lo", "127.0.0.1", 8)]
         self._ports = iter(range(40_000, 65_536))
 
@@ -249,6 +251,18 @@ class ManualIo(ManualScheduler):
         found = [TransportAddress.of(each, port) for each in hosts]
         error = None if found else OSError(f"{host} is unknown")
         self.call_soon(lambda: done(found, error))
+
+    def shortage(self, *, needs_descriptor: bool = False) -> Shortage | None:
+        found = self.lacks if needs_descriptor or self.lacks is None else self.lacks_memory()
+        if found is not None:
+            self.refused[found.reason] += 1
+        return found
+
+    def lacks_memory(self) -> Shortage | None:
+        return self.lacks if self.lacks is not None and self.lacks.reason == "memory_limit" else None
+
+    def shortages(self) -> Mapping[str, int]:
+        return self.refused
 
     def interface_addresses(self) -> list[InterfaceAddress]:
         return sorted(self.interfaces, key=lambda address: (address.interface, address.host))

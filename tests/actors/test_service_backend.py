@@ -7,7 +7,7 @@ import pytest
 from actors import service_wire
 from actors.connector_session import MAX_UNSEEN_STREAMS
 from actors.grant_gate import MAX_GRANTS
-from actors.io import DatagramBatch, TcpOwner
+from actors.io import DatagramBatch, Shortage, TcpOwner
 from actors.service_backend import MAX_CONTROL_BACKLOG_BYTES, ServiceBackend
 from actors.tcp_pump import CONSUMED_STEP_BYTES
 from tests.actors.service_world import (
@@ -354,6 +354,19 @@ def test_limit_of_opens_per_second_holds_across_sessions_of_one_agent() -> None:
     backend.advance(1)
     backend.tell(received(8, other, session_id=OTHER_SESSION))
     assert len(backend.io.tcp_attempts) == 2
+
+
+@pytest.mark.parametrize("reason", ["file_descriptor_limit", "memory_limit"])
+def test_shortage_refuses_a_new_stream_by_name_and_leaves_the_others(backend: Backend, reason: str) -> None:
+    shown = header()
+    backend.tell(received(4, shown))
+    backend.io.lacks = Shortage(reason, "62 of 64")
+    backend.tell(received(8, shown))
+    assert answer(backend, 8) == Answer(StreamError.LIMIT, f"{reason}: 62 of 64")
+    backend.io.lacks = None
+    backend.tell(received(12, shown))
+    assert len(backend.io.tcp_attempts) == 2
+    assert not any(attempt.is_cancelled for attempt in backend.io.tcp_attempts)
 
 
 # Backends that fail

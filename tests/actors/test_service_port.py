@@ -7,7 +7,7 @@ import pytest
 
 from actors import service_wire
 from actors.client_pump import ANSWER_GRACE_S
-from actors.io import MAX_READ_BYTES, DatagramBatch, TcpOwner
+from actors.io import MAX_READ_BYTES, DatagramBatch, Shortage, TcpOwner
 from actors.local_service import MAX_WAIT_S, MAX_WAITING_DATAGRAMS
 from actors.service_port import ServicePort
 from actors.service_session import MAX_SESSION_IN_FLIGHT_BYTES, SHARED_BYTES
@@ -240,6 +240,20 @@ def test_limit_of_connections_resets_the_next_client() -> None:
     assert (first.is_aborted, second.is_aborted) == (False, True)
     owner.connection_lost(None)
     third, _ = connect(port)
+    assert not third.is_aborted
+
+
+@pytest.mark.parametrize("reason", ["file_descriptor_limit", "memory_limit"])
+def test_shortage_resets_the_next_client_and_leaves_the_others(port: Port, reason: str) -> None:
+    first, _ = connect(port)
+    port.io.lacks = Shortage(reason, "62 of 64")
+    second, _ = connect(port, OTHER)
+    assert (first.is_aborted, second.is_aborted) == (False, True)
+    assert port.io.shortages() == {reason: 1}
+    line = port.recording.logs.entries[-1]
+    assert (line["event"], line["code"], line["detail"]) == ("service_port.flow_refused", reason, "62 of 64")
+    port.io.lacks = None
+    third, _ = connect(port, OTHER)
     assert not third.is_aborted
 
 

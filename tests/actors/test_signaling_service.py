@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 from actors import signaling_service, signaling_streams
 from actors.burst_log import BURST_S
 from actors.credentials import parse_credentials
+from actors.io import Shortage
 from actors.signaling_service import ATTACH_LIMIT_S, SignalingService
 from tests.manual_io import ActorHarness, actor_harness
 from tests.pki_fixtures import NOW, crl_pem, issue, pem
@@ -362,6 +363,22 @@ def test_full_intermediate_says_so(agent: Issued, connector: Issued) -> None:
     world.send(6, attach_request())
     assert codes(world.received(6)) == [signaling_pb2.SIGNALING_CODE_RATE_LIMITED]
     assert world.closed == [6]
+
+
+def test_node_that_is_attached_may_come_again_while_memory_runs_short(
+    agent: Issued, connector: Issued
+) -> None:
+    world = World()
+    world.attached(5, agent)
+    world.harness.io.lacks = Shortage("memory_limit", "900 of 1000 MiB")
+    world.open(6, connector)
+    world.send(6, attach_request())
+    (frame,) = world.received(6)
+    assert codes([frame]) == [signaling_pb2.SIGNALING_CODE_RATE_LIMITED]
+    assert frame.error.message == "memory_limit: 900 of 1000 MiB"
+    world.attached(7, agent)
+    world.harness.io.lacks = None
+    world.attached(8, connector)
 
 
 def test_streams_that_only_open_are_bounded(

@@ -111,7 +111,7 @@ async def running(own: Credentials) -> AsyncIterator[Service]:
     servers: list[GrpcSignalingServer] = []
 
     def open_server(owner: SignalingService) -> GrpcSignalingServer:
-        servers.append(GrpcSignalingServer(TransportAddress("127.0.0.1", 0), lambda: own, owner, 256))
+        servers.append(GrpcSignalingServer(TransportAddress("127.0.0.1", 0), lambda: own, owner, 256, 100))
         return servers[0]
 
     context = Context(io, outbox.put, log)
@@ -353,7 +353,7 @@ def test_address_in_use_is_an_os_error_that_names_it() -> None:
     async def body(service: Service) -> None:
         address = TransportAddress("127.0.0.1", service.port)
         with pytest.raises(OSError, match=r"grpc\.listen"):
-            GrpcSignalingServer(address, lambda: own, cast("Any", None), 1)
+            GrpcSignalingServer(address, lambda: own, cast("Any", None), 1, 100)
 
     on_loop(body)
 

@@ -73,7 +73,7 @@ def test_taken_grpc_address_is_refused_with_the_reason_of_the_kernel(
 ) -> None:
     async def listen(address: TransportAddress) -> None:
         # It fails before credentials and owner are asked for anything.
-        GrpcSignalingServer(address, cast("Any", None), cast("Any", None), 1)
+        GrpcSignalingServer(address, cast("Any", None), cast("Any", None), 1, 100)
 
     with socket.create_server(("127.0.0.1", 0)) as other:
         address = TransportAddress("127.0.0.1", other.getsockname()[1])

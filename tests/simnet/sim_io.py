@@ -8,10 +8,10 @@ import random
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from actors.io import DatagramBatch, InterfaceAddress, TcpOwner, TcpStream, UdpOwner
+from actors.io import DatagramBatch, InterfaceAddress, Shortage, TcpOwner, TcpStream, UdpOwner
 from actors.sockaddr import is_literal
 from tests.simnet.clock import VirtualTimer
 from tests.simnet.link import Link, LinkConfig, Packet, TcpFlag
@@ -236,6 +236,13 @@ class SimIo:
                 done([], socket.gaierror(socket.EAI_NONAME, f"{host} is unknown"))
 
         self.call_at(self.time() + RESOLVE_S, answer)
+
+    def shortage(self, *, needs_descriptor: bool = False) -> Shortage | None:
+        """A simulated machine has room for everything."""
+
+    def shortages(self) -> Mapping[str, int]:
+        """Nothing was ever refused."""
+        return {}
 
     def interface_addresses(self) -> list[InterfaceAddress]:
         """`eth0` with the host's addresses, and `lo`."""

@@ -105,6 +105,18 @@ class ControlSettings(Section):
     )
 
 
+class LimitsSettings(Section):
+    """What a daemon may take from its machine."""
+
+    memory_bytes: int = Field(
+        default=0,
+        ge=0,
+        le=2**44,
+        description="Resident memory, in bytes, from which on new connections, flows and attachments are "
+        "refused (`memory_limit`); 0: nine tenths of the limit of the control group, if it has one.",
+    )
+
+
 class LogSettings(Section):
     """What is logged, and how."""
 

@@ -16,6 +16,7 @@ from ztna.settings.common import (
     ControlSettings,
     IntermediateAddress,
     IntermediateMetricsSettings,
+    LimitsSettings,
     LogSettings,
     MetricsSettings,
     NodeSettings,
@@ -52,6 +53,7 @@ class DaemonSettings(Section):
     control: ControlSettings = ControlSettings()
     log: LogSettings = LogSettings()
     udp: UdpBufferSettings
+    limits: LimitsSettings
 
     @property
     def bind_addresses(self) -> tuple[TransportAddress, ...]:
@@ -147,7 +149,7 @@ class IntermediateAccessSettings(AccessSettings):
     )
 
 
-class IntermediateLimits(Section):
+class IntermediateLimits(LimitsSettings):
     """What all nodes together, or one of them, may take from an intermediate."""
 
     attached_nodes: int = Field(
@@ -258,7 +260,7 @@ class ConnectorService(Section):
     )
 
 
-class ConnectorLimits(Section):
+class ConnectorLimits(LimitsSettings):
     """What one agent may take from a connector; beyond it an open is refused with the reason."""
 
     streams_per_agent: int = Field(
@@ -323,7 +325,7 @@ class AgentService(Section):
     )
 
 
-class AgentLimits(Section):
+class AgentLimits(LimitsSettings):
     """What local applications may take from an agent."""
 
     connections: int = Field(

@@ -138,6 +138,10 @@ class AttachmentTable:
         """The attachment, unless it is over."""
         return self._by_id.get(attach_id)
 
+    def is_attached(self, party: Party) -> bool:
+        """Whether a node of this role and name is attached, or lingers: another attachment replaces it."""
+        return party.name in self._by_name
+
     def check_room(self, party: Party) -> None:
         """Raise `AccessDenied("too_many_attachments")` if `attach` would; to refuse before state is built."""
         if party.name not in self._by_name and len(self._by_id) >= self._max_attachments:

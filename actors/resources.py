@@ -1,0 +1,161 @@
+"""How near the process is to the limits of the system: file descriptors and memory.
+
+Whoever is about to take on something new asks first and refuses with the limit's name while there is still
+room for what exists, for the control socket and for metrics. Asking costs some microseconds, so it is done
+per connection, flow, session or attachment, never per packet.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import resource
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from actors.io import Shortage
+from ztna.errors import ConfigError
+from ztna.settings import AgentSettings, ConnectorSettings, DaemonSettings, IntermediateSettings
+
+FILE_DESCRIPTOR_LIMIT: Final = "file_descriptor_limit"
+MEMORY_LIMIT: Final = "memory_limit"
+
+RESERVED_DESCRIPTORS: Final = 16
+"""Kept for those who look at the daemon (control socket, metrics), for name lookups and for the files of a
+reload: a handful of each at a time."""
+
+OWN_DESCRIPTORS: Final = 48
+"""What a daemon has open at rest (20) and what is reserved, with room for a dozen listeners."""
+
+MIN_DESCRIPTORS: Final = 48
+"""Below it a daemon could start, and then serve next to nobody."""
+
+MEMORY_SHARE: Final = 0.9
+"""Of the limit of the control group, from which on nothing new is taken: the rest is for what goes on."""
+
+READING_AGE_S: Final = 0.1
+"""A reading is used for so long: reading takes some 10 us, and in this time a core fills a few MB at most."""
+
+_CGROUP_LIMITS: Final = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
+_UNLIMITED_BYTES: Final = 1 << 60  # how version 1 says so is 2^63 less a page
+_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+
+
+class Resources:
+    """Answers whether there is room for something new; one per process, on the loop's thread."""
+
+    def __init__(
+        self,
+        time: Callable[[], float],
+        max_memory_bytes: int,
+        resident_bytes: Callable[[], int] | None = None,
+    ) -> None:
+        """`max_memory_bytes` 0: without bound. `time` is monotonic seconds."""
+        self._time = time
+        self._max_memory_bytes = max_memory_bytes
+        self._resident_bytes = resident_bytes or resident_memory_bytes
+        self._memory: Shortage | None = None
+        self._read_again_at = time()
+        self._probe = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        self.refused: Counter[str] = Counter()
+        """How often something new was refused, by reason."""
+
+    def shortage(self, *, needs_descriptor: bool) -> Shortage | None:
+        """Why nothing new may begin, or None; whoever asks refuses then, and it is counted."""
+        found = self._descriptors() if needs_descriptor else None
+        found = found or self._memory_shortage()
+        if found is not None:
+            self.refused[found.reason] += 1
+        return found
+
+    def close(self) -> None:
+        """Give back the descriptor that is held for asking."""
+        os.close(self._probe)
+
+    def _descriptors(self) -> Shortage | None:
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        # The kernel hands out the lowest number that is free (open(2)): all below it are in use.
+        try:
+            lowest = fcntl.fcntl(self._probe, fcntl.F_DUPFD_CLOEXEC, 0)
+        except OSError:
+            lowest = limit
+        else:
+            os.close(lowest)
+        if lowest + RESERVED_DESCRIPTORS < limit:
+            return None
+        return Shortage(
+            FILE_DESCRIPTOR_LIMIT, f"{lowest} of {limit} file descriptors (RLIMIT_NOFILE) are in use"
+        )
+
+    def _memory_shortage(self) -> Shortage | None:
+        if not self._max_memory_bytes:
+            return None
+        now = self._time()
+        if now >= self._read_again_at:
+            self._read_again_at = now + READING_AGE_S
+            resident = self._resident_bytes()
+            self._memory = None
+            if resident >= self._max_memory_bytes:
+                detail = (
+                    f"{resident >> 20} of {self._max_memory_bytes >> 20} MiB (limits.memory_bytes) are in use"
+                )
+                self._memory = Shortage(MEMORY_LIMIT, detail)
+        return self._memory
+
+
+def resident_memory_bytes() -> int:
+    """What the process occupies of the machine's memory (`proc_pid_statm(5)`)."""
+    return int(Path("/proc/self/statm").read_bytes().split()[1]) * _PAGE_BYTES
+
+
+def detected_memory_bytes() -> int:
+    """Nine tenths of the limit of the control group; 0 when it has none."""
+    for path in _CGROUP_LIMITS:
+        try:
+            text = path.read_text(encoding="ascii").strip()
+        except OSError:
+            continue
+        if text.isdecimal() and int(text) < _UNLIMITED_BYTES:
+            return int(int(text) * MEMORY_SHARE)
+    return 0
+
+
+def wanted_descriptors(settings: DaemonSettings) -> tuple[str, int]:
+    """The key of the configuration that decides how many descriptors are needed, and how many it asks for."""
+    if isinstance(settings, AgentSettings):
+        return "limits.connections", settings.limits.connections + 2 * len(settings.services)
+    if isinstance(settings, ConnectorSettings):
+        limits = settings.limits
+        # Of one agent that takes all it may; how many agents there will be, nobody knows.
+        return "limits.streams_per_agent", limits.streams_per_agent + limits.flows_per_agent
+    assert isinstance(settings, IntermediateSettings)  # noqa: S101 - there are three kinds
+    return "limits.attached_nodes", settings.limits.attached_nodes
+
+
+def connection_room() -> int:
+    """How many descriptors are left for connections when a daemon has those of its own; at least 1."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(1, soft - OWN_DESCRIPTORS)
+
+
+def raise_descriptor_limit(wanted: int) -> int:
+    """Raise the soft limit as far as `wanted` and the daemon's own needs require and the hard one allows.
+
+    Returns the limit that holds. Raises `ConfigError` when it is too small for any daemon.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = wanted + OWN_DESCRIPTORS
+    if soft < needed:
+        soft = min(needed, hard)  # Linux knows no infinite one: its bound is fs.nr_open
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft < MIN_DESCRIPTORS:
+        raise ConfigError(
+            f"RLIMIT_NOFILE is {soft}: a daemon needs at least {MIN_DESCRIPTORS} file descriptors "
+            "(`ulimit -n`, LimitNOFILE= of systemd)"
+        )
+    return soft

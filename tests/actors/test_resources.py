@@ -1,0 +1,181 @@
+"""Room for something new: asked of the real process with lowered limits, or of made-up readings."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from actors import resources
+from actors.resources import (
+    FILE_DESCRIPTOR_LIMIT,
+    MEMORY_LIMIT,
+    MIN_DESCRIPTORS,
+    OWN_DESCRIPTORS,
+    READING_AGE_S,
+    RESERVED_DESCRIPTORS,
+    Resources,
+    connection_room,
+    detected_memory_bytes,
+    raise_descriptor_limit,
+    resident_memory_bytes,
+    wanted_descriptors,
+)
+from ztna.errors import ConfigError
+from ztna.settings import AgentSettings, ConnectorSettings, IntermediateSettings
+
+NODE = {"id": "a", "cert": "a", "key": "a", "ca": "a"}
+INTERMEDIATES = [{"id": "i", "quic": "127.0.0.1:1", "grpc": "127.0.0.1:2"}]
+
+
+@pytest.fixture
+def limits() -> Iterator[tuple[int, int]]:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield before
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+class Clock:
+    now = 100.0
+
+    def time(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.mark.usefixtures("limits")
+def test_last_descriptors_are_kept_and_given_again_when_others_are_closed(clock: Clock) -> None:
+    room = Resources(clock.time, 0)
+    with ExitStack() as stack:
+        stack.callback(room.close)
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        highest = max(int(each.name) for each in Path("/proc/self/fd").iterdir())
+        limit = highest + RESERVED_DESCRIPTORS + 8
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+        assert room.shortage(needs_descriptor=True) is None
+        taken = []
+        while (found := room.shortage(needs_descriptor=True)) is None:
+            taken.append(os.open(os.devnull, os.O_RDONLY))
+            stack.callback(os.close, taken[-1])
+        assert found.reason == FILE_DESCRIPTOR_LIMIT
+        assert found.detail.endswith(f"of {limit} file descriptors (RLIMIT_NOFILE) are in use")
+        # What is reserved is really there, and what needs none is not refused.
+        spare = [os.open(os.devnull, os.O_RDONLY) for _ in range(RESERVED_DESCRIPTORS - 1)]
+        assert room.shortage(needs_descriptor=True) is not None
+        assert room.shortage(needs_descriptor=False) is None
+        for each in spare:
+            os.close(each)
+        stack.pop_all().close()
+        room = Resources(clock.time, 0)
+        assert room.shortage(needs_descriptor=True) is None
+        room.close()
+
+
+def test_no_descriptor_left_at_all_is_a_shortage_and_no_error(clock: Clock, limits: tuple[int, int]) -> None:
+    room = Resources(clock.time, 0)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1, limits[1]))
+    try:
+        found = room.shortage(needs_descriptor=True)
+    finally:  # pytest itself opens files before it comes to the end of a fixture
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert found is not None
+    assert found.reason == FILE_DESCRIPTOR_LIMIT
+    assert room.refused == {FILE_DESCRIPTOR_LIMIT: 1}
+    room.close()
+
+
+def test_memory_beyond_the_bound_is_a_shortage_until_it_is_given_back(clock: Clock) -> None:
+    readings = iter([900 << 20, 1000 << 20, 1200 << 20, 999 << 20])
+    room = Resources(clock.time, 1000 << 20, lambda: next(readings))
+    assert room.shortage(needs_descriptor=False) is None
+    # A reading holds for a moment: a storm of clients costs one per moment.
+    clock.now += READING_AGE_S / 2
+    assert room.shortage(needs_descriptor=False) is None
+    for megabytes in (1000, 1200):
+        clock.now += READING_AGE_S
+        found = room.shortage(needs_descriptor=False)
+        assert found is not None
+        assert found.reason == MEMORY_LIMIT
+        assert found.detail == f"{megabytes} of 1000 MiB (limits.memory_bytes) are in use"
+    clock.now += READING_AGE_S
+    assert room.shortage(needs_descriptor=False) is None
+    assert room.refused == {MEMORY_LIMIT: 2}
+    room.close()
+
+
+def test_without_a_bound_memory_is_not_even_read(clock: Clock) -> None:
+    def read() -> int:
+        raise AssertionError("nobody asked")
+
+    room = Resources(clock.time, 0, read)
+    assert room.shortage(needs_descriptor=False) is None
+    room.close()
+
+
+def test_resident_memory_is_that_of_this_process() -> None:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    assert 8 << 20 < resident_memory_bytes() <= peak + (64 << 20)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1000000000\n", 900_000_000),
+        ("max\n", 0),
+        ("9223372036854771712\n", 0),
+        (None, 0),
+    ],
+    ids=["limit", "version_2_without", "version_1_without", "no_control_group"],
+)
+def test_limit_of_the_control_group_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None, expected: int
+) -> None:
+    path = tmp_path / "memory.max"
+    if text is not None:
+        path.write_text(text, encoding="ascii")
+    monkeypatch.setattr(resources, "_CGROUP_LIMITS", (path,))
+    assert detected_memory_bytes() == expected
+
+
+def test_soft_limit_is_raised_as_far_as_needed(limits: tuple[int, int]) -> None:
+    _, hard = limits
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    assert raise_descriptor_limit(1000) == 1000 + OWN_DESCRIPTORS
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (1000 + OWN_DESCRIPTORS, hard)
+    assert connection_room() == 1000
+    # It is never lowered, and never asked to pass the hard limit.
+    assert raise_descriptor_limit(10) == 1000 + OWN_DESCRIPTORS
+    assert raise_descriptor_limit(hard) == hard
+
+
+def test_limit_too_small_for_any_daemon_is_refused_with_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    tight = (MIN_DESCRIPTORS - 1, MIN_DESCRIPTORS - 1)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: tight)
+    monkeypatch.setattr(resource, "setrlimit", lambda *_: None)
+    with pytest.raises(ConfigError, match=f"RLIMIT_NOFILE is {MIN_DESCRIPTORS - 1}"):
+        raise_descriptor_limit(1000)
+
+
+def test_each_daemon_names_the_key_that_decides() -> None:
+    agent = AgentSettings.model_validate(
+        {"node": NODE, "intermediates": INTERMEDIATES, "limits": {"connections": 7}}
+    )
+    connector = ConnectorSettings.model_validate(
+        {
+            "node": NODE,
+            "intermediates": INTERMEDIATES,
+            "limits": {"streams_per_agent": 5, "flows_per_agent": 3},
+        }
+    )
+    intermediate = IntermediateSettings.model_validate({"node": NODE, "limits": {"attached_nodes": 9}})
+    assert wanted_descriptors(agent) == ("limits.connections", 7)
+    assert wanted_descriptors(connector) == ("limits.streams_per_agent", 8)
+    assert wanted_descriptors(intermediate) == ("limits.attached_nodes", 9)
