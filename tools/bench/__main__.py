@@ -17,10 +17,14 @@ from typing import Any
 
 import tools.bench
 
+# What benchmarks share, and a test or another tool may use as well.
+LIBRARIES = frozenset({"fleet"})
+
 
 def names() -> list[str]:
     """Every benchmark there is, sorted."""
-    return sorted(m.name for m in pkgutil.iter_modules(tools.bench.__path__) if not m.name.startswith("_"))
+    modules = (module.name for module in pkgutil.iter_modules(tools.bench.__path__))
+    return sorted(name for name in modules if not name.startswith("_") and name not in LIBRARIES)
 
 
 def machine() -> dict[str, Any]:

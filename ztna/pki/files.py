@@ -135,7 +135,7 @@ class PkiDirectory:
         `force` replaces the node's files; its former certificate stays valid until it is revoked.
         """
         with self._lock():
-            ca, index = self._load_ca(), self._load_index()
+            ca, index = self.load_authority(), self._load_index()
             directory = self.path / role.value if out is None else out
             certificate_path, key_path = directory / f"{node_id}.crt", directory / f"{node_id}.key"
             issued = pki.issue(
@@ -171,7 +171,7 @@ class PkiDirectory:
         all the same, in case a former call was interrupted).
         """
         with self._lock():
-            ca, index = self._load_ca(), self._load_index()
+            ca, index = self.load_authority(), self._load_index()
             wanted = {r.serial for r in index.records if _is_meant(r, role, node_id, serial)}
             if not wanted:
                 what = f"with serial {serial}" if role is None else f"for {role.value} {node_id}"
@@ -186,7 +186,7 @@ class PkiDirectory:
     def publish_crl(self, now: float) -> None:
         """Sign the revocation list again, so that it does not become stale."""
         with self._lock():
-            self._publish(self._load_ca(), self._load_index(), now)
+            self._publish(self.load_authority(), self._load_index(), now)
 
     def _publish(self, ca: Authority, index: _Index, now: float) -> None:
         index = replace(index, crl_number=index.crl_number + 1)
@@ -209,7 +209,8 @@ class PkiDirectory:
             for name in (CA_CERTIFICATE, CRL):
                 _write(directory / name, _read(self.path / name), PUBLIC_MODE)
 
-    def _load_ca(self) -> Authority:
+    def load_authority(self) -> Authority:
+        """The CA with its key, for `authority.issue`; raises `ConfigError` if there is no sound one."""
         index = self._load_index()
         certificate_path, key_path = self.path / CA_CERTIFICATE, self.path / CA_KEY
         try:
