@@ -116,6 +116,13 @@ CATALOGUE: Final[tuple[MetricSpec, ...]] = (
     ),
     *_peer_metrics("connector"),
     *_peer_metrics("agent"),
+    MetricSpec(
+        "connector_service_healthy",
+        GAUGE,
+        "1 while the backend of a service answers its probes, 0 while it is withdrawn; only with `health`",
+        ("service",),
+        daemons="connector",
+    ),
 )
 
 _BY_NAME: Final = {spec.name: spec for spec in CATALOGUE}

@@ -66,6 +66,9 @@ class ServiceState:
     address: str
     is_listening: bool = False
     reason: str = ""
+    illness: str = ""
+    """Of a connector's backend that fails its probes: what the last one met."""
+    is_known_healthy: bool = False
     statistics: service_port_pb2.ServiceStatistics = field(default_factory=service_port_pb2.ServiceStatistics)
 
 

@@ -30,6 +30,7 @@ from actors.registry import Registry
 from actors.relay_leg import RelayLeg
 from actors.resources import connection_room
 from actors.service_backend import ServiceBackend
+from actors.service_health import ServiceHealth
 from actors.service_port import ServicePort
 from actors.session_manager import SessionManager
 from actors.session_table import AgentSessionTable, ConnectorSessionTable, SessionTable, WantedService
@@ -206,6 +207,7 @@ class NodePlan(_Configured[PeerSettingsT]):
                 ChildSpec(f"signaling_client/{each.id}", partial(self._signaling_client, each))
                 for each in settings.intermediates
             ),
+            *self._health_specs(),
             ChildSpec(
                 "intermediate_selector",
                 lambda context: IntermediateSelector(
@@ -219,6 +221,9 @@ class NodePlan(_Configured[PeerSettingsT]):
 
     def _service_spec(self) -> ChildSpec:
         raise NotImplementedError
+
+    def _health_specs(self) -> Sequence[ChildSpec]:
+        return ()
 
     def _session_table(self, context: Context, scopes: _Scopes) -> SessionTable:
         raise NotImplementedError
@@ -373,7 +378,6 @@ class ConnectorPlan(NodePlan[ConnectorSettings]):
                 lambda: self._settings.services,
                 self._settings.limits,
                 self._credentials,
-                [each.id for each in self._settings.intermediates],
             ),
         )
 
@@ -388,6 +392,15 @@ class ConnectorPlan(NodePlan[ConnectorSettings]):
 
     def _board(self, node: Node, context: Context) -> NodeStatusBoard:
         return ConnectorStatusBoard(context, lambda: BoardSettings.of(self._settings), node.hooks)
+
+    def _health_specs(self) -> Sequence[ChildSpec]:
+        intermediates = [each.id for each in self._settings.intermediates]
+        return (
+            ChildSpec(
+                "service_health",
+                lambda context: ServiceHealth(context, lambda: self._settings.services, intermediates),
+            ),
+        )
 
 
 class IntermediatePlan(_Configured[IntermediateSettings]):

@@ -32,7 +32,6 @@ from ztna.v1 import (
     reload_pb2,
     service_port_pb2,
     session_pb2,
-    signaling_client_pb2,
     types_pb2,
 )
 
@@ -45,7 +44,7 @@ class ServiceBackend(ServiceConcern[ConnectorSession]):
 
     name = "service_backend"
     handlers: ClassVar = COMMON_HANDLERS
-    emits = (*COMMON_EMITS, service_port_pb2.GrantPresented, signaling_client_pb2.OfferServices)
+    emits = (*COMMON_EMITS, service_port_pb2.GrantPresented)
 
     def __init__(
         self,
@@ -53,15 +52,13 @@ class ServiceBackend(ServiceConcern[ConnectorSession]):
         services: Callable[[], Sequence[ConnectorService]],
         limits: ConnectorLimits,
         credentials: Credentials,
-        intermediate_ids: Sequence[str] = (),
     ) -> None:
-        """`services` gives the present ones, which intermediates hear of when they change."""
+        """`services` gives the present ones."""
         self._configured = services
         self._services = {each.id: each for each in services()}
         super().__init__(context, self._services)
         self._limits = limits
         self._credentials = credentials
-        self._intermediate_ids = tuple(intermediate_ids)
         self._usage: dict[str, AgentUsage] = {}
 
     def on_stop(self) -> None:
@@ -87,14 +84,6 @@ class ServiceBackend(ServiceConcern[ConnectorSession]):
                 and (service.id not in former or former[service.id].protocol is service.protocol)
             }
             self._cut(session, may_stay.__contains__, StreamError.ACCESS_DENIED, "service_reconfigured")
-        offered = [
-            signaling_client_pb2.OfferServices.Service(
-                service=service.id, protocol=translate.protocol_to_proto(service.protocol)
-            )
-            for service in self._services.values()
-        ]
-        for name in self._intermediate_ids:
-            self.emit(signaling_client_pb2.OfferServices(intermediate_id=name, services=offered))
 
     def session_closed(self, message: quic_session_pb2.SessionClosed) -> None:
         """Backends of the session are closed; the agent's account is settled."""

@@ -13,6 +13,7 @@ from actors.quic_session import QuicSession
 from actors.registry import Registry
 from actors.relay_leg import RelayLeg
 from actors.service_backend import ServiceBackend
+from actors.service_health import ServiceHealth
 from actors.service_port import ServicePort
 from actors.session_manager import SessionManager
 from actors.session_table import AgentSessionTable, ConnectorSessionTable
@@ -145,6 +146,8 @@ CONNECTOR = Wiring(
         *_client_rows(ConnectorSignalingClient),
         *_session_table_rows(ConnectorSessionTable),
         *_payload_rows(ServiceBackend),
+        Row(reload_pb2.ConfigurationReloaded, ServiceHealth, _NODE, is_external=True),
+        Row(signaling_client_pb2.Attached, ServiceHealth, _NODE),
         Row(signaling_client_pb2.OfferServices, ConnectorSignalingClient, _INTERMEDIATE),
         Row(signaling_client_pb2.SessionOffered, ConnectorSessionTable, _NODE),
         Row(service_port_pb2.GrantPresented, ConnectorSessionTable, _NODE),

@@ -38,6 +38,7 @@ from ztna.v1 import (
     registry_pb2,
     relay_leg_pb2,
     reload_pb2,
+    service_health_pb2,
     service_port_pb2,
     session_manager_pb2,
     session_table_pb2,
@@ -765,6 +766,8 @@ def test_every_documented_metric_of_a_daemon_is_exposed(board: str, request: pyt
         "intermediate": signaling_service_pb2.SignalingStatistics(refused={"limit": 1}),
     }
     subject.tell(refusal[board])
+    if board == "connector":
+        subject.tell(service_health_pb2.ServiceHealthChanged(service="web", is_healthy=True))
     text = exposition(subject.harness.concern.samples)().decode()
     names = set(re.findall(r"^(ztna_\w+)", text, re.MULTILINE))
     assert names == {f"ztna_{spec.name}" for spec in CATALOGUE if spec.daemons in {"all", board}}

@@ -32,6 +32,7 @@ from ztna.settings.values import (
     ConnectMode,
     DaemonKind,
     DialAddress,
+    HealthKind,
     Id,
     IdPattern,
     ListenAddress,
@@ -247,12 +248,50 @@ class PeerDaemonSettings(DaemonSettings):
         return value
 
 
+class HealthCheck(Section):
+    """How a connector finds out whether a backend answers."""
+
+    kind: Choice[HealthKind] = Field(
+        description="What a probe is: `tcp` a connection, `http` a GET request, `udp` a datagram that "
+        "any datagram answers."
+    )
+    interval_s: float = Field(
+        default=10, ge=0.1, le=3600, allow_inf_nan=False, description="Seconds between probes, ± 10 %."
+    )
+    timeout_s: float = Field(
+        default=3, ge=0.1, le=60, allow_inf_nan=False, description="Seconds that an answer may take."
+    )
+    unhealthy_after: int = Field(
+        default=3, ge=1, le=100, description="Probes in a row that fail before the service is withdrawn."
+    )
+    healthy_after: int = Field(
+        default=2, ge=1, le=100, description="Probes in a row that succeed before it is offered again."
+    )
+    path: str = Field(
+        default="/", pattern=r"^/[!-~]{0,1023}$", description="What `http` asks for, query included."
+    )
+    host: str = Field(
+        default="",
+        pattern=r"^[!-~]{0,255}$",
+        description="Host header of `http`; empty: the backend's own address.",
+    )
+    expect_status: Many[int] = Field(
+        default=(), description="Status codes of `http` that mean health; empty: 200 to 399."
+    )
+    send: str = Field(default="ping", max_length=1024, description="Text that `udp` sends.")
+
+
 class ConnectorService(Section):
     """A service that a connector provides."""
 
     id: Id = Field(description="Name of the service, the same at agent, connector and in the policy.")
     protocol: Choice[ServiceProtocol] = Field(description="Transport protocol of the service.")
     backend: DialAddress = Field(description="Where the service itself is; resolved at each connect.")
+    health: HealthCheck | None = Field(
+        default=None,
+        description="Probe the backend, and withdraw the service from the intermediates while it does not "
+        "answer; left out: it is always offered.",
+    )
     allow: Many[IdPattern] = Field(
         default=("*",),
         description='Agents that this connector lets in, whatever the intermediate granted; `"*"` is '

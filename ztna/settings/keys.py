@@ -37,10 +37,11 @@ def describe_keys(model: type[BaseModel], prefix: KeyPath = ()) -> Iterator[Key]
     for name, info in model.model_fields.items():
         path = (*prefix, name)
         section, is_list = _section_of(info)
-        if section is None or is_list:
+        if section is None or is_list or not isinstance(info.annotation, type):
+            kind = "list of sections" if is_list else "section"
             yield Key(
                 path=".".join(path),
-                type="list of sections" if section else _type_name(info),
+                type=kind if section else _type_name(info),
                 description=info.description or "",
                 bounds=_bounds(info),
                 is_required=info.is_required(),
@@ -113,7 +114,7 @@ def _section_of(info: FieldInfo) -> tuple[type[BaseModel] | None, bool]:
     """The section model within a field's type, and whether the field holds a list of them."""
     annotation = info.annotation
     is_list = get_origin(annotation) is tuple
-    if is_list:
+    if is_list or type(None) in get_args(annotation):
         annotation = get_args(annotation)[0]
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation, is_list

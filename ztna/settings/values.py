@@ -69,6 +69,14 @@ class ServiceProtocol(StrEnum):
     UDP = "udp"
 
 
+class HealthKind(StrEnum):
+    """How the backend of a service is probed."""
+
+    TCP = "tcp"
+    HTTP = "http"
+    UDP = "udp"
+
+
 class ConnectMode(StrEnum):
     """When the agent opens its sessions: on first use, or at start."""
 
