@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 
 from actors import translate
 from actors.base import Concern, Context, loop_callback
+from actors.outage_log import OutageLog
 from ztna.address import TransportAddress
 from ztna.errors import RemoteProtocolError
 from ztna.quic.connection import Connection
@@ -71,6 +72,7 @@ class RelayLeg(Concern):
             max_sojourn_s=max_sojourn_s,
         )
         self._report_at: float | None = None
+        self._outage = OutageLog(self.log, "relay_leg.lost")
 
     def on_stop(self) -> None:
         """Say goodbye to the intermediate."""
@@ -199,15 +201,7 @@ class RelayLeg(Concern):
                     )
                 )
             case leg.LegLost():
-                log = self.log.error if effect.is_authentication_failure else self.log.warning
-                if effect.retry_in_s is None:
-                    log = self.log.info
-                log(
-                    "relay_leg.lost",
-                    reason=str(effect.reason),
-                    detail=effect.detail,
-                    retry_in_s=None if effect.retry_in_s is None else round(effect.retry_in_s, 3),
-                )
+                self._log_lost(effect)
                 self.emit(
                     relay_leg_pb2.RelayLegDown(
                         intermediate_id=name,
@@ -226,6 +220,19 @@ class RelayLeg(Concern):
                     )
                 )
 
+    def _log_lost(self, lost: leg.LegLost) -> None:
+        if lost.retry_in_s is None:
+            self._outage.forget()
+            self.log.info("relay_leg.lost", reason=str(lost.reason), detail=lost.detail)
+            return
+        self._outage.failed(
+            self.now,
+            str(lost.reason),
+            lost.detail,
+            is_error=lost.is_authentication_failure,
+            retry_in_s=round(lost.retry_in_s, 3),
+        )
+
     def _control_received(self, body: bytes) -> None:
         try:
             frame = relay_pb2.LegFrame.FromString(body)
@@ -235,7 +242,7 @@ class RelayLeg(Concern):
         match frame.WhichOneof("body"):
             case "accepted":
                 if self._core.handle_accepted(frame.accepted.max_packet_bytes, self.now):
-                    self.log.info("relay_leg.up")
+                    self.log.info("relay_leg.up", **self._outage.recovered(self.now))
                     self.emit(
                         relay_leg_pb2.RelayLegUp(
                             intermediate_id=self.key, max_packet_bytes=frame.accepted.max_packet_bytes

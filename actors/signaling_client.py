@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError, Message
 from actors.base import Concern, Context, loop_callback
 from actors.credentials import Credentials
 from actors.grpc_carrier import CarrierOwner, GrpcCarrier
+from actors.outage_log import OutageLog
 from ztna import __version__
 from ztna.access.grant import verify_nonce
 from ztna.access.identity import Role
@@ -96,6 +97,7 @@ class SignalingClient(Concern):
         self._is_leg_connected = False
         self._sequence = 0
         self._attach_id = b""
+        self._outage = OutageLog(self.log, "signaling_client.detached")
         self._resumable: dict[bytes, SealedGrant] = {}
 
     def on_start(self) -> None:
@@ -245,15 +247,17 @@ class SignalingClient(Concern):
             self._core.handle_carrier_open(self.now)
 
     def _report_lost(self, lost: client.Lost) -> None:
-        log = self.log.error if lost.is_authentication_failure else self.log.warning
         if lost.retry_in_s is None:
-            log = self.log.info
-        log(
-            "signaling_client.detached",
-            reason=lost.reason,
-            detail=lost.detail,
-            retry_in_s=None if lost.retry_in_s is None else round(lost.retry_in_s, 3),
-        )
+            self._outage.forget()
+            self.log.info("signaling_client.detached", reason=lost.reason, detail=lost.detail)
+        else:
+            self._outage.failed(
+                self.now,
+                lost.reason,
+                lost.detail,
+                is_error=lost.is_authentication_failure,
+                retry_in_s=round(lost.retry_in_s, 3),
+            )
         self.emit(
             signaling_client_pb2.Detached(
                 intermediate_id=self.key,
@@ -340,6 +344,7 @@ class SignalingClient(Concern):
             "signaling_client.attached",
             carrier="quic" if self._open_grpc is None else "grpc",
             refused_sessions=len(accepted.refused_sessions),
+            **self._outage.recovered(self.now),
         )
         self._attach_id = accepted.attach_id
         self.emit(relay_leg_pb2.PresentAttachment(intermediate_id=self.key, attach_id=accepted.attach_id))
