@@ -36,7 +36,7 @@ from ztna.service.flows import FLOW_IDLE_S
 from ztna.service.fragments import Fragmenter, parse
 from ztna.service.tcp import DEFAULT_CONNECT_TIMEOUT_S
 from ztna.service.tcp_connection import MAX_EARLY_BYTES, MAX_IN_FLIGHT_BYTES, encode_prefixed
-from ztna.service.tcp_effects import Answer, StreamError
+from ztna.service.tcp_effects import BACKEND_FAILED_MESSAGE, Answer, StreamError
 from ztna.settings import ConnectorLimits, ConnectorService
 from ztna.signaling.framing import FrameDecoder
 from ztna.v1 import grant_pb2, quic_session_pb2, service_port_pb2, session_pb2, types_pb2
@@ -372,10 +372,10 @@ def test_shortage_refuses_a_new_stream_by_name_and_leaves_the_others(backend: Ba
 # Backends that fail
 
 
-def test_dead_backend_is_answered_with_the_systems_words(backend: Backend) -> None:
+def test_dead_backend_is_answered_without_and_reported_with_the_systems_words(backend: Backend) -> None:
     backend.tell(received(4, header()))
     backend.io.tcp_attempts[0].owner.connection_lost(ConnectionRefusedError(111, "Connection refused"))
-    assert answer(backend) == Answer(StreamError.BACKEND_UNREACHABLE, "Connection refused")
+    assert answer(backend) == Answer(StreamError.BACKEND_UNREACHABLE, BACKEND_FAILED_MESSAGE)
     (refusal,) = of_type(backend.emitted, service_port_pb2.FlowRefusedReported)
     assert (refusal.code, refusal.message) == ("backend_unreachable", "Connection refused")
 
@@ -573,7 +573,9 @@ def test_unknown_backend_name_refuses_the_flow() -> None:
     backend.tell(HELLO, open_flow())
     refused = control_frames(backend)[-1].flow_refused
     assert refused.code == session_pb2.REFUSAL_CODE_BACKEND_UNREACHABLE
-    assert "nowhere.internal" in refused.message
+    assert refused.message == BACKEND_FAILED_MESSAGE
+    (reported,) = of_type(backend.emitted, service_port_pb2.FlowRefusedReported)
+    assert "nowhere.internal" in reported.message
 
 
 def test_idle_flow_closes_its_socket_and_tells_the_agent(backend: Backend) -> None:

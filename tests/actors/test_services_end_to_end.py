@@ -34,6 +34,7 @@ from tests.manual_io import (
 )
 from ztna.access.identity import Role
 from ztna.address import TransportAddress
+from ztna.service.tcp_effects import BACKEND_FAILED_MESSAGE
 from ztna.settings import AgentLimits, ConnectorLimits
 from ztna.v1 import grant_pb2, quic_session_pb2, service_port_pb2, session_table_pb2
 
@@ -120,7 +121,7 @@ def test_dead_backend_resets_the_client_and_says_why(world: World) -> None:
     assert client.is_aborted
     refused = [m for m in world.session.seen if isinstance(m, service_port_pb2.FlowRefusedReported)]
     assert {(each.peer_id, each.code, each.message) for each in refused} == {
-        (CONNECTOR_ID, "backend_unreachable", "Connection refused"),
+        (CONNECTOR_ID, "backend_unreachable", BACKEND_FAILED_MESSAGE),
         (AGENT_ID, "backend_unreachable", "Connection refused"),
     }
 

@@ -30,7 +30,7 @@ from ztna.service.flows import (
     SendToBackend,
 )
 from ztna.service.fragments import MAX_PAYLOAD_BYTES, Fragment, parse
-from ztna.service.tcp_effects import StreamError
+from ztna.service.tcp_effects import BACKEND_FAILED_MESSAGE, StreamError
 from ztna.token_bucket import TokenBucket
 
 # What an application sends before it must have an answer, and how long it waits for one (docs/wire.md §6).
@@ -165,7 +165,8 @@ class ConnectorFlows(FlowTable[_ConnectorFlow]):
         if flow is None:
             return
         if flow.state is FlowState.OPENING:
-            self._refuse(flow, StreamError.BACKEND_UNREACHABLE, message, now)
+            self._effects.append(RefuseFlow(flow_id, StreamError.BACKEND_UNREACHABLE, BACKEND_FAILED_MESSAGE))
+            self._close(flow, CloseReason.REFUSED, now, StreamError.BACKEND_UNREACHABLE, message)
         elif flow.state is FlowState.OPEN:
             self._effects.append(CloseFlow(flow_id, CloseReason.BACKEND_FAILED))
             self._close(flow, CloseReason.BACKEND_FAILED, now, StreamError.BACKEND_RESET, message)

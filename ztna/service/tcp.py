@@ -23,6 +23,7 @@ from ztna.service.tcp_connection import (
     split_prefixed,
 )
 from ztna.service.tcp_effects import (
+    BACKEND_FAILED_MESSAGE,
     AbortSocket,
     Answer,
     ConnectBackend,
@@ -116,7 +117,8 @@ class BackendConnection(TcpConnection):
             return
         if self._phase is not Phase.CONNECTING:
             raise LocalProtocolError(f"the backend failed to connect while {self._phase.name}")
-        self._answer_no(Answer(StreamError.BACKEND_UNREACHABLE, message), "backend_unreachable", now)
+        answer = Answer(StreamError.BACKEND_UNREACHABLE, BACKEND_FAILED_MESSAGE)
+        self._answer_no(answer, "backend_unreachable", now, message)
 
     def handle_timeout(self, now: float) -> None:
         """Give up a header that is not complete or decided, or a backend that does not answer, in time."""
@@ -148,8 +150,9 @@ class BackendConnection(TcpConnection):
         if len(self._opening) > MAX_EARLY_BYTES:
             raise RemoteProtocolError("early_bytes_exceeded", f"{len(self._opening)} bytes")
 
-    def _answer_no(self, answer: Answer, detail: str, now: float) -> None:
+    def _answer_no(self, answer: Answer, detail: str, now: float, message: str = "") -> None:
+        """Tell the agent `answer`; `message` is for our own log, where it may say more."""
         self._send(encode_prefixed(self._encode_answer(answer)), end=True)
         if not self._is_receive_ended:
             self._effects.append(StopStream(answer.code))
-        self._finish(answer.code, detail, now, answer.message)
+        self._finish(answer.code, detail, now, message or answer.message)

@@ -22,6 +22,10 @@ class StreamError(IntEnum):
     INVALID = 10
 
 
+BACKEND_FAILED_MESSAGE = "the connector cannot reach the service"
+"""All that an agent is told of it: addresses and names of the private network stay there."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """The connector's verdict: `NO_ERROR` accepts, any other code refuses; `message` is for people."""

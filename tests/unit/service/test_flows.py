@@ -42,7 +42,7 @@ from ztna.service.flows import (
     SendToBackend,
 )
 from ztna.service.fragments import MAX_PAYLOAD_BYTES, MAX_REASSEMBLY_S, Fragmenter, ReassemblyDrop
-from ztna.service.tcp_effects import StreamError
+from ztna.service.tcp_effects import BACKEND_FAILED_MESSAGE, StreamError
 
 APP = TransportAddress("127.0.0.1", 40_000)
 
@@ -311,7 +311,7 @@ def test_backend_that_cannot_be_opened_is_refused_and_one_that_dies_is_closed() 
     opening = opening_flow()
     opening.handle_backend_failed(1, "no such host", 1.0)
     assert opening.drain()[:2] == [
-        RefuseFlow(1, StreamError.BACKEND_UNREACHABLE, "no such host"),
+        RefuseFlow(1, StreamError.BACKEND_UNREACHABLE, BACKEND_FAILED_MESSAGE),
         CloseBackend(1),
     ]
     connector = open_flow()

@@ -20,6 +20,7 @@ from ztna.service.tcp_connection import (
     encode_prefixed,
 )
 from ztna.service.tcp_effects import (
+    BACKEND_FAILED_MESSAGE,
     AbortSocket,
     Answer,
     ConnectBackend,
@@ -218,13 +219,14 @@ def test_refused_client_is_reset_and_told_why() -> None:
     ]
 
 
-def test_dead_backend_is_answered_at_once() -> None:
+def test_dead_backend_is_answered_at_once_without_its_address() -> None:
     backend = connecting_backend(end=True)
     backend.handle_backend_failed(1.0, "connection refused")
-    answer = encode_prefixed(encode_answer(Answer(StreamError.BACKEND_UNREACHABLE, "connection refused")))
+    answer = encode_prefixed(encode_answer(Answer(StreamError.BACKEND_UNREACHABLE, BACKEND_FAILED_MESSAGE)))
     effects = backend.drain()
     assert effects[:-1] == [SendToStream(answer, end=True)]
-    assert summary_of(effects).detail == "backend_unreachable"
+    summary = summary_of(effects)
+    assert (summary.detail, summary.message) == ("backend_unreachable", "connection refused")
 
 
 def test_silent_backend_is_given_up_in_time() -> None:
