@@ -138,3 +138,18 @@ def test_decision_records_are_numbered_and_complete() -> None:
         assert text.startswith(f"# {int(record.name[:4])}. ")
         assert "\nStatus: " in text
         assert HEADING.findall(text)[1:] == ADR_SECTIONS
+
+
+def test_every_test_that_a_document_names_exists() -> None:
+    named = [
+        match.groups()
+        for document in DOCUMENTS
+        for match in re.finditer(r"`(tests/[\w/]+\.py)::(\w+)`", document.read_text(encoding="utf-8"))
+    ]
+    assert named
+    missing = [
+        f"{path}::{name}"
+        for path, name in named
+        if not re.search(rf"^def {name}\(", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE)
+    ]
+    assert missing == []
