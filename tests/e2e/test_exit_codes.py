@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.e2e.backends import content_digest, download
 from tests.e2e.conftest import Site
 from tools.deployment import Daemon, Deployment, free_port
 from ztna.access.identity import Identity, Role
@@ -274,3 +277,76 @@ def test_second_interrupt_ends_a_drain_at_once(site: Site) -> None:
     assert deployment.kill("connector-1", signal.SIGTERM) == 0
     log = deployment.daemons["connector-1"].log_path.read_text(encoding="utf-8")
     assert not [line for line in log.splitlines() if is_error(line)]
+
+
+@pytest.mark.parametrize("key", ["config", "cert", "key", "ca", "crl"])
+def test_directory_in_the_place_of_a_file_ends_with_2_and_is_named(
+    deployment: Deployment, connector: Daemon, key: str
+) -> None:
+    if key == "config":
+        path = connector.config_path
+        path.unlink()
+        path.mkdir()
+    else:
+        path = deployment.directory
+        configure(deployment, connector, **{key: str(path)})
+    status, line = run_to_end(deployment, connector.id)
+    assert status == 2
+    assert str(path) in line
+    assert "directory" in line.lower()
+
+
+@pytest.mark.parametrize("key", ["cert", "key", "ca", "crl"])
+def test_garbage_in_a_file_of_the_node_names_the_file(
+    deployment: Deployment, connector: Daemon, key: str
+) -> None:
+    path = deployment.directory / "garbage.pem"
+    path.write_bytes(bytes(range(256)) * 4)
+    configure(deployment, connector, **{key: str(path)})
+    status, line = run_to_end(deployment, connector.id)
+    assert status in {2, 3}
+    assert str(path) in line
+
+
+def test_control_socket_below_a_file_ends_with_4_and_is_named(
+    deployment: Deployment, connector: Daemon
+) -> None:
+    place = deployment.directory / "file"
+    place.write_text("", encoding="utf-8")
+    connector.settings["control"]["socket"] = str(place / "ztna.sock")
+    configure(deployment, connector)
+    status, line = run_to_end(deployment, connector.id)
+    assert status == 4
+    assert str(place) in line
+
+
+def test_log_on_a_full_disk_costs_lines_and_never_the_daemon(site: Site) -> None:
+    deployment = site.deployment
+    daemon = deployment.daemons["agent-1"]
+    deployment.kill("agent-1", signal.SIGTERM)
+    with Path("/dev/full").open("wb") as full:
+        command = [sys.executable, "-m", "ztna.cli.main", "agent", "-c", str(daemon.config_path)]
+        daemon.process = subprocess.Popen(command, stdout=full, stderr=full)
+    deployment.wait_ready("agent-1")
+    assert download(site.tcp_port, 1 << 20) == content_digest(1 << 20)
+    # Nor its end, which is logged too.
+    assert deployment.kill("agent-1", signal.SIGTERM) == 0
+
+
+def test_full_disk_ends_the_issue_of_a_certificate_in_one_line_and_leaves_no_half(tmp_path: Path) -> None:
+    def run(*arguments: str, limit: str = "unlimited") -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "ztna.cli.main", "pki", *arguments, "--dir", str(tmp_path / "pki")]
+        # What `ulimit -f` refuses comes as an error of write(2), as on a full disk, once SIGXFSZ is ignored.
+        script = f"trap '' XFSZ; ulimit -f {limit}; exec \"$@\""
+        return subprocess.run(
+            ["sh", "-c", script, "sh", *command], capture_output=True, text=True, timeout=60, check=False
+        )
+
+    assert run("init", "--trust-domain", "demo.test").returncode == 0
+    out = tmp_path / "out"
+    failed = run("issue", "agent", "laptop", "--out", str(out), limit="0")
+    assert failed.returncode != 0
+    assert "Traceback" not in failed.stderr
+    assert len(failed.stderr.splitlines()) == 1
+    assert [path for path in out.rglob("*") if path.is_file() and not path.stat().st_size] == []
+    assert run("issue", "agent", "laptop", "--out", str(out)).returncode == 0
