@@ -44,7 +44,7 @@ _AUTHENTICATION_CODES = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusC
 
 # What gRPC's TLS says of a certificate, in order of preference, and what people understand.
 _CERTIFICATE_FAULTS = (
-    ("certificate has expired", "its certificate has expired"),
+    ("certificate has expired", "its certificate has expired, or the clock here is wrong"),
     ("certificate is not yet valid", "its certificate is not valid yet, or the clock here is wrong"),
     ("Hostname Verification", "its certificate names somebody else"),
     ("unable to get local issuer certificate", "its certificate was not issued by this deployment's CA"),

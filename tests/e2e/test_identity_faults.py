@@ -192,7 +192,7 @@ def test_node_refuses_faulty_intermediates_and_says_why_of_each(
     }
     over_grpc = {
         "revoked-1": "the certificate of intermediate 'revoked-1'",
-        "expired-1": "intermediate 'expired-1': its certificate has expired",
+        "expired-1": ("intermediate 'expired-1': its certificate has expired, or the clock here is wrong"),
         "foreign-1": "intermediate 'foreign-1': its certificate was not issued by this deployment's CA",
         "posing-1": "intermediate 'posing-1': its certificate names somebody else",
     }

@@ -41,6 +41,10 @@ MAX_CHAIN_CERTIFICATES = 4
 """The CA issues directly, so one certificate is enough; room for a peer that also sends its CA during a
 change of CA. Anything longer only makes us parse."""
 
+CLOCK_DOUBT_S = 86_400.0
+"""Of a certificate that ended no longer ago than this we ask about the clock as well: a host without NTP is
+off by minutes, one that was given local time as UTC by hours."""
+
 FINGERPRINT_BYTES = 32
 
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
@@ -318,11 +322,20 @@ def _renewal(identity: Identity) -> str:
 def _check_dates(certificate: x509.Certificate, what: str, now_wall: float, remedy: str) -> None:
     starts, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if now_wall > ends.timestamp():
-        raise AuthenticationError("expired", f"{what} expired on {ends:%Y-%m-%d %H:%M:%S} UTC; {remedy}")
+        is_recent = now_wall - ends.timestamp() <= CLOCK_DOUBT_S
+        doubt = f"{_clock_question(now_wall)}; if it is, " if is_recent else ""
+        raise AuthenticationError("expired", f"{what} expired on {_utc(ends)}; {doubt}{remedy}")
     if now_wall < starts.timestamp():
-        now = datetime.fromtimestamp(now_wall, tz=UTC)
         raise AuthenticationError(
             "not_yet_valid",
-            f"{what} is valid from {starts:%Y-%m-%d %H:%M:%S} UTC; here it is {now:%Y-%m-%d %H:%M:%S} UTC; "
-            f"set the clocks right, here and on the CA",
+            f"{what} is valid from {_utc(starts)}; {_clock_question(now_wall)}; "
+            f"if it is, that of the CA was ahead",
         )
+
+
+def _clock_question(now_wall: float) -> str:
+    return f"is the clock right? here it is {_utc(datetime.fromtimestamp(now_wall, tz=UTC))}"
+
+
+def _utc(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M:%S} UTC"

@@ -130,6 +130,22 @@ class TestVerdictsForBothKeyTypes:
         assert reason == "expired"
         assert "agent 'laptop' expired on 2001-09-10" in message
         assert "ztna pki issue agent laptop --force" in message
+        assert "clock" not in message
+
+    def test_expired_no_more_than_a_day_ago_asks_for_the_clock(self, key_type: str) -> None:
+        issued = pki_fixtures.issue("agent", "laptop", key_type=key_type, expired=True)
+        ends = issued.certificate.not_valid_after_utc.timestamp()
+        with pytest.raises(AuthenticationError) as caught:
+            judge(issued, key_type=key_type, now_wall=ends + 180)
+        assert str(caught.value) == (
+            "expired: the certificate of agent 'laptop' expired on 2001-09-10 01:46:40 UTC; is the clock "
+            "right? here it is 2001-09-10 01:49:40 UTC; if it is, issue a new one: "
+            "ztna pki issue agent laptop --force"
+        )
+        for late_s, asks in ((subject.CLOCK_DOUBT_S, True), (subject.CLOCK_DOUBT_S + 1, False)):
+            with pytest.raises(AuthenticationError) as caught:
+                judge(issued, key_type=key_type, now_wall=ends + late_s)
+            assert ("is the clock right?" in str(caught.value)) is asks
 
     def test_not_yet_valid(self, key_type: str) -> None:
         issued = pki_fixtures.issue("agent", "laptop", key_type=key_type, not_yet_valid=True)
@@ -137,7 +153,7 @@ class TestVerdictsForBothKeyTypes:
         assert reason == "not_yet_valid"
         assert "2096-10-01" in message
         assert "2027-01-15 08:00:00" in message
-        assert "clocks" in message
+        assert "is the clock right? here it is 2027-01-15 08:00:00 UTC" in message
 
     def test_foreign_ca_of_the_same_name(self, key_type: str) -> None:
         issued = pki_fixtures.issue("agent", "laptop", key_type=key_type, foreign=True)

@@ -18,11 +18,11 @@ from ztna.pki.authority import DAY_S
 from ztna.pki.files import PkiDirectory
 
 
-def equip(directory: Path, role: Role, *, days: int = 365) -> None:
-    """Put the credentials of a node called `agent-1` there."""
+def equip(directory: Path, role: Role, *, days: int = 365, age_s: float = 0) -> None:
+    """Put the credentials of a node called `agent-1` there, issued `age_s` seconds ago."""
     pki = PkiDirectory(directory / f"pki-{role.value}")
     pki.init("demo.test", time.time())
-    issued = pki.issue(role, "agent-1", time.time(), days * DAY_S, out=directory)
+    issued = pki.issue(role, "agent-1", time.time() - age_s, days * DAY_S, out=directory)
     issued.certificate.rename(directory / "node.crt")
     issued.key.rename(directory / "node.key")
 
@@ -64,6 +64,18 @@ class TestCheck:
         result = run(tmp_path, agent, "check")
         assert result.exit_code == 0
         assert re.match(r"warning: node\.cert: expires on \d{4}-\d\d-\d\d; issue another", result.stderr)
+
+    @pytest.mark.parametrize(("age_days", "reason"), [(-0.01, "not_yet_valid"), (1.01, "expired")])
+    def test_certificate_outside_its_dates_by_minutes_asks_for_the_clock(
+        self, tmp_path: Path, agent: dict[str, Any], age_days: float, reason: str
+    ) -> None:
+        equip(tmp_path / "pki", Role.AGENT, days=1, age_s=age_days * DAY_S)
+        for name in ("node.crt", "node.key", "ca.crt", "crl.pem"):
+            (tmp_path / "pki" / name).replace(tmp_path / name)
+        result = run(tmp_path, agent, "check")
+        assert (result.exit_code, result.stdout) == (3, "")
+        assert result.stderr.startswith(f"{reason}: node.cert: {tmp_path}/node.crt: the certificate of agent")
+        assert f"is the clock right? here it is {datetime.now(tz=UTC):%Y-}" in result.stderr
 
     def test_certificate_of_another_node_is_exit_code_3(self, tmp_path: Path, agent: dict[str, Any]) -> None:
         agent["node"]["id"] = "agent-2"
