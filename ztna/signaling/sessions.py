@@ -60,8 +60,8 @@ MAX_SERVICES_SHOWN = 64
 """Per session: names kept for people to see."""
 
 MAX_SERVICES_TOLD = 512
-"""Names in one frame, 33 KB of its 64. A session that may carry more, and not all, is ended when the rules
-change: its agent opens another one at once."""
+"""Names in one frame, 33 KB of its 64. A session that may carry more, and not all, is not resumed, and is
+ended when the rules change: its agent opens another one at once."""
 
 MAX_ENDED_REMEMBERED = 4096
 """Sessions that a party closed, the oldest forgotten first: the other party cannot bring them back meanwhile.
@@ -381,6 +381,8 @@ class SessionManager:
         agent, connector = parties = parties_of(claims)
         if claims.session_id in self._ended:
             return Code.PEER_CLOSED, "a party closed this session"
+        if not _can_be_told(self._rules.services_between(agent.id, connector.id)):
+            return Code.ACCESS_DENIED, "the rules allow more services here than can be told"
         known = self._sessions.get(claims.session_id)
         if known is not None:
             if (known.agent, known.connector) != parties:
@@ -411,7 +413,7 @@ class SessionManager:
         if services == session.allowed:
             return
         session.allowed = services
-        if not services or (ANY not in services and len(services) > MAX_SERVICES_TOLD):
+        if not services or not _can_be_told(services):
             what = "more services than can be told" if services else "nothing"
             self._end(session, Code.ACCESS_DENIED, f"the rules have changed, and allow {what} here")
             return
@@ -540,3 +542,7 @@ class SessionManager:
     ) -> None:
         self.refused[code.value] += 1
         self._effects.append(Failed(attach_id, code, session_id, request_id, message))
+
+
+def _can_be_told(services: frozenset[str]) -> bool:
+    return ANY in services or len(services) <= MAX_SERVICES_TOLD

@@ -525,6 +525,17 @@ def test_session_that_may_carry_more_than_can_be_told_is_over(world: World, sess
     assert set(codes(world.take())) == {(b"A", Code.ACCESS_DENIED), (b"C", Code.ACCESS_DENIED)}
 
 
+def test_session_that_may_carry_more_than_can_be_told_is_not_resumed() -> None:
+    names = [f"s{number}" for number in range(MAX_SERVICES_TOLD)]
+    world = World()
+    world.core.handle_rules(rules("one-more", *names))
+    assert codes(world.attach(b"A", A1, claims(b"s" * 16))) == [(b"A", Code.ACCESS_DENIED)]
+    world.core.handle_rules(rules(*names))
+    world.attach(b"C", C1, claims(b"s" * 16))
+    rebound = [each for each in world.attach(b"A'", A1, claims(b"s" * 16)) if isinstance(each, Rebound)]
+    assert [len(each.services) for each in rebound] == [MAX_SERVICES_TOLD] * 2
+
+
 def test_request_that_waits_is_judged_by_the_new_rules(world: World) -> None:
     world.is_relay_up = False
     world.open(1, "web")
