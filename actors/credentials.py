@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
 from ztna.access.identity import Identity, Role, Verifier, fingerprint, identity_of
+from ztna.access.profile import UNREADABLE
 from ztna.access.revocation import MAX_CRL_BYTES, RevocationList
 from ztna.errors import AuthenticationError, ConfigError
 
@@ -217,7 +218,7 @@ def _read(path: Path, key: str, limit: int = MAX_PEM_BYTES) -> bytes:
 def _certificates(data: bytes, path: str, key: str) -> list[x509.Certificate]:
     try:
         return x509.load_pem_x509_certificates(data)
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except UNREADABLE as error:
         raise ConfigError(f"{key}: {path} holds no PEM certificate{_why(error)}") from error
 
 

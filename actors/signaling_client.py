@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
-from cryptography import x509
 from google.protobuf.message import DecodeError, Message
 
+from actors import translate
 from actors.base import Concern, Context, loop_callback
 from actors.credentials import Credentials
 from actors.grpc_carrier import CarrierOwner, GrpcCarrier
@@ -326,7 +326,7 @@ class SignalingClient(Concern):
     def _attach_accepted(self, frame: signaling_pb2.SignalingFrame) -> None:
         accepted = frame.attach_accepted
         try:
-            chain = [x509.load_der_x509_certificate(der) for der in accepted.certificate_chain]
+            chain = translate.chain_from_der(accepted.certificate_chain)
             self._credentials.verifier.verify(
                 chain,
                 expect=Role.INTERMEDIATE,
@@ -335,7 +335,7 @@ class SignalingClient(Concern):
                 as_server=True,
             )
             verify_nonce(chain[0], self._core.nonce, self._credentials.fingerprint, accepted.signature)
-        except (AuthenticationError, ValueError) as error:
+        except (AuthenticationError, RemoteProtocolError) as error:
             self._core.handle_untrusted(str(error), self.now)
             return
         if not self._core.handle_accepted(self.now):

@@ -24,6 +24,7 @@ from actors.grpc_signaling import GrpcSignalingServer, GrpcStream, StreamOwner
 from actors.signaling_streams import Introduction, LegCarrier, Stream, StreamCarrier
 from ztna.access.grant import NONCE_BYTES, sign_nonce
 from ztna.access.identity import Role, VerifiedPeer
+from ztna.access.profile import UNREADABLE
 from ztna.errors import AccessDenied, AuthenticationError, LocalProtocolError, RemoteProtocolError
 from ztna.signaling import attachments
 from ztna.signaling.values import Code
@@ -145,7 +146,7 @@ class SignalingService(Concern):
         """A node opened a gRPC stream."""
         try:
             certificates = x509.load_pem_x509_certificates(stream.certificate_pem)
-        except ValueError:
+        except UNREADABLE:
             certificates = []
         try:
             peer = self._judge(certificates)

@@ -16,6 +16,7 @@ from actors.credentials import Credentials
 from ztna.access.grant import GrantClaims, sign, verify_signature
 from ztna.access.identity import FINGERPRINT_BYTES, MAX_CHAIN_CERTIFICATES, Role, Verifier
 from ztna.access.policy import ANY
+from ztna.access.profile import UNREADABLE
 from ztna.address import TransportAddress
 from ztna.errors import RemoteProtocolError
 from ztna.settings.values import ServiceProtocol
@@ -162,5 +163,5 @@ def chain_from_der(chain: Iterable[bytes]) -> list[x509.Certificate]:
         raise RemoteProtocolError("malformed_certificate", f"a chain of {len(parts)} certificates")
     try:
         return [x509.load_der_x509_certificate(part) for part in parts]
-    except ValueError as error:
+    except UNREADABLE as error:
         raise RemoteProtocolError("malformed_certificate", str(error)) from error

@@ -5,6 +5,7 @@ Keys and certificates are made once per combination of arguments, so that asking
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -105,6 +106,19 @@ def _issue(
         dns_names=dns_names,
         usages=eku,
     )
+
+
+def of_unknown_version(certificate: x509.Certificate) -> bytes:
+    """The DER of a certificate of a version that no standard has; for the library no `ValueError`."""
+    data = bytearray(certificate.public_bytes(Encoding.DER))
+    assert data[8:12] == b"\xa0\x03\x02\x01"
+    data[12] = 1
+    return bytes(data)
+
+
+def as_pem(der: bytes) -> bytes:
+    """A certificate as a file holds it."""
+    return b"-----BEGIN CERTIFICATE-----\n" + base64.encodebytes(der) + b"-----END CERTIFICATE-----\n"
 
 
 def revocation_list(*revoked: Issued, key_type: str = "p256", foreign: bool = False) -> RevocationList:

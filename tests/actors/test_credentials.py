@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from actors.credentials import MAX_PEM_BYTES, load_credentials, parse_credentials
-from tests.pki_fixtures import NOW, authority, crl_pem, issue, pem
+from tests.pki_fixtures import NOW, as_pem, authority, crl_pem, issue, of_unknown_version, pem
 from ztna.access.identity import Role, fingerprint
 from ztna.errors import AuthenticationError, ConfigError
 from ztna.pki.authority import private_key_pem
@@ -88,6 +88,12 @@ def test_file_with_other_content_is_named(files: Files, name: str, complaint: st
 def test_spoiled_pem_is_told_with_the_reason(files: Files) -> None:
     files.cert.write_bytes(b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
     with pytest.raises(ConfigError, match=r"^node\.cert: .* holds no PEM certificate \(.+\)$"):
+        load_credentials(files, Role.CONNECTOR, NOW)
+
+
+def test_certificate_of_an_unknown_version_is_told_with_the_reason(files: Files) -> None:
+    files.ca.write_bytes(as_pem(of_unknown_version(issue(Role.CONNECTOR, "c1").certificate)))
+    with pytest.raises(ConfigError, match=r"^node\.ca: .* holds no PEM certificate \(.+\)$"):
         load_credentials(files, Role.CONNECTOR, NOW)
 
 

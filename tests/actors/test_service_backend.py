@@ -30,6 +30,7 @@ from tests.manual_io import (
     RecordedUdpSocket,
     actor_harness,
 )
+from tests.pki_fixtures import issue, of_unknown_version
 from ztna.access.identity import Role
 from ztna.address import TransportAddress
 from ztna.service.flows import FLOW_IDLE_S
@@ -206,7 +207,17 @@ def test_renewed_grant_of_a_udp_service_is_presented(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize(
-    "fault", ["garbage", "signature", "session", "agent", "expired", "unknown service", "not allowed"]
+    "fault",
+    [
+        "garbage",
+        "signature",
+        "session",
+        "agent",
+        "expired",
+        "unknown service",
+        "not allowed",
+        "certificate version",
+    ],
 )
 def test_renewed_grant_that_does_not_hold_changes_nothing(fault: str) -> None:
     backend = start(tcp_backend(), tcp_backend("ssh", allow=["somebody-else"]))
@@ -220,6 +231,10 @@ def test_renewed_grant_that_does_not_hold_changes_nothing(fault: str) -> None:
         "expired": lambda: make_grant("web", issued_at=int(START_WALL_TIME) - 3000),
         "unknown service": lambda: make_grant("nonsense"),
         "not allowed": lambda: make_grant("ssh"),
+        "certificate version": lambda: grant_pb2.SealedGrant(
+            claims=make_grant("web").claims,
+            issuer_chain=[of_unknown_version(issue(Role.INTERMEDIATE, "relay-1").certificate)],
+        ),
     }
     backend.tell(renewed(grants[fault]()))
     (consumed,) = backend.take_emitted()

@@ -17,7 +17,7 @@ from actors.signaling_client import (
     SignalingClient,
 )
 from tests.manual_io import ActorHarness, actor_harness
-from tests.pki_fixtures import NOW, issue, pem
+from tests.pki_fixtures import NOW, issue, of_unknown_version, pem
 from ztna.access.grant import sign_nonce
 from ztna.access.identity import Role
 from ztna.pki.authority import Issued
@@ -148,7 +148,7 @@ def test_attachment_is_proven_presented_and_told() -> None:
     ]
 
 
-@pytest.mark.parametrize("fault", ["name", "role", "nonce", "signer"])
+@pytest.mark.parametrize("fault", ["name", "role", "nonce", "signer", "version"])
 def test_intermediate_that_cannot_prove_itself_is_left(fault: str) -> None:
     world = World()
     world.client.tell(ATTACH)
@@ -157,6 +157,11 @@ def test_intermediate_that_cannot_prove_itself_is_left(fault: str) -> None:
         "role": lambda: world.accepted(issued=issue(Role.CONNECTOR, "i1")),
         "nonce": lambda: world.accepted(nonce=os.urandom(32)),
         "signer": lambda: world.accepted(signer=issue(Role.CONNECTOR, "c1")),
+        "version": lambda: Frame(
+            attach_accepted=signaling_pb2.AttachAccepted(
+                certificate_chain=[of_unknown_version(issue(Role.INTERMEDIATE, "i1").certificate)]
+            )
+        ),
     }
     (detached,) = of(world.hear(answers[fault]()), signaling_client_pb2.Detached)
     assert (detached.reason, detached.is_authentication_failure) == ("untrusted_intermediate", True)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from actors import translate
 from actors.credentials import Credentials, parse_credentials
-from tests.pki_fixtures import NOW, issue, pem, verifier
+from tests.pki_fixtures import NOW, issue, of_unknown_version, pem, verifier
 from ztna.access.grant import GrantClaims
 from ztna.access.identity import Role
 from ztna.address import TransportAddress
@@ -142,6 +142,12 @@ def test_grant_without_a_chain_is_not_believed() -> None:
     with pytest.raises(AuthenticationError) as caught:
         translate.open_grant(sealed, verifier(), NOW)
     assert caught.value.reason == "missing"
+
+
+def test_certificate_of_an_unknown_version_is_malformed() -> None:
+    with pytest.raises(RemoteProtocolError) as caught:
+        translate.chain_from_der([of_unknown_version(issue(Role.INTERMEDIATE, "i1").certificate)])
+    assert caught.value.reason == "malformed_certificate"
 
 
 def test_overlong_chain_is_refused_unparsed() -> None:

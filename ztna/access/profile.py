@@ -12,7 +12,8 @@ from cryptography.x509.oid import ExtensionOID
 
 from ztna.errors import ConfigError
 
-# Raised lazily by cryptography while a parsed certificate is read: a peer chooses these bytes.
+# Raised by cryptography as a certificate or list is parsed, or lazily as it is read: a peer chooses these
+# bytes. An unknown version is no `ValueError` there.
 UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.InvalidVersion,
                x509.UnsupportedGeneralNameType)  # fmt: skip
 

@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
+from ztna.access.profile import UNREADABLE
 from ztna.errors import AuthenticationError
 
 MAX_CRL_BYTES = 16 * 1024 * 1024
@@ -48,7 +48,7 @@ class RevocationList:
             blocks = _PEM_BLOCK.findall(data)
             lists = [x509.load_pem_x509_crl(block) for block in blocks] or [x509.load_der_x509_crl(data)]
             return cls._merge(lists, ca_certificates)
-        except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension) as error:
+        except UNREADABLE as error:
             raise AuthenticationError("malformed", f"the revocation list cannot be read ({error})") from error
 
     @classmethod

@@ -82,6 +82,13 @@ def test_size_is_bounded() -> None:
     assert reason_of(bytes(subject.MAX_CRL_BYTES + 1)) == "malformed"
 
 
+def test_list_of_an_unknown_version_is_malformed() -> None:
+    data = bytearray(x509.load_pem_x509_crl(pki_fixtures.crl_pem(LAPTOP)).public_bytes(Encoding.DER))
+    version = data.index(b"\x02\x01\x01")
+    data[version + 2] = 7
+    assert reason_of(bytes(data)) == "malformed"
+
+
 def test_delta_list_is_refused_because_it_does_not_stand_alone() -> None:
     ca = pki_fixtures.authority()
     assert isinstance(ca.private_key, ec.EllipticCurvePrivateKey)
