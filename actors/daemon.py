@@ -22,7 +22,7 @@ import structlog
 from actors import log as logs
 from actors.base import EXPECTED_START_FAILURES, Context
 from actors.child_group import ChildSpec, Surroundings
-from actors.daemon_hooks import DaemonHooks
+from actors.daemon_hooks import DaemonHooks, Validity
 from actors.directory import Directory
 from actors.io import Io
 from actors.io_asyncio import AsyncioIo
@@ -79,11 +79,8 @@ class Plan(Protocol):
     def reload(self) -> Change[Any]:
         """Read configuration and credentials again. Raises `ConfigError` or `AuthenticationError`."""
 
-    def is_revocation_list_overdue(self, now_wall: float) -> bool:
-        """Whether the CA should have signed a newer list by now; the present one is honoured all the same."""
-
-    def certificate_ends_at(self) -> float:
-        """Unix seconds at which the node's own certificate expires."""
+    def validity(self) -> Validity:
+        """Until when the node's files hold; a revocation list is honoured beyond that all the same."""
 
 
 class Node:
@@ -114,7 +111,7 @@ class Node:
     @property
     def hooks(self) -> DaemonHooks:
         """What the status board needs of us."""
-        return DaemonHooks(self.supervisor.children, self.reload, self.readiness_changed)
+        return DaemonHooks(self.supervisor.children, self.reload, self.readiness_changed, self._plan.validity)
 
     def readiness_changed(self, reason: str) -> None:
         """The status board found the daemon ready (`reason` empty), or not, or for another reason."""
@@ -261,9 +258,10 @@ def _warn_of_descriptors(
 def warn_of_dates(io: Io, plan: Plan, log: structlog.typing.FilteringBoundLogger) -> None:
     """Say what is about to stop working, or should be newer; now, and once a day from now on."""
     now_wall = io.wall_time()
-    if plan.is_revocation_list_overdue(now_wall):
+    validity = plan.validity()
+    if 0 < validity.list_due_at < now_wall:
         log.warning("daemon.revocation_list_overdue", remedy="sign it again with `ztna pki crl`")
-    left_s = plan.certificate_ends_at() - now_wall
+    left_s = validity.certificate_ends_at - now_wall
     if left_s < CERTIFICATE_WARNING_S:
         log.warning(
             "daemon.certificate_ends_soon",

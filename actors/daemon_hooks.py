@@ -20,6 +20,21 @@ def _ignore(_reason: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class Validity:
+    """Until when the node's files hold, in unix seconds; 0: not known, or there is none.
+
+    Attributes:
+        certificate_ends_at: its own certificate.
+        ca_ends_at: the first of its CAs to end.
+        list_due_at: when the CA owes a newer revocation list.
+    """
+
+    certificate_ends_at: float = 0.0
+    ca_ends_at: float = 0.0
+    list_due_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class DaemonHooks:
     """Handed to the board when it starts.
 
@@ -27,8 +42,10 @@ class DaemonHooks:
         children: every actor, as the supervisor sees it.
         reload_files: read configuration and credentials again; raises `ConfigError` or `AuthenticationError`.
         on_readiness: told why the daemon is not ready, in words, at each change; empty when it is.
+        validity: until when certificates and revocation list hold.
     """
 
     children: Callable[[], Sequence[ChildStatus]]
     reload_files: Callable[[], Change[Any]] = _no_reload
     on_readiness: Callable[[str], None] = _ignore
+    validity: Callable[[], Validity] = Validity

@@ -77,6 +77,19 @@ CATALOGUE: Final[tuple[MetricSpec, ...]] = (
     MetricSpec("sessions", GAUGE, "Sessions that exist"),
     MetricSpec("attached_nodes", GAUGE, "Nodes that are attached", daemons="intermediate"),
     MetricSpec("loop_lag_seconds", GAUGE, "How late the event loop ran its last one-second timer"),
+    MetricSpec(
+        "certificate_expiry_timestamp_seconds",
+        GAUGE,
+        "When the daemon's own certificate expires, in unix seconds",
+    ),
+    MetricSpec(
+        "ca_expiry_timestamp_seconds", GAUGE, "When the first of its CA certificates expires, in unix seconds"
+    ),
+    MetricSpec(
+        "crl_next_update_timestamp_seconds",
+        GAUGE,
+        "When a newer revocation list is due, in unix seconds; 0 without a list",
+    ),
     MetricSpec("dropped_total", COUNTER, "Datagrams dropped or refused", ("reason", "place")),
     MetricSpec("refusals_total", COUNTER, "What peers asked for and were refused", ("reason", "place")),
     MetricSpec("udp_datagrams_received_total", COUNTER, "UDP datagrams received"),

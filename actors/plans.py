@@ -20,6 +20,7 @@ from actors.base import Context
 from actors.child_group import ChildSpec, Restart
 from actors.credentials import Credentials, load_credentials
 from actors.daemon import Node, Plan
+from actors.daemon_hooks import Validity
 from actors.grpc_carrier import CarrierOwner, GrpcCarrier
 from actors.grpc_signaling import GrpcSignalingServer, StreamOwner
 from actors.intermediate_selector import IntermediateSelector
@@ -154,14 +155,15 @@ class _Configured(Generic[SettingsT]):
     def _check(self, settings: SettingsT) -> None:
         """Raise `ConfigError` for what the settings' own models cannot see."""
 
-    def is_revocation_list_overdue(self, now_wall: float) -> bool:
-        """Whether the CA should have signed a newer list by now."""
-        revocation = self._credentials.verifier.revocation
-        return revocation is not None and revocation.is_stale(now_wall)
-
-    def certificate_ends_at(self) -> float:
-        """Unix seconds at which the node's own certificate expires."""
-        return self._credentials.certificate_chain[0].not_valid_after_utc.timestamp()
+    def validity(self) -> Validity:
+        """Until when the node's files hold."""
+        credentials = self._credentials
+        revocation = credentials.verifier.revocation
+        return Validity(
+            credentials.certificate_chain[0].not_valid_after_utc.timestamp(),
+            min(each.not_valid_after_utc.timestamp() for each in credentials.ca_certificates),
+            (revocation.next_update or 0.0) if revocation is not None else 0.0,
+        )
 
 
 @dataclass(frozen=True, slots=True)

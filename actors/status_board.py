@@ -79,6 +79,7 @@ class _StatusBoard(Concern):
         self._settings = settings
         self._hooks = hooks
         self._book = book
+        book.validity = hooks.validity
         self._reason: str | None = None
         self._tick_at = self.now + TICK_S
         self._has_failed = False

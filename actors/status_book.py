@@ -15,6 +15,7 @@ from typing import ClassVar, Final
 from google.protobuf.message import Message
 
 from actors.child_group import ChildState
+from actors.daemon_hooks import Validity
 from actors.metrics import Sample, sample_key
 from actors.supervisor import ChildStatus
 from ztna import __version__
@@ -163,6 +164,7 @@ class StatusBook:
         self._actors = ActorTotals()
         self.problems = ProblemLog()
         self.loop_lag_s = 0.0
+        self.validity: Callable[[], Validity] = Validity
 
     def take(self, message: Message, now: float, wall: float) -> None:
         """Note one message."""
@@ -219,6 +221,7 @@ class StatusBook:
         """Everything, as of now."""
         self.now, self.wall = now, wall
         reason = self.not_ready_reason()
+        validity = self.validity()
         status = control_pb2.DaemonStatus(
             daemon=self.settings.daemon,
             id=self.settings.id,
@@ -229,6 +232,9 @@ class StatusBook:
             udp_addresses=self._addresses,
             actors=[_actor_status(child) for child in self._children()[:MAX_LISTED]],
             problems=self.problems.newest_first(),
+            certificate_expires_at_s=validity.certificate_ends_at,
+            ca_expires_at_s=validity.ca_ends_at,
+            crl_next_update_at_s=validity.list_due_at,
         )
         self.fill(status)
         for sample in self.samples(now, wall):
@@ -242,6 +248,10 @@ class StatusBook:
         yield Sample("uptime_seconds", now - self._started_at)
         yield Sample("ready", 0 if self.not_ready_reason() else 1)
         yield Sample("loop_lag_seconds", self.loop_lag_s)
+        validity = self.validity()
+        yield Sample("certificate_expiry_timestamp_seconds", validity.certificate_ends_at)
+        yield Sample("ca_expiry_timestamp_seconds", validity.ca_ends_at)
+        yield Sample("crl_next_update_timestamp_seconds", validity.list_due_at)
         yield Sample("udp_datagrams_received_total", self._sockets.datagrams_received)
         yield Sample("udp_datagrams_sent_total", self._sockets.datagrams_sent)
         yield Sample("udp_bytes_received_total", self._sockets.bytes_received)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from actors.child_group import ChildState
-from actors.daemon_hooks import DaemonHooks
+from actors.daemon_hooks import DaemonHooks, Validity
 from actors.metrics import CATALOGUE, exposition
 from actors.session_list import MAX_SERVICES_PER_SESSION, MAX_SESSIONS, OPENING_LIMIT_S, SessionList
 from actors.status_board import (
@@ -787,3 +787,14 @@ def test_services_follow_the_configuration_and_counters_do_not_go_back(agent: Wo
         ("late", "127.0.0.1:1", 0),
     ]
     assert agent.counters["agent_forwarded_bytes_total"] == 110
+
+
+def test_dates_of_certificate_ca_and_list_are_those_of_now(agent: World) -> None:
+    assert (agent.status.certificate_expires_at_s, agent.status.crl_next_update_at_s) == (0.0, 0.0)
+    agent.harness.concern._book.validity = lambda: Validity(1.8e9, 2.1e9, 1.7e9)
+    assert agent.status.certificate_expires_at_s == 1.8e9
+    assert agent.status.ca_expires_at_s == 2.1e9
+    assert agent.status.crl_next_update_at_s == 1.7e9
+    text = exposition(agent.harness.concern.samples)().decode()
+    assert "ztna_certificate_expiry_timestamp_seconds 1.8e+09" in text
+    assert "ztna_crl_next_update_timestamp_seconds 1.7e+09" in text

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Final
 
 from rich.console import Group, RenderableType
@@ -93,6 +94,8 @@ def _header(status: DaemonStatus) -> RenderableType:
     if status.udp_addresses:
         addresses = ", ".join(_address(each.host, each.port) for each in status.udp_addresses)
         lines.append(Text(f"UDP on {addresses}", style="dim"))
+    if status.certificate_expires_at_s:
+        lines.append(Text(f"certificate until {_day(status.certificate_expires_at_s)}", style="dim"))
     return Group(*lines)
 
 
@@ -272,6 +275,10 @@ def _state(state: str) -> Text:
 
 def _address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _day(at_s: float) -> str:
+    return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%d")
 
 
 def _clean(text: str) -> str:

@@ -256,6 +256,9 @@ class DaemonStatus(_message.Message):
     ACTORS_FIELD_NUMBER: _builtins.int
     PROBLEMS_FIELD_NUMBER: _builtins.int
     COUNTERS_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_EXPIRES_AT_S_FIELD_NUMBER: _builtins.int
+    CA_EXPIRES_AT_S_FIELD_NUMBER: _builtins.int
+    CRL_NEXT_UPDATE_AT_S_FIELD_NUMBER: _builtins.int
     daemon: _builtins.str
     """agent, connector or intermediate"""
     id: _builtins.str
@@ -268,6 +271,12 @@ class DaemonStatus(_message.Message):
     """it can do what it is there for"""
     not_ready_reason: _builtins.str
     """for people; empty when ready"""
+    certificate_expires_at_s: _builtins.float
+    """seconds since the epoch: its own certificate"""
+    ca_expires_at_s: _builtins.float
+    """seconds since the epoch: the first of its CAs"""
+    crl_next_update_at_s: _builtins.float
+    """seconds since the epoch; 0: no list"""
     @_builtins.property
     def udp_addresses(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.TransportAddress]:
         """local addresses of the UDP sockets"""
@@ -322,10 +331,13 @@ class DaemonStatus(_message.Message):
         actors: _abc.Iterable[Global___ActorStatus] | None = ...,
         problems: _abc.Iterable[Global___Problem] | None = ...,
         counters: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        certificate_expires_at_s: _builtins.float = ...,
+        ca_expires_at_s: _builtins.float = ...,
+        crl_next_update_at_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actors", b"actors", "counters", b"counters", "daemon", b"daemon", "id", b"id", "intermediates", b"intermediates", "is_ready", b"is_ready", "nodes", b"nodes", "not_ready_reason", b"not_ready_reason", "problems", b"problems", "registered_services", b"registered_services", "services", b"services", "sessions", b"sessions", "udp_addresses", b"udp_addresses", "uptime_s", b"uptime_s", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actors", b"actors", "ca_expires_at_s", b"ca_expires_at_s", "certificate_expires_at_s", b"certificate_expires_at_s", "counters", b"counters", "crl_next_update_at_s", b"crl_next_update_at_s", "daemon", b"daemon", "id", b"id", "intermediates", b"intermediates", "is_ready", b"is_ready", "nodes", b"nodes", "not_ready_reason", b"not_ready_reason", "problems", b"problems", "registered_services", b"registered_services", "services", b"services", "sessions", b"sessions", "udp_addresses", b"udp_addresses", "uptime_s", b"uptime_s", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

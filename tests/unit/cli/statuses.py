@@ -24,6 +24,9 @@ def agent_status() -> control_pb2.DaemonStatus:
         version="0.1.0",
         uptime_s=3723.5,
         is_ready=True,
+        certificate_expires_at_s=1_830_000_000.0,
+        ca_expires_at_s=2_110_000_000.0,
+        crl_next_update_at_s=1_802_592_000.0,
         counters={
             "active_connections": 3,
             "sessions": 1,

@@ -136,6 +136,7 @@ def test_the_view_of_an_agent_fits_80_columns() -> None:
     for words in (
         "agent agent-1  ready  up 1h02m  ztna 0.1.0",
         "UDP on 0.0.0.0:40000",
+        "certificate until 2027-12-28",
         "intermediate-1  attached  up         21.2 ms  203.0.113.7:51234",
         "web      tcp 127.0.0.1:8080  listening",
         "00010203  connector-1  relay  43.5 ms  79 KiB   8.0 GiB  1h01m",
