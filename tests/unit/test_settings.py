@@ -559,6 +559,10 @@ class TestFaults:
             load(AgentSettings, path, {})
 
 
+# PyYAML writes YAML 1.1, in which `0E0` is text and stands without quotes; we read it as the number it looks like.
+TEXTS = st.text(max_size=20).filter(lambda text: not re.fullmatch(r"[-+.0-9eE_]+", text))
+
+
 class TestDocument:
     def test_byte_order_mark_is_skipped(self, tmp_path: Path) -> None:
         load(AgentSettings, write(tmp_path, b"\xef\xbb\xbf" + PEER.encode()), {})
@@ -607,7 +611,7 @@ class TestDocument:
 
     @given(
         st.recursive(
-            st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.text(max_size=20),
+            st.none() | st.booleans() | st.integers(-(10**9), 10**9) | TEXTS,
             lambda inner: (
                 st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4)
             ),
