@@ -183,13 +183,18 @@ def test_services_of_an_agent_follow_its_configuration(site: Site) -> None:
         answer = reload_now(deployment, "agent-1")
         assert list(answer.applied) == ["services"]
         assert list(answer.needs_restart) == ["session.idle_timeout_s"]
+        status = deployment.wait_for(
+            "agent-1",
+            lambda status: any("late" in each["message"] for each in status["problems"]),
+            "the address that is taken",
+        )
+        assert {each["id"]: each["state"] for each in status["services"]} == {
+            "files": "listening",
+            "late": "failed",
+        }
         assert download(moved, MIB) == content_digest(MIB)
         with pytest.raises(ConnectionRefusedError):
             connect(site.tcp_port)
-        status = deployment.daemon_status("agent-1")
-        assert status is not None
-        assert {each.id: each.state for each in status.services} == {"files": "listening", "late": "failed"}
-        assert any("late" in each.message for each in status.problems)
         # The connection that was there before its service moved.
         client.setblocking(False)
         with pytest.raises(BlockingIOError):
