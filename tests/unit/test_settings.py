@@ -559,7 +559,7 @@ class TestFaults:
             load(AgentSettings, path, {})
 
 
-# PyYAML writes YAML 1.1, in which `0E0` is text and stands without quotes; we read it as the number it looks like.
+# PyYAML writes YAML 1.1, in which `0E0` is text and stands unquoted; we read it as the number it looks like.
 TEXTS = st.text(max_size=20).filter(lambda text: not re.fullmatch(r"[-+.0-9eE_]+", text))
 
 
