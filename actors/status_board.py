@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Final
 
@@ -174,9 +175,10 @@ class _StatusBoard(Concern):
         except AuthenticationError as error:
             wish.answer(Refusal("credentials", str(error)))
         else:
-            wish.answer(
-                control_pb2.ReloadResponse(applied=change.applied, needs_restart=change.needs_restart)
-            )
+            response = control_pb2.ReloadResponse(applied=change.applied, needs_restart=change.needs_restart)
+            # The actors hear of it in the turn that has been asked for by now: whoever is answered may count
+            # on a new listener.
+            self.io.call_soon(partial(wish.answer, response))
 
     def _open_session(self, wish: OpenWish) -> None:
         daemon = self._settings.book.daemon

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from actors.child_group import ChildState
+from actors.control_server import Refusal, ReloadWish
 from actors.daemon_hooks import DaemonHooks, Validity
 from actors.metrics import CATALOGUE, exposition
 from actors.session_list import MAX_SERVICES_PER_SESSION, MAX_SESSIONS, OPENING_LIMIT_S, SessionList
@@ -32,6 +34,7 @@ from tests.manual_io import START_WALL_TIME, ActorHarness, actor_harness
 from ztna.settings import AgentSettings, ConnectorSettings, IntermediateSettings
 from ztna.settings.live import Change
 from ztna.v1 import (
+    control_pb2,
     path_manager_pb2,
     quic_relay_pb2,
     quic_session_pb2,
@@ -71,12 +74,14 @@ class World:
         settings = BoardSettings(BookSettings(daemon, f"{daemon}-1", **book))
         self.settings = settings
         self.reloads: list[Change[Any] | Exception] = []
+        self.on_reload: Callable[[], None] = lambda: None
         self.harness: ActorHarness[Any] = actor_harness(
             board, lambda: self.settings, DaemonHooks(lambda: list(self.children), self._reload)
         )
 
     def _reload(self) -> Change[Any]:
         result = self.reloads.pop(0)
+        self.on_reload()
         if isinstance(result, Exception):
             raise result
         return result
@@ -798,3 +803,22 @@ def test_dates_of_certificate_ca_and_list_are_those_of_now(agent: World) -> None
     text = exposition(agent.harness.concern.samples)().decode()
     assert "ztna_certificate_expiry_timestamp_seconds 1.8e+09" in text
     assert "ztna_crl_next_update_timestamp_seconds 1.7e+09" in text
+
+
+class RecordedWish(ReloadWish):
+    """A wish that nobody awaits."""
+
+    def __init__(self, told: list[str]) -> None:
+        self.told = told
+
+    def answer(self, answer: control_pb2.ReloadResponse | Refusal) -> None:
+        self.told.append(str(getattr(answer, "applied", answer)))
+
+
+def test_reload_is_answered_once_the_actors_have_heard_of_it(agent: World) -> None:
+    told: list[str] = []
+    agent.reloads.append(Change(None, ("services",), ()))
+    agent.on_reload = lambda: agent.harness.io.call_soon(partial(told.append, "heard"))
+    agent.harness.concern.reload(RecordedWish(told))
+    agent.harness.io.run_until_idle()
+    assert told == ["heard", "['services']"]
