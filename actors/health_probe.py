@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from actors.io import DatagramBatch, Io, TcpStream, UdpSocket
-from ztna.address import Family, TransportAddress
+from actors.io import Io, TcpStream
+from actors.udp_backend import SEND_FAILED, UdpBackend
 from ztna.errors import RemoteProtocolError
 from ztna.service.health import http_request, http_status
 from ztna.settings import ConnectorService, HealthCheck, HealthKind
 
-_WILDCARDS = {Family.IPV4: "0.0.0.0", Family.IPV6: "::"}  # noqa: S104 - the kernel chooses the address
 REDIRECTION_LIMIT = 400
 """Without other wishes, a status from 200 to below this is healthy (RFC 9110 §15)."""
 
@@ -132,46 +131,33 @@ class UdpProbe(HealthProbe):
     def __init__(self, owner: ProbeOwner, service: ConnectorService, number: int, payload: bytes) -> None:
         super().__init__(owner, service, number)
         self._payload = payload
-        self._socket: UdpSocket | None = None
-        self._remote: TransportAddress | None = None
-        owner.io.resolve(service.backend.host, service.backend.port, self._resolved)
+        self._backend = UdpBackend(owner, self, number, service.backend)
 
-    # Callbacks of the I/O port
+    # What `UdpBackend` tells, inside the actor
 
-    def datagrams_received(self, batches: list[DatagramBatch], now: float) -> None:
-        """Something arrived at our port, from whomever."""
-        del now
-        if any(batch.remote == self._remote for batch in batches):
-            self._owner.enter(self._end)
+    def opened(self, flow_id: int) -> None:
+        """The name is resolved and a socket open."""
+        del flow_id
+        self._backend.send([self._payload])
 
-    def send_failed(self, remote: TransportAddress, error: OSError, now: float) -> None:
-        """The kernel, or the backend's host, refused it."""
-        del remote, now
-        self._owner.enter(self._end, error.strerror or str(error))
+    def failed(self, flow_id: int, message: str) -> None:
+        """There is no socket, and none will come."""
+        del flow_id
+        self._end(message)
 
-    def _resolved(self, addresses: list[TransportAddress], error: OSError | None) -> None:
-        self._owner.enter(self._open, addresses, error)
+    def received(self, flow_id: int, payloads: Sequence[bytes]) -> None:
+        """The backend answered."""
+        del flow_id, payloads
+        self._end()
 
-    # Inside the actor
-
-    def _open(self, addresses: list[TransportAddress], error: OSError | None) -> None:
-        if self._is_over:
-            return
-        if not addresses:
-            self._end(f"cannot resolve {self._service.backend.host}: {error or 'no address'}")
-            return
-        self._remote = addresses[0]
-        try:
-            local = TransportAddress(_WILDCARDS[self._remote.family], 0)
-            self._socket = self._owner.io.open_udp(local, self, may_fragment=True)
-        except OSError as failure:
-            self._end(failure.strerror or str(failure))
-            return
-        self._socket.send([self._payload], self._remote)
+    def dropped(self, flow_id: int, reason: str, count: int) -> None:
+        """Our datagram could not be sent, or somebody else's came."""
+        del flow_id, count
+        if reason == SEND_FAILED:
+            self._end("the datagram could not be sent")
 
     def _close(self) -> None:
-        if self._socket is not None:
-            self._socket.close()
+        self._backend.close()
 
 
 def start_probe(owner: ProbeOwner, service: ConnectorService, number: int) -> HealthProbe:

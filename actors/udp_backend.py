@@ -10,6 +10,9 @@ from actors.io import DatagramBatch, Io, UdpSocket
 from ztna.address import Family, TransportAddress
 from ztna.settings import HostPort
 
+SEND_FAILED = "send_failed"
+"""Reason of a drop: the kernel, or the backend's host, refused a datagram of ours."""
+
 
 class UdpBackendOwner(Protocol):
     """What a backend socket needs of the concern that it belongs to."""
@@ -72,7 +75,7 @@ class UdpBackend:
     def send_failed(self, remote: TransportAddress, error: OSError, now: float) -> None:
         """The kernel refused a datagram, one of many: a flow does not end by it."""
         del remote, error, now
-        self._owner.enter(self._flow.dropped, self._flow_id, "send_failed", 1)
+        self._owner.enter(self._flow.dropped, self._flow_id, SEND_FAILED, 1)
 
     def _resolved(self, addresses: list[TransportAddress], error: OSError | None) -> None:
         self._owner.enter(self._open, addresses, error)
