@@ -25,6 +25,9 @@ PrivateKey: TypeAlias = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 MAX_PEM_BYTES = 1 << 20
 """Certificates and keys take a few KiB; more means that the path points at something else."""
 
+CERTIFICATE_WARNING_S = 30 * 86_400.0
+"""A month: long enough for whoever issues certificates to be on holiday."""
+
 
 @dataclass(slots=True, eq=False)
 class Credentials:
@@ -55,6 +58,15 @@ class Credentials:
             raise ConfigError(f"node.cert: names {renewed.identity}, but this is {self.identity}")
         for each in fields(self):
             setattr(self, each.name, getattr(renewed, each.name))
+
+    @property
+    def certificate_ends_at(self) -> float:
+        """Unix seconds at which the node's own certificate expires."""
+        return self.certificate_chain[0].not_valid_after_utc.timestamp()
+
+    def ends_soon(self, now_wall: float) -> bool:
+        """Whether somebody has to issue another certificate within `CERTIFICATE_WARNING_S`."""
+        return self.certificate_ends_at < now_wall + CERTIFICATE_WARNING_S
 
     @property
     def ca_certificates(self) -> tuple[x509.Certificate, ...]:

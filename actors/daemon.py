@@ -22,6 +22,7 @@ import structlog
 from actors import log as logs
 from actors.base import EXPECTED_START_FAILURES, Context
 from actors.child_group import ChildSpec, Surroundings
+from actors.credentials import CERTIFICATE_WARNING_S
 from actors.daemon_hooks import DaemonHooks, Validity
 from actors.directory import Directory
 from actors.io import Io
@@ -46,9 +47,6 @@ from ztna.v1 import reload_pb2
 # Peers are told, and the process is gone, within 5 s: the actors have most of it, stray I/O the rest.
 DRAIN_LIMIT_S = 4.0
 DAY_S = 86_400.0
-
-# A month, as `ztna config check` has it: long enough for whoever issues certificates to be on holiday.
-CERTIFICATE_WARNING_S = 30 * DAY_S
 
 # The listener tries again each second: one line tells of it, and the next a minute later.
 ACCEPT_FAILURE_INTERVAL_S = 60.0

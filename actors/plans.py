@@ -96,23 +96,22 @@ def load_plan(
 ) -> tuple[DaemonSettings, Plan]:
     """Load settings and credentials. Raises `ConfigError` or `AuthenticationError`, naming what is wrong."""
 
-    def read(model: type[SettingsT]) -> SettingsT:
-        return load(model, path, environ, overrides).settings
+    def configured(
+        model: type[SettingsT], plan: Callable[[SettingsT, Credentials, Callable[[], SettingsT]], Plan]
+    ) -> tuple[DaemonSettings, Plan]:
+        def read() -> SettingsT:
+            return load(model, path, environ, overrides).settings
 
-    settings: DaemonSettings
-    plan: Plan
-    if kind is DaemonKind.AGENT:
-        agent = read(AgentSettings)
-        settings, plan = agent, AgentPlan(agent, _credentials(agent), partial(read, AgentSettings))
-    elif kind is DaemonKind.CONNECTOR:
-        connector = read(ConnectorSettings)
-        reread = partial(read, ConnectorSettings)
-        settings, plan = connector, ConnectorPlan(connector, _credentials(connector), reread)
-    else:
-        intermediate = read(IntermediateSettings)
-        again = partial(read, IntermediateSettings)
-        settings, plan = intermediate, IntermediatePlan(intermediate, _credentials(intermediate), again)
-    return settings, plan
+        settings = read()
+        return settings, plan(settings, _credentials(settings), read)
+
+    match kind:
+        case DaemonKind.AGENT:
+            return configured(AgentSettings, AgentPlan)
+        case DaemonKind.CONNECTOR:
+            return configured(ConnectorSettings, ConnectorPlan)
+        case DaemonKind.INTERMEDIATE:
+            return configured(IntermediateSettings, IntermediatePlan)
 
 
 def _access_rules(settings: IntermediateSettings) -> AccessRules:
@@ -160,7 +159,7 @@ class _Configured(Generic[SettingsT]):
         credentials = self._credentials
         revocation = credentials.verifier.revocation
         return Validity(
-            credentials.certificate_chain[0].not_valid_after_utc.timestamp(),
+            credentials.certificate_ends_at,
             min(each.not_valid_after_utc.timestamp() for each in credentials.ca_certificates),
             (revocation.next_update or 0.0) if revocation is not None else 0.0,
         )

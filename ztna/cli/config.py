@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 import yaml
@@ -19,17 +19,15 @@ from rich.table import Table
 from rich.text import Text
 
 from ztna.cli.console import print_view
+from ztna.cli.exit_codes import EXIT_AUTHENTICATION, EXIT_CONFIG
 from ztna.errors import AuthenticationError, ConfigError
 from ztna.settings import DaemonKind, DaemonSettings
 from ztna.settings.check import inspect_settings
 from ztna.settings.keys import effective_values
 from ztna.settings.loader import DEFAULT_ORIGIN, Loaded, load_any
 
-EXIT_CONFIG = 2
-EXIT_AUTHENTICATION = 3
-
-EXPIRES_SOON_S = 30 * 86_400
-"""A month is time enough to issue a certificate and to copy it."""
+if TYPE_CHECKING:
+    from actors.credentials import Credentials
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
@@ -91,9 +89,9 @@ def check(path: Path, overrides: dict[str, str], kind: str | None) -> None:
         click.echo(f"warning: {warning}", err=True)
     if findings.problems:
         _fail("\n".join(findings.problems))
-    ends_at = _certificate_end(loaded.settings)
-    date = f"{datetime.fromtimestamp(ends_at, tz=UTC):%Y-%m-%d}"
-    if ends_at < time.time() + EXPIRES_SOON_S:
+    credentials = _load_credentials(loaded.settings)
+    date = f"{datetime.fromtimestamp(credentials.certificate_ends_at, tz=UTC):%Y-%m-%d}"
+    if credentials.ends_soon(time.time()):
         click.echo(f"warning: node.cert: expires on {date}; issue another with 'ztna pki issue'", err=True)
     kind, name = loaded.settings.kind, loaded.settings.node.id
     click.echo(f"{path}: fine, for the {kind} {name} (certificate until {date})")
@@ -121,18 +119,17 @@ def show(path: Path, overrides: dict[str, str], kind: str | None, as_json: bool)
     print_view(table)
 
 
-def _certificate_end(settings: DaemonSettings) -> float:
-    """The unix seconds at which the node's certificate ends, once the daemon would start with its files."""
+def _load_credentials(settings: DaemonSettings) -> Credentials:
+    """The node's credentials, once the daemon would start with its files."""
     from actors.credentials import load_credentials  # noqa: PLC0415 - `show` does without cryptography
     from ztna.access.identity import Role  # noqa: PLC0415
 
     try:
-        credentials = load_credentials(settings.node, Role(settings.kind.value), time.time())
+        return load_credentials(settings.node, Role(settings.kind.value), time.time())
     except ConfigError as error:
         _fail(str(error))
     except AuthenticationError as error:
         _fail(str(error), EXIT_AUTHENTICATION)
-    return credentials.certificate_chain[0].not_valid_after_utc.timestamp()
 
 
 def _fail(problems: str, code: int = EXIT_CONFIG) -> NoReturn:

@@ -14,6 +14,8 @@ from typing import Any, Final, TypeVar
 
 import click
 
+from ztna.cli.exit_codes import EXIT_AUTHENTICATION, EXIT_CONFIG, EXIT_UNREACHABLE
+
 MAX_SOCKET_PATH_BYTES: Final = 107
 """The kernel's `sun_path` holds 108 bytes, the last of them zero."""
 
@@ -23,10 +25,6 @@ strangers."""
 
 CALL_LIMIT_S: Final = 5.0
 """A daemon answers within milliseconds; one that takes longer is stuck."""
-
-EXIT_CONFIG: Final = 2
-EXIT_AUTHENTICATION: Final = 3
-EXIT_UNREACHABLE: Final = 4
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 

@@ -13,12 +13,8 @@ from typing import Any, Final
 import click
 
 from ztna import __version__
+from ztna.cli.exit_codes import EXIT_AUTHENTICATION, EXIT_CONFIG, EXIT_FAILURE, EXIT_UNREACHABLE
 from ztna.errors import AuthenticationError, ConfigError, describe
-
-EXIT_FAILURE: Final = 1
-EXIT_CONFIG: Final = 2
-EXIT_AUTHENTICATION: Final = 3
-EXIT_UNREACHABLE: Final = 4
 
 # Name: module, attribute, what `ztna --help` says.
 COMMANDS: Final = {

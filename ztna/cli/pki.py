@@ -20,12 +20,11 @@ from rich.console import Console
 from rich.text import Text
 
 from ztna.access.identity import Role
+from ztna.cli.exit_codes import EXIT_CONFIG
 from ztna.errors import AuthenticationError, ConfigError
 from ztna.pki import authority
 from ztna.pki.authority import DAY_S, KeyType
 from ztna.pki.files import CA_CERTIFICATE, CRL, PkiDirectory, Record, Status
-
-EXIT_CONFIG = 2
 
 MAX_DAYS = 36_500
 """A hundred years: beyond it, a lifetime is a slip of the keyboard."""
