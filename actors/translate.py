@@ -19,6 +19,8 @@ from ztna.access.policy import ANY
 from ztna.access.profile import UNREADABLE
 from ztna.address import TransportAddress
 from ztna.errors import RemoteProtocolError
+from ztna.ice.candidate import Candidate, CandidateType
+from ztna.nat.behaviour import Dependence, NatBehaviour, PortAllocation
 from ztna.settings.values import ServiceProtocol
 from ztna.signaling.values import Code, Party
 from ztna.v1 import grant_pb2, signaling_pb2, types_pb2
@@ -43,6 +45,37 @@ _CODES: Final = {
 }
 
 
+_CANDIDATE_TYPES: Final = {
+    kind: types_pb2.Candidate.Type.Value(f"TYPE_{kind.name}")  # the names are the same by design
+    for kind in CandidateType
+}
+_CANDIDATE_TYPES_BACK: Final = {value: kind for kind, value in _CANDIDATE_TYPES.items()}
+
+_DEPENDENCES: Final = {
+    Dependence.UNKNOWN: types_pb2.NAT_DEPENDENCE_UNSPECIFIED,
+    Dependence.ENDPOINT_INDEPENDENT: types_pb2.NAT_DEPENDENCE_ENDPOINT_INDEPENDENT,
+    Dependence.ADDRESS_DEPENDENT: types_pb2.NAT_DEPENDENCE_ADDRESS_DEPENDENT,
+    Dependence.ADDRESS_AND_PORT_DEPENDENT: types_pb2.NAT_DEPENDENCE_ADDRESS_AND_PORT_DEPENDENT,
+    Dependence.NOT_PORT_DEPENDENT: types_pb2.NAT_DEPENDENCE_NOT_PORT_DEPENDENT,
+    Dependence.NOT_ENDPOINT_INDEPENDENT: types_pb2.NAT_DEPENDENCE_NOT_ENDPOINT_INDEPENDENT,
+}
+_DEPENDENCES_BACK: Final = {value: dependence for dependence, value in _DEPENDENCES.items()}
+
+_ALLOCATIONS: Final = {
+    PortAllocation.UNKNOWN: types_pb2.NAT_PORT_ALLOCATION_UNSPECIFIED,
+    PortAllocation.PRESERVED: types_pb2.NAT_PORT_ALLOCATION_PRESERVED,
+    PortAllocation.SEQUENTIAL: types_pb2.NAT_PORT_ALLOCATION_SEQUENTIAL,
+    PortAllocation.RANDOM: types_pb2.NAT_PORT_ALLOCATION_RANDOM,
+}
+_ALLOCATIONS_BACK: Final = {value: allocation for allocation, value in _ALLOCATIONS.items()}
+
+MAX_FOUNDATION_CHARACTERS: Final = 32
+"""RFC 8839 §5.1."""
+MAX_PRIORITY: Final = 2**31 - 1
+"""RFC 8445 §5.1.2."""
+MAX_PORT_STEP: Final = 65_535
+
+
 def address_to_proto(address: TransportAddress) -> types_pb2.TransportAddress:
     """An address as messages carry it."""
     return types_pb2.TransportAddress(host=address.host, port=address.port)
@@ -54,6 +87,63 @@ def address_from_proto(message: types_pb2.TransportAddress) -> TransportAddress:
         return TransportAddress.of(message.host, message.port)
     except ValueError as error:
         raise RemoteProtocolError("malformed_address", str(error)) from error
+
+
+def candidate_to_proto(candidate: Candidate) -> types_pb2.Candidate:
+    """A candidate as messages carry it; its base is told only where it is the related address."""
+    return types_pb2.Candidate(
+        type=_CANDIDATE_TYPES[candidate.type],
+        address=address_to_proto(candidate.address),
+        priority=candidate.priority,
+        foundation=candidate.foundation,
+        related_address=None if candidate.related is None else address_to_proto(candidate.related),
+    )
+
+
+def candidate_from_proto(message: types_pb2.Candidate) -> Candidate:
+    """A candidate of the peer, or of our own from another actor.
+
+    The base of a host candidate is its address, of a reflexive one the related address if there is one.
+    Raises `RemoteProtocolError` (`malformed_candidate`, `malformed_address`).
+    """
+    kind = _CANDIDATE_TYPES_BACK.get(message.type)
+    if kind is None:
+        raise RemoteProtocolError("malformed_candidate", f"type {message.type}")
+    if not 0 < message.priority <= MAX_PRIORITY:
+        raise RemoteProtocolError("malformed_candidate", f"priority {message.priority}")
+    if not 0 < len(message.foundation) <= MAX_FOUNDATION_CHARACTERS:
+        raise RemoteProtocolError("malformed_candidate", f"a foundation of {len(message.foundation)}")
+    address = address_from_proto(message.address)
+    if not address.port:
+        raise RemoteProtocolError("malformed_candidate", "port 0")
+    related = address_from_proto(message.related_address) if message.HasField("related_address") else None
+    return Candidate(kind, address, related or address, message.priority, message.foundation, related)
+
+
+def nat_to_proto(behaviour: NatBehaviour) -> types_pb2.NatBehaviour:
+    """What is known of the NATs before a node, as messages carry it."""
+    return types_pb2.NatBehaviour(
+        is_known=behaviour.is_known,
+        has_nat=behaviour.has_nat,
+        mapping=_DEPENDENCES[behaviour.mapping],
+        filtering=_DEPENDENCES[behaviour.filtering],
+        port_allocation=_ALLOCATIONS[behaviour.port_allocation],
+        port_step=behaviour.port_step,
+        is_udp_blocked=behaviour.is_udp_blocked,
+    )
+
+
+def nat_from_proto(message: types_pb2.NatBehaviour) -> NatBehaviour:
+    """The same read; values that a newer peer invented count as unknown."""
+    return NatBehaviour(
+        is_known=message.is_known,
+        has_nat=message.has_nat,
+        mapping=_DEPENDENCES_BACK.get(message.mapping, Dependence.UNKNOWN),
+        filtering=_DEPENDENCES_BACK.get(message.filtering, Dependence.UNKNOWN),
+        port_allocation=_ALLOCATIONS_BACK.get(message.port_allocation, PortAllocation.UNKNOWN),
+        port_step=max(-MAX_PORT_STEP, min(message.port_step, MAX_PORT_STEP)),
+        is_udp_blocked=message.is_udp_blocked,
+    )
 
 
 def party_to_proto(party: Party) -> types_pb2.NodeIdentity:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,6 +14,8 @@ from ztna.access.grant import GrantClaims
 from ztna.access.identity import Role
 from ztna.address import TransportAddress
 from ztna.errors import AccessDenied, AuthenticationError, RemoteProtocolError, ZtnaError
+from ztna.ice.candidate import Candidate, CandidateType
+from ztna.nat.behaviour import Dependence, NatBehaviour, PortAllocation
 from ztna.settings.values import ServiceProtocol
 from ztna.signaling.values import Code, Party
 from ztna.v1 import grant_pb2, signaling_pb2, types_pb2
@@ -162,3 +165,79 @@ def test_arbitrary_bytes_open_nothing_and_raise_only_ours(
     sealed = grant_pb2.SealedGrant(claims=data, signature=signature, issuer_chain=chain)
     with pytest.raises(ZtnaError):
         translate.open_grant(sealed, verifier(), NOW)
+
+
+ADDRESSES = st.builds(
+    lambda host, port: TransportAddress.of(str(host), port), st.ip_addresses(), st.integers(1, 65535)
+)
+
+
+@given(
+    st.sampled_from([CandidateType.SERVER_REFLEXIVE, CandidateType.PEER_REFLEXIVE, CandidateType.RELAY]),
+    ADDRESSES,
+    ADDRESSES,
+    st.integers(1, 2**31 - 1),
+    st.text(min_size=1, max_size=32),
+)
+def test_candidate_survives_the_round_trip(
+    kind: CandidateType, address: TransportAddress, base: TransportAddress, priority: int, foundation: str
+) -> None:
+    candidate = Candidate(kind, address, base, priority, foundation, base)
+    assert translate.candidate_from_proto(translate.candidate_to_proto(candidate)) == candidate
+
+
+def test_host_candidate_is_its_own_base() -> None:
+    address = TransportAddress("192.0.2.1", 5000)
+    host = Candidate(CandidateType.HOST, address, address, 1, "1")
+    assert translate.candidate_from_proto(translate.candidate_to_proto(host)) == host
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"type": 0}, "malformed_candidate"),
+        ({"type": 99}, "malformed_candidate"),
+        ({"priority": 0}, "malformed_candidate"),
+        ({"priority": 2**31}, "malformed_candidate"),
+        ({"foundation": ""}, "malformed_candidate"),
+        ({"foundation": "f" * 33}, "malformed_candidate"),
+        ({"address": types_pb2.TransportAddress(host="192.0.2.1", port=0)}, "malformed_candidate"),
+        ({"address": types_pb2.TransportAddress(host="example.org", port=1)}, "malformed_address"),
+        ({"related_address": types_pb2.TransportAddress(host="x", port=1)}, "malformed_address"),
+    ],
+)
+def test_malformed_candidate_is_the_senders_fault(change: dict[str, object], reason: str) -> None:
+    good: dict[str, object] = {
+        "type": types_pb2.Candidate.TYPE_HOST,
+        "address": types_pb2.TransportAddress(host="192.0.2.1", port=5000),
+        "priority": 1,
+        "foundation": "1",
+    }
+    fields: dict[str, Any] = good | change
+    with pytest.raises(RemoteProtocolError) as caught:
+        translate.candidate_from_proto(types_pb2.Candidate(**fields))
+    assert caught.value.reason == reason
+
+
+@given(
+    st.builds(
+        NatBehaviour,
+        st.booleans(),
+        st.booleans(),
+        st.sampled_from(Dependence),
+        st.sampled_from(Dependence),
+        st.sampled_from(PortAllocation),
+        st.integers(-65535, 65535),
+        st.booleans(),
+    )
+)
+def test_nat_behaviour_survives_the_round_trip(behaviour: NatBehaviour) -> None:
+    assert translate.nat_from_proto(translate.nat_to_proto(behaviour)) == behaviour
+
+
+def test_nat_behaviour_of_a_newer_peer_is_unknown_where_it_is_news() -> None:
+    news = types_pb2.NatBehaviour(is_known=True, port_step=2**31 - 1)
+    news.MergeFromString(bytes([3 << 3, 99]))
+    behaviour = translate.nat_from_proto(news)
+    assert behaviour.mapping is Dependence.UNKNOWN
+    assert behaviour.port_step == 65535

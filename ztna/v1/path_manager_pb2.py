@@ -25,13 +25,21 @@ _sym_db = _symbol_database.Default()
 from ztna.v1 import types_pb2 as ztna_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aztna/v1/path_manager.proto\x12\x07ztna.v1\x1a\x13ztna/v1/types.proto\"\xc9\x01\n\x0cPathSelected\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x1f\n\x04kind\x18\x02 \x01(\x0e\x32\x11.ztna.v1.PathKind\x12\x17\n\x0fintermediate_id\x18\x03 \x01(\t\x12)\n\x06remote\x18\x04 \x01(\x0b\x32\x19.ztna.v1.TransportAddress\x12\x12\n\nlocal_host\x18\x05 \x01(\t\x12\x18\n\x10max_packet_bytes\x18\x06 \x01(\r\x12\x12\n\nis_resumed\x18\x07 \x01(\x08\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aztna/v1/path_manager.proto\x12\x07ztna.v1\x1a\x13ztna/v1/types.proto\"\xa1\x02\n\x0cPathSelected\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x1f\n\x04kind\x18\x02 \x01(\x0e\x32\x11.ztna.v1.PathKind\x12\x17\n\x0fintermediate_id\x18\x03 \x01(\t\x12)\n\x06remote\x18\x04 \x01(\x0b\x32\x19.ztna.v1.TransportAddress\x12\x12\n\nlocal_host\x18\x05 \x01(\t\x12\x18\n\x10max_packet_bytes\x18\x06 \x01(\r\x12\x12\n\nis_resumed\x18\x07 \x01(\x08\x12\x1f\n\x17standby_intermediate_id\x18\x08 \x01(\t\x12\x0e\n\x06rtt_us\x18\t \x01(\r\x12\x15\n\rformer_rtt_us\x18\n \x01(\r\x12\x0e\n\x06reason\x18\x0b \x01(\t\"\xa5\x01\n\x10PathStateChanged\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x1f\n\x04kind\x18\x02 \x01(\x0e\x32\x11.ztna.v1.PathKind\x12)\n\x06remote\x18\x03 \x01(\x0b\x32\x19.ztna.v1.TransportAddress\x12!\n\x05state\x18\x04 \x01(\x0e\x32\x12.ztna.v1.PathState\x12\x0e\n\x06reason\x18\x05 \x01(\t\"\x87\x03\n\x0ePathStatistics\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12+\n\x05paths\x18\x02 \x03(\x0b\x32\x1c.ztna.v1.PathStatistics.Path\x12\x10\n\x08switches\x18\x03 \x01(\x04\x12\x12\n\nfail_overs\x18\x04 \x01(\x04\x12\x0e\n\x06policy\x18\x05 \x01(\t\x12\x0e\n\x06reason\x18\x06 \x01(\t\x1a\xed\x01\n\x04Path\x12\x1f\n\x04kind\x18\x01 \x01(\x0e\x32\x11.ztna.v1.PathKind\x12\x17\n\x0fintermediate_id\x18\x02 \x01(\t\x12)\n\x06remote\x18\x03 \x01(\x0b\x32\x19.ztna.v1.TransportAddress\x12\x12\n\nlocal_host\x18\x04 \x01(\t\x12!\n\x05state\x18\x05 \x01(\x0e\x32\x12.ztna.v1.PathState\x12\x13\n\x0bis_selected\x18\x06 \x01(\x08\x12\x0e\n\x06rtt_ms\x18\x07 \x01(\x01\x12\x14\n\x0closs_percent\x18\x08 \x01(\x01\x12\x0e\n\x06missed\x18\t \x01(\r*\x89\x01\n\tPathState\x12\x1a\n\x16PATH_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11PATH_STATE_ACTIVE\x10\x01\x12\x17\n\x13PATH_STATE_DEGRADED\x10\x02\x12\x15\n\x11PATH_STATE_FAILED\x10\x03\x12\x19\n\x15PATH_STATE_RECOVERING\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ztna.v1.path_manager_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_PATHSTATE']._serialized_start=915
+  _globals['_PATHSTATE']._serialized_end=1052
   _globals['_PATHSELECTED']._serialized_start=61
-  _globals['_PATHSELECTED']._serialized_end=262
+  _globals['_PATHSELECTED']._serialized_end=350
+  _globals['_PATHSTATECHANGED']._serialized_start=353
+  _globals['_PATHSTATECHANGED']._serialized_end=518
+  _globals['_PATHSTATISTICS']._serialized_start=521
+  _globals['_PATHSTATISTICS']._serialized_end=912
+  _globals['_PATHSTATISTICS_PATH']._serialized_start=675
+  _globals['_PATHSTATISTICS_PATH']._serialized_end=912
 # @@protoc_insertion_point(module_scope)

@@ -3,8 +3,11 @@
 isort:skip_file
 The paths beneath a session's constant peer address."""
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from ztna.v1 import types_pb2 as _types_pb2
 import builtins as _builtins
 import sys
@@ -16,6 +19,27 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _PathState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PathStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PathState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PATH_STATE_UNSPECIFIED: _PathState.ValueType  # 0
+    PATH_STATE_ACTIVE: _PathState.ValueType  # 1
+    PATH_STATE_DEGRADED: _PathState.ValueType  # 2
+    PATH_STATE_FAILED: _PathState.ValueType  # 3
+    PATH_STATE_RECOVERING: _PathState.ValueType  # 4
+
+class PathState(_PathState, metaclass=_PathStateEnumTypeWrapper): ...
+
+PATH_STATE_UNSPECIFIED: PathState.ValueType  # 0
+PATH_STATE_ACTIVE: PathState.ValueType  # 1
+PATH_STATE_DEGRADED: PathState.ValueType  # 2
+PATH_STATE_FAILED: PathState.ValueType  # 3
+PATH_STATE_RECOVERING: PathState.ValueType  # 4
+Global___PathState: _TypeAlias = PathState  # noqa: Y015
 
 @_typing.final
 class PathSelected(_message.Message):
@@ -30,6 +54,10 @@ class PathSelected(_message.Message):
     LOCAL_HOST_FIELD_NUMBER: _builtins.int
     MAX_PACKET_BYTES_FIELD_NUMBER: _builtins.int
     IS_RESUMED_FIELD_NUMBER: _builtins.int
+    STANDBY_INTERMEDIATE_ID_FIELD_NUMBER: _builtins.int
+    RTT_US_FIELD_NUMBER: _builtins.int
+    FORMER_RTT_US_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     session_id: _builtins.bytes
     """16 bytes"""
     kind: _types_pb2.PathKind.ValueType
@@ -42,6 +70,14 @@ class PathSelected(_message.Message):
     """largest sealed packet that the path carries; 0: no path"""
     is_resumed: _builtins.bool
     """the same path came back after an outage"""
+    standby_intermediate_id: _builtins.str
+    """relay that carries the session as well while a direct path is in doubt"""
+    rtt_us: _builtins.int
+    """estimate for this path; 0: unknown"""
+    former_rtt_us: _builtins.int
+    """estimate for the path before it; 0: unknown, or there was none"""
+    reason: _builtins.str
+    """snake_case: why this one"""
     @_builtins.property
     def remote(self) -> _types_pb2.TransportAddress:
         """for a direct path"""
@@ -56,11 +92,151 @@ class PathSelected(_message.Message):
         local_host: _builtins.str = ...,
         max_packet_bytes: _builtins.int = ...,
         is_resumed: _builtins.bool = ...,
+        standby_intermediate_id: _builtins.str = ...,
+        rtt_us: _builtins.int = ...,
+        former_rtt_us: _builtins.int = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["remote", b"remote"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["intermediate_id", b"intermediate_id", "is_resumed", b"is_resumed", "kind", b"kind", "local_host", b"local_host", "max_packet_bytes", b"max_packet_bytes", "remote", b"remote", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["former_rtt_us", b"former_rtt_us", "intermediate_id", b"intermediate_id", "is_resumed", b"is_resumed", "kind", b"kind", "local_host", b"local_host", "max_packet_bytes", b"max_packet_bytes", "reason", b"reason", "remote", b"remote", "rtt_us", b"rtt_us", "session_id", b"session_id", "standby_intermediate_id", b"standby_intermediate_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PathSelected: _TypeAlias = PathSelected  # noqa: Y015
+
+@_typing.final
+class PathStateChanged(_message.Message):
+    """Event: a path of this session fares differently."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    REMOTE_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.bytes
+    """16 bytes"""
+    kind: _types_pb2.PathKind.ValueType
+    """of the path"""
+    state: Global___PathState.ValueType
+    """from now on"""
+    reason: _builtins.str
+    """snake_case"""
+    @_builtins.property
+    def remote(self) -> _types_pb2.TransportAddress:
+        """of a direct path"""
+
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.bytes = ...,
+        kind: _types_pb2.PathKind.ValueType = ...,
+        remote: _types_pb2.TransportAddress | None = ...,
+        state: Global___PathState.ValueType = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["remote", b"remote"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "reason", b"reason", "remote", b"remote", "session_id", b"session_id", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PathStateChanged: _TypeAlias = PathStateChanged  # noqa: Y015
+
+@_typing.final
+class PathStatistics(_message.Message):
+    """Event, once a second while anything changed, and at each change of path."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Path(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KIND_FIELD_NUMBER: _builtins.int
+        INTERMEDIATE_ID_FIELD_NUMBER: _builtins.int
+        REMOTE_FIELD_NUMBER: _builtins.int
+        LOCAL_HOST_FIELD_NUMBER: _builtins.int
+        STATE_FIELD_NUMBER: _builtins.int
+        IS_SELECTED_FIELD_NUMBER: _builtins.int
+        RTT_MS_FIELD_NUMBER: _builtins.int
+        LOSS_PERCENT_FIELD_NUMBER: _builtins.int
+        MISSED_FIELD_NUMBER: _builtins.int
+        kind: _types_pb2.PathKind.ValueType
+        """relay or direct"""
+        intermediate_id: _builtins.str
+        """for a relayed path"""
+        local_host: _builtins.str
+        """for a direct path"""
+        state: Global___PathState.ValueType
+        """now"""
+        is_selected: _builtins.bool
+        """carries the session"""
+        rtt_ms: _builtins.float
+        """smoothed; 0: unknown"""
+        loss_percent: _builtins.float
+        """of the last checks"""
+        missed: _builtins.int
+        """checks in a row"""
+        @_builtins.property
+        def remote(self) -> _types_pb2.TransportAddress:
+            """for a direct path"""
+
+        def __init__(
+            self,
+            *,
+            kind: _types_pb2.PathKind.ValueType = ...,
+            intermediate_id: _builtins.str = ...,
+            remote: _types_pb2.TransportAddress | None = ...,
+            local_host: _builtins.str = ...,
+            state: Global___PathState.ValueType = ...,
+            is_selected: _builtins.bool = ...,
+            rtt_ms: _builtins.float = ...,
+            loss_percent: _builtins.float = ...,
+            missed: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["remote", b"remote"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["intermediate_id", b"intermediate_id", "is_selected", b"is_selected", "kind", b"kind", "local_host", b"local_host", "loss_percent", b"loss_percent", "missed", b"missed", "remote", b"remote", "rtt_ms", b"rtt_ms", "state", b"state"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    PATHS_FIELD_NUMBER: _builtins.int
+    SWITCHES_FIELD_NUMBER: _builtins.int
+    FAIL_OVERS_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.bytes
+    """16 bytes"""
+    switches: _builtins.int
+    """of the selected path, since the start"""
+    fail_overs: _builtins.int
+    """from a direct path to the relay, since the start"""
+    policy: _builtins.str
+    """prefer_direct, lowest_rtt or relay_only"""
+    reason: _builtins.str
+    """snake_case: why the selected path"""
+    @_builtins.property
+    def paths(self) -> _containers.RepeatedCompositeFieldContainer[Global___PathStatistics.Path]:
+        """every one that is known"""
+
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.bytes = ...,
+        paths: _abc.Iterable[Global___PathStatistics.Path] | None = ...,
+        switches: _builtins.int = ...,
+        fail_overs: _builtins.int = ...,
+        policy: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fail_overs", b"fail_overs", "paths", b"paths", "policy", b"policy", "reason", b"reason", "session_id", b"session_id", "switches", b"switches"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PathStatistics: _TypeAlias = PathStatistics  # noqa: Y015

@@ -398,6 +398,10 @@ class SessionStatistics(_message.Message):
     PACKETS_LOST_FIELD_NUMBER: _builtins.int
     DATAGRAMS_DROPPED_FIELD_NUMBER: _builtins.int
     CONGESTION_WINDOW_BYTES_FIELD_NUMBER: _builtins.int
+    PAYLOAD_BYTES_FIELD_NUMBER: _builtins.int
+    DUAL_SENDS_FIELD_NUMBER: _builtins.int
+    DIRECT_BYTES_SENT_FIELD_NUMBER: _builtins.int
+    DIRECT_BYTES_RECEIVED_FIELD_NUMBER: _builtins.int
     session_id: _builtins.bytes
     """16 bytes"""
     rtt_ms: _builtins.float
@@ -416,6 +420,14 @@ class SessionStatistics(_message.Message):
     """DATAGRAM frames, while the congestion window was full"""
     congestion_window_bytes: _builtins.int
     """now (RFC 9002 section 7)"""
+    payload_bytes: _builtins.int
+    """of streams and DATAGRAM frames, both directions"""
+    dual_sends: _builtins.int
+    """how often packets began to travel over two paths"""
+    direct_bytes_sent: _builtins.int
+    """of bytes_sent, on direct paths"""
+    direct_bytes_received: _builtins.int
+    """of bytes_received, on direct paths"""
     def __init__(
         self,
         *,
@@ -428,11 +440,107 @@ class SessionStatistics(_message.Message):
         packets_lost: _builtins.int = ...,
         datagrams_dropped: _builtins.int = ...,
         congestion_window_bytes: _builtins.int = ...,
+        payload_bytes: _builtins.int = ...,
+        dual_sends: _builtins.int = ...,
+        direct_bytes_sent: _builtins.int = ...,
+        direct_bytes_received: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_received", b"bytes_received", "bytes_sent", b"bytes_sent", "congestion_window_bytes", b"congestion_window_bytes", "datagrams_dropped", b"datagrams_dropped", "packets_lost", b"packets_lost", "packets_received", b"packets_received", "packets_sent", b"packets_sent", "rtt_ms", b"rtt_ms", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_received", b"bytes_received", "bytes_sent", b"bytes_sent", "congestion_window_bytes", b"congestion_window_bytes", "datagrams_dropped", b"datagrams_dropped", "direct_bytes_received", b"direct_bytes_received", "direct_bytes_sent", b"direct_bytes_sent", "dual_sends", b"dual_sends", "packets_lost", b"packets_lost", "packets_received", b"packets_received", "packets_sent", b"packets_sent", "payload_bytes", b"payload_bytes", "rtt_ms", b"rtt_ms", "session_id", b"session_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SessionStatistics: _TypeAlias = SessionStatistics  # noqa: Y015
+
+@_typing.final
+class PathSuspected(_message.Message):
+    """Event: data is under way on the selected path and nothing comes back; packets take both paths now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    SILENT_MS_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.bytes
+    """16 bytes"""
+    kind: _types_pb2.PathKind.ValueType
+    """of the selected path"""
+    silent_ms: _builtins.int
+    """for so long"""
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.bytes = ...,
+        kind: _types_pb2.PathKind.ValueType = ...,
+        silent_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "session_id", b"session_id", "silent_ms", b"silent_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PathSuspected: _TypeAlias = PathSuspected  # noqa: Y015
+
+@_typing.final
+class PathSilent(_message.Message):
+    """Event: a suspected path stayed silent for max(1 s, 4 round trips): it has failed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    REMOTE_FIELD_NUMBER: _builtins.int
+    SILENT_MS_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.bytes
+    """16 bytes"""
+    kind: _types_pb2.PathKind.ValueType
+    """of the selected path"""
+    silent_ms: _builtins.int
+    """for so long"""
+    @_builtins.property
+    def remote(self) -> _types_pb2.TransportAddress:
+        """of a direct path"""
+
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.bytes = ...,
+        kind: _types_pb2.PathKind.ValueType = ...,
+        remote: _types_pb2.TransportAddress | None = ...,
+        silent_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["remote", b"remote"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "remote", b"remote", "session_id", b"session_id", "silent_ms", b"silent_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PathSilent: _TypeAlias = PathSilent  # noqa: Y015
+
+@_typing.final
+class PeerOnPath(_message.Message):
+    """Event: new packets of the peer come on another path than the one selected here."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.bytes
+    """16 bytes"""
+    kind: _types_pb2.PathKind.ValueType
+    """where they come"""
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.bytes = ...,
+        kind: _types_pb2.PathKind.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "session_id", b"session_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PeerOnPath: _TypeAlias = PeerOnPath  # noqa: Y015

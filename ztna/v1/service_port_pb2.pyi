@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from ztna.v1 import grant_pb2 as _grant_pb2
+from ztna.v1 import signaling_pb2 as _signaling_pb2
 from ztna.v1 import types_pb2 as _types_pb2
 import builtins as _builtins
 import sys
@@ -285,3 +286,31 @@ class ServiceStatistics(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ServiceStatistics: _TypeAlias = ServiceStatistics  # noqa: Y015
+
+@_typing.final
+class SendInSessionSignal(_message.Message):
+    """Command: say this to the other party through the session's own control stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    SIGNAL_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.bytes
+    """16 bytes"""
+    @_builtins.property
+    def signal(self) -> _signaling_pb2.IceSignal:
+        """its session_id is filled in"""
+
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.bytes = ...,
+        signal: _signaling_pb2.IceSignal | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["signal", b"signal"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["session_id", b"session_id", "signal", b"signal"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SendInSessionSignal: _TypeAlias = SendInSessionSignal  # noqa: Y015

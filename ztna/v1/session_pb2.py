@@ -23,35 +23,36 @@ _sym_db = _symbol_database.Default()
 
 
 from ztna.v1 import grant_pb2 as ztna_dot_v1_dot_grant__pb2
+from ztna.v1 import signaling_pb2 as ztna_dot_v1_dot_signaling__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15ztna/v1/session.proto\x12\x07ztna.v1\x1a\x13ztna/v1/grant.proto\"\xcc\x02\n\x0c\x43ontrolFrame\x12&\n\x05hello\x18\x01 \x01(\x0b\x32\x15.ztna.v1.SessionHelloH\x00\x12&\n\topen_flow\x18\x02 \x01(\x0b\x32\x11.ztna.v1.OpenFlowH\x00\x12.\n\rflow_accepted\x18\x03 \x01(\x0b\x32\x15.ztna.v1.FlowAcceptedH\x00\x12,\n\x0c\x66low_refused\x18\x04 \x01(\x0b\x32\x14.ztna.v1.FlowRefusedH\x00\x12(\n\nclose_flow\x18\x05 \x01(\x0b\x32\x12.ztna.v1.CloseFlowH\x00\x12,\n\x08\x64raining\x18\x06 \x01(\x0b\x32\x18.ztna.v1.SessionDrainingH\x00\x12.\n\rrenewed_grant\x18\x07 \x01(\x0b\x32\x15.ztna.v1.RenewedGrantH\x00\x42\x06\n\x04\x62ody\":\n\x0cSessionHello\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x10\n\x08software\x18\x02 \x01(\t\"Q\n\x08OpenFlow\x12\x0f\n\x07\x66low_id\x18\x01 \x01(\r\x12\x0f\n\x07service\x18\x02 \x01(\t\x12#\n\x05grant\x18\x03 \x01(\x0b\x32\x14.ztna.v1.SealedGrant\"\x1f\n\x0c\x46lowAccepted\x12\x0f\n\x07\x66low_id\x18\x01 \x01(\r\"S\n\x0b\x46lowRefused\x12\x0f\n\x07\x66low_id\x18\x01 \x01(\r\x12\"\n\x04\x63ode\x18\x02 \x01(\x0e\x32\x14.ztna.v1.RefusalCode\x12\x0f\n\x07message\x18\x03 \x01(\t\",\n\tCloseFlow\x12\x0f\n\x07\x66low_id\x18\x01 \x01(\r\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x11\n\x0fSessionDraining\"3\n\x0cRenewedGrant\x12#\n\x05grant\x18\x01 \x01(\x0b\x32\x14.ztna.v1.SealedGrant\"D\n\x0cStreamHeader\x12\x0f\n\x07service\x18\x01 \x01(\t\x12#\n\x05grant\x18\x02 \x01(\x0b\x32\x14.ztna.v1.SealedGrant\"U\n\x0cStreamAnswer\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\x12\"\n\x04\x63ode\x18\x02 \x01(\x0e\x32\x14.ztna.v1.RefusalCode\x12\x0f\n\x07message\x18\x03 \x01(\t*\xe5\x01\n\x0bRefusalCode\x12\x1c\n\x18REFUSAL_CODE_UNSPECIFIED\x10\x00\x12\x1e\n\x1aREFUSAL_CODE_ACCESS_DENIED\x10\x01\x12 \n\x1cREFUSAL_CODE_UNKNOWN_SERVICE\x10\x02\x12$\n REFUSAL_CODE_BACKEND_UNREACHABLE\x10\x03\x12\x16\n\x12REFUSAL_CODE_LIMIT\x10\x04\x12\x1e\n\x1aREFUSAL_CODE_SHUTTING_DOWN\x10\x05\x12\x18\n\x14REFUSAL_CODE_INVALID\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15ztna/v1/session.proto\x12\x07ztna.v1\x1a\x13ztna/v1/grant.proto\x1a\x17ztna/v1/signaling.proto\"\xf6\x02\n\x0c\x43ontrolFrame\x12&\n\x05hello\x18\x01 \x01(\x0b\x32\x15.ztna.v1.SessionHelloH\x00\x12&\n\topen_flow\x18\x02 \x01(\x0b\x32\x11.ztna.v1.OpenFlowH\x00\x12.\n\rflow_accepted\x18\x03 \x01(\x0b\x32\x15.ztna.v1.FlowAcceptedH\x00\x12,\n\x0c\x66low_refused\x18\x04 \x01(\x0b\x32\x14.ztna.v1.FlowRefusedH\x00\x12(\n\nclose_flow\x18\x05 \x01(\x0b\x32\x12.ztna.v1.CloseFlowH\x00\x12,\n\x08\x64raining\x18\x06 \x01(\x0b\x32\x18.ztna.v1.SessionDrainingH\x00\x12.\n\rrenewed_grant\x18\x07 \x01(\x0b\x32\x15.ztna.v1.RenewedGrantH\x00\x12(\n\nice_signal\x18\x08 \x01(\x0b\x32\x12.ztna.v1.IceSignalH\x00\x42\x06\n\x04\x62ody\":\n\x0cSessionHello\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x10\n\x08software\x18\x02 \x01(\t\"Q\n\x08OpenFlow\x12\x0f\n\x07\x66low_id\x18\x01 \x01(\r\x12\x0f\n\x07service\x18\x02 \x01(\t\x12#\n\x05grant\x18\x03 \x01(\x0b\x32\x14.ztna.v1.SealedGrant\"\x1f\n\x0c\x46lowAccepted\x12\x0f\n\x07\x66low_id\x18\x01 \x01(\r\"S\n\x0b\x46lowRefused\x12\x0f\n\x07\x66low_id\x18\x01 \x01(\r\x12\"\n\x04\x63ode\x18\x02 \x01(\x0e\x32\x14.ztna.v1.RefusalCode\x12\x0f\n\x07message\x18\x03 \x01(\t\",\n\tCloseFlow\x12\x0f\n\x07\x66low_id\x18\x01 \x01(\r\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x11\n\x0fSessionDraining\"3\n\x0cRenewedGrant\x12#\n\x05grant\x18\x01 \x01(\x0b\x32\x14.ztna.v1.SealedGrant\"D\n\x0cStreamHeader\x12\x0f\n\x07service\x18\x01 \x01(\t\x12#\n\x05grant\x18\x02 \x01(\x0b\x32\x14.ztna.v1.SealedGrant\"U\n\x0cStreamAnswer\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\x12\"\n\x04\x63ode\x18\x02 \x01(\x0e\x32\x14.ztna.v1.RefusalCode\x12\x0f\n\x07message\x18\x03 \x01(\t*\xe5\x01\n\x0bRefusalCode\x12\x1c\n\x18REFUSAL_CODE_UNSPECIFIED\x10\x00\x12\x1e\n\x1aREFUSAL_CODE_ACCESS_DENIED\x10\x01\x12 \n\x1cREFUSAL_CODE_UNKNOWN_SERVICE\x10\x02\x12$\n REFUSAL_CODE_BACKEND_UNREACHABLE\x10\x03\x12\x16\n\x12REFUSAL_CODE_LIMIT\x10\x04\x12\x1e\n\x1aREFUSAL_CODE_SHUTTING_DOWN\x10\x05\x12\x18\n\x14REFUSAL_CODE_INVALID\x10\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ztna.v1.session_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REFUSALCODE']._serialized_start=927
-  _globals['_REFUSALCODE']._serialized_end=1156
-  _globals['_CONTROLFRAME']._serialized_start=56
-  _globals['_CONTROLFRAME']._serialized_end=388
-  _globals['_SESSIONHELLO']._serialized_start=390
-  _globals['_SESSIONHELLO']._serialized_end=448
-  _globals['_OPENFLOW']._serialized_start=450
-  _globals['_OPENFLOW']._serialized_end=531
-  _globals['_FLOWACCEPTED']._serialized_start=533
-  _globals['_FLOWACCEPTED']._serialized_end=564
-  _globals['_FLOWREFUSED']._serialized_start=566
-  _globals['_FLOWREFUSED']._serialized_end=649
-  _globals['_CLOSEFLOW']._serialized_start=651
-  _globals['_CLOSEFLOW']._serialized_end=695
-  _globals['_SESSIONDRAINING']._serialized_start=697
-  _globals['_SESSIONDRAINING']._serialized_end=714
-  _globals['_RENEWEDGRANT']._serialized_start=716
-  _globals['_RENEWEDGRANT']._serialized_end=767
-  _globals['_STREAMHEADER']._serialized_start=769
-  _globals['_STREAMHEADER']._serialized_end=837
-  _globals['_STREAMANSWER']._serialized_start=839
-  _globals['_STREAMANSWER']._serialized_end=924
+  _globals['_REFUSALCODE']._serialized_start=994
+  _globals['_REFUSALCODE']._serialized_end=1223
+  _globals['_CONTROLFRAME']._serialized_start=81
+  _globals['_CONTROLFRAME']._serialized_end=455
+  _globals['_SESSIONHELLO']._serialized_start=457
+  _globals['_SESSIONHELLO']._serialized_end=515
+  _globals['_OPENFLOW']._serialized_start=517
+  _globals['_OPENFLOW']._serialized_end=598
+  _globals['_FLOWACCEPTED']._serialized_start=600
+  _globals['_FLOWACCEPTED']._serialized_end=631
+  _globals['_FLOWREFUSED']._serialized_start=633
+  _globals['_FLOWREFUSED']._serialized_end=716
+  _globals['_CLOSEFLOW']._serialized_start=718
+  _globals['_CLOSEFLOW']._serialized_end=762
+  _globals['_SESSIONDRAINING']._serialized_start=764
+  _globals['_SESSIONDRAINING']._serialized_end=781
+  _globals['_RENEWEDGRANT']._serialized_start=783
+  _globals['_RENEWEDGRANT']._serialized_end=834
+  _globals['_STREAMHEADER']._serialized_start=836
+  _globals['_STREAMHEADER']._serialized_end=904
+  _globals['_STREAMANSWER']._serialized_start=906
+  _globals['_STREAMANSWER']._serialized_end=991
 # @@protoc_insertion_point(module_scope)

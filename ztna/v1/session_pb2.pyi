@@ -10,6 +10,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from ztna.v1 import grant_pb2 as _grant_pb2
+from ztna.v1 import signaling_pb2 as _signaling_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -57,6 +58,7 @@ class ControlFrame(_message.Message):
     CLOSE_FLOW_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
     RENEWED_GRANT_FIELD_NUMBER: _builtins.int
+    ICE_SIGNAL_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___SessionHello:
         """both directions, first"""
@@ -85,6 +87,10 @@ class ControlFrame(_message.Message):
     def renewed_grant(self) -> Global___RenewedGrant:
         """agent to connector"""
 
+    @_builtins.property
+    def ice_signal(self) -> _signaling_pb2.IceSignal:
+        """both directions"""
+
     def __init__(
         self,
         *,
@@ -95,12 +101,13 @@ class ControlFrame(_message.Message):
         close_flow: Global___CloseFlow | None = ...,
         draining: Global___SessionDraining | None = ...,
         renewed_grant: Global___RenewedGrant | None = ...,
+        ice_signal: _signaling_pb2.IceSignal | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "close_flow", b"close_flow", "draining", b"draining", "flow_accepted", b"flow_accepted", "flow_refused", b"flow_refused", "hello", b"hello", "open_flow", b"open_flow", "renewed_grant", b"renewed_grant"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "close_flow", b"close_flow", "draining", b"draining", "flow_accepted", b"flow_accepted", "flow_refused", b"flow_refused", "hello", b"hello", "ice_signal", b"ice_signal", "open_flow", b"open_flow", "renewed_grant", b"renewed_grant"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "close_flow", b"close_flow", "draining", b"draining", "flow_accepted", b"flow_accepted", "flow_refused", b"flow_refused", "hello", b"hello", "open_flow", b"open_flow", "renewed_grant", b"renewed_grant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "close_flow", b"close_flow", "draining", b"draining", "flow_accepted", b"flow_accepted", "flow_refused", b"flow_refused", "hello", b"hello", "ice_signal", b"ice_signal", "open_flow", b"open_flow", "renewed_grant", b"renewed_grant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "open_flow", "flow_accepted", "flow_refused", "close_flow", "draining", "renewed_grant"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "open_flow", "flow_accepted", "flow_refused", "close_flow", "draining", "renewed_grant", "ice_signal"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 

@@ -250,6 +250,38 @@ class KeepResumable(_message.Message):
 Global___KeepResumable: _TypeAlias = KeepResumable  # noqa: Y015
 
 @_typing.final
+class SendIceSignal(_message.Message):
+    """Command: say this to the other party of a session, through this intermediate."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INTERMEDIATE_ID_FIELD_NUMBER: _builtins.int
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    SIGNAL_FIELD_NUMBER: _builtins.int
+    intermediate_id: _builtins.str
+    """id of the intermediate, a DNS label"""
+    session_id: _builtins.bytes
+    """16 bytes"""
+    @_builtins.property
+    def signal(self) -> _signaling_pb2.IceSignal:
+        """its session_id is filled in"""
+
+    def __init__(
+        self,
+        *,
+        intermediate_id: _builtins.str = ...,
+        session_id: _builtins.bytes = ...,
+        signal: _signaling_pb2.IceSignal | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["signal", b"signal"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["intermediate_id", b"intermediate_id", "session_id", b"session_id", "signal", b"signal"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SendIceSignal: _TypeAlias = SendIceSignal  # noqa: Y015
+
+@_typing.final
 class Attached(_message.Message):
     """Event: attached; the intermediate's certificate and role are verified."""
 
@@ -604,3 +636,35 @@ class SessionRevoked(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SessionRevoked: _TypeAlias = SessionRevoked  # noqa: Y015
+
+@_typing.final
+class IceSignalReceived(_message.Message):
+    """Event: the other party of a session, or the intermediate, says something about the direct path."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    INTERMEDIATE_ID_FIELD_NUMBER: _builtins.int
+    SIGNAL_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.bytes
+    """16 bytes"""
+    intermediate_id: _builtins.str
+    """who carried it; empty: the session itself"""
+    @_builtins.property
+    def signal(self) -> _signaling_pb2.IceSignal:
+        """as received, its session_id verified"""
+
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.bytes = ...,
+        intermediate_id: _builtins.str = ...,
+        signal: _signaling_pb2.IceSignal | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["signal", b"signal"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["intermediate_id", b"intermediate_id", "session_id", b"session_id", "signal", b"signal"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IceSignalReceived: _TypeAlias = IceSignalReceived  # noqa: Y015

@@ -807,6 +807,7 @@ class CandidateOffer(_message.Message):
     UFRAG_FIELD_NUMBER: _builtins.int
     PWD_FIELD_NUMBER: _builtins.int
     CANDIDATES_FIELD_NUMBER: _builtins.int
+    NAT_FIELD_NUMBER: _builtins.int
     session_id: _builtins.bytes
     """16 bytes"""
     generation: _builtins.int
@@ -819,6 +820,10 @@ class CandidateOffer(_message.Message):
     def candidates(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Candidate]:
         """at most 32 per side and generation, trickled ones included"""
 
+    @_builtins.property
+    def nat(self) -> _types_pb2.NatBehaviour:
+        """what the agent knows of its own NATs"""
+
     def __init__(
         self,
         *,
@@ -827,10 +832,11 @@ class CandidateOffer(_message.Message):
         ufrag: _builtins.str = ...,
         pwd: _builtins.str = ...,
         candidates: _abc.Iterable[_types_pb2.Candidate] | None = ...,
+        nat: _types_pb2.NatBehaviour | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["nat", b"nat"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "generation", b"generation", "pwd", b"pwd", "session_id", b"session_id", "ufrag", b"ufrag"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "generation", b"generation", "nat", b"nat", "pwd", b"pwd", "session_id", b"session_id", "ufrag", b"ufrag"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -847,6 +853,7 @@ class CandidateAnswer(_message.Message):
     UFRAG_FIELD_NUMBER: _builtins.int
     PWD_FIELD_NUMBER: _builtins.int
     CANDIDATES_FIELD_NUMBER: _builtins.int
+    NAT_FIELD_NUMBER: _builtins.int
     session_id: _builtins.bytes
     """16 bytes"""
     generation: _builtins.int
@@ -859,6 +866,10 @@ class CandidateAnswer(_message.Message):
     def candidates(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Candidate]:
         """at most 32 per side and generation, trickled ones included"""
 
+    @_builtins.property
+    def nat(self) -> _types_pb2.NatBehaviour:
+        """what the connector knows of its own NATs"""
+
     def __init__(
         self,
         *,
@@ -867,10 +878,11 @@ class CandidateAnswer(_message.Message):
         ufrag: _builtins.str = ...,
         pwd: _builtins.str = ...,
         candidates: _abc.Iterable[_types_pb2.Candidate] | None = ...,
+        nat: _types_pb2.NatBehaviour | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["nat", b"nat"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "generation", b"generation", "pwd", b"pwd", "session_id", b"session_id", "ufrag", b"ufrag"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "generation", b"generation", "nat", b"nat", "pwd", b"pwd", "session_id", b"session_id", "ufrag", b"ufrag"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -886,6 +898,7 @@ class CandidateAdded(_message.Message):
     GENERATION_FIELD_NUMBER: _builtins.int
     CANDIDATE_FIELD_NUMBER: _builtins.int
     END_OF_CANDIDATES_FIELD_NUMBER: _builtins.int
+    NAT_FIELD_NUMBER: _builtins.int
     session_id: _builtins.bytes
     """16 bytes"""
     generation: _builtins.int
@@ -896,6 +909,10 @@ class CandidateAdded(_message.Message):
     def candidate(self) -> _types_pb2.Candidate:
         """one more (RFC 8838 section 4)"""
 
+    @_builtins.property
+    def nat(self) -> _types_pb2.NatBehaviour:
+        """more is known of the sender's NATs"""
+
     def __init__(
         self,
         *,
@@ -903,12 +920,13 @@ class CandidateAdded(_message.Message):
         generation: _builtins.int = ...,
         candidate: _types_pb2.Candidate | None = ...,
         end_of_candidates: _builtins.bool = ...,
+        nat: _types_pb2.NatBehaviour | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["candidate", b"candidate", "end_of_candidates", b"end_of_candidates", "item", b"item"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["candidate", b"candidate", "end_of_candidates", b"end_of_candidates", "item", b"item", "nat", b"nat"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidate", b"candidate", "end_of_candidates", b"end_of_candidates", "generation", b"generation", "item", b"item", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidate", b"candidate", "end_of_candidates", b"end_of_candidates", "generation", b"generation", "item", b"item", "nat", b"nat", "session_id", b"session_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_item: _TypeAlias = _typing.Literal["candidate", "end_of_candidates"]  # noqa: Y015
+    _WhichOneofReturnType_item: _TypeAlias = _typing.Literal["candidate", "end_of_candidates", "nat"]  # noqa: Y015
     _WhichOneofArgType_item: _TypeAlias = _typing.Literal["item", b"item"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_item) -> _WhichOneofReturnType_item | None: ...
 
@@ -1035,3 +1053,67 @@ class SignalingError(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SignalingError: _TypeAlias = SignalingError  # noqa: Y015
+
+@_typing.final
+class IceSignal(_message.Message):
+    """What the parties of a session say to each other about the direct path, whatever carries it: the intermediate
+    (as bodies of SignalingFrame), or the session itself.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CANDIDATE_OFFER_FIELD_NUMBER: _builtins.int
+    CANDIDATE_ANSWER_FIELD_NUMBER: _builtins.int
+    CANDIDATE_ADDED_FIELD_NUMBER: _builtins.int
+    START_PUNCHING_FIELD_NUMBER: _builtins.int
+    RESTART_REQUESTED_FIELD_NUMBER: _builtins.int
+    PUNCHING_RESULT_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def candidate_offer(self) -> Global___CandidateOffer:
+        """agent to connector"""
+
+    @_builtins.property
+    def candidate_answer(self) -> Global___CandidateAnswer:
+        """connector to agent"""
+
+    @_builtins.property
+    def candidate_added(self) -> Global___CandidateAdded:
+        """either party to the other"""
+
+    @_builtins.property
+    def start_punching(self) -> Global___StartPunching:
+        """intermediate to both parties"""
+
+    @_builtins.property
+    def restart_requested(self) -> Global___RestartRequested:
+        """either party to the other"""
+
+    @_builtins.property
+    def punching_result(self) -> Global___PunchingResult:
+        """either party to the other"""
+
+    @_builtins.property
+    def error(self) -> Global___SignalingError:
+        """intermediate to a party"""
+
+    def __init__(
+        self,
+        *,
+        candidate_offer: Global___CandidateOffer | None = ...,
+        candidate_answer: Global___CandidateAnswer | None = ...,
+        candidate_added: Global___CandidateAdded | None = ...,
+        start_punching: Global___StartPunching | None = ...,
+        restart_requested: Global___RestartRequested | None = ...,
+        punching_result: Global___PunchingResult | None = ...,
+        error: Global___SignalingError | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "candidate_added", b"candidate_added", "candidate_answer", b"candidate_answer", "candidate_offer", b"candidate_offer", "error", b"error", "punching_result", b"punching_result", "restart_requested", b"restart_requested", "start_punching", b"start_punching"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "candidate_added", b"candidate_added", "candidate_answer", b"candidate_answer", "candidate_offer", b"candidate_offer", "error", b"error", "punching_result", b"punching_result", "restart_requested", b"restart_requested", "start_punching", b"start_punching"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["candidate_offer", "candidate_answer", "candidate_added", "start_punching", "restart_requested", "punching_result", "error"]  # noqa: Y015
+    _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
+
+Global___IceSignal: _TypeAlias = IceSignal  # noqa: Y015

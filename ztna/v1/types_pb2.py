@@ -24,19 +24,23 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13ztna/v1/types.proto\x12\x07ztna.v1\".\n\x10TransportAddress\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\r\"L\n\x0cNodeIdentity\x12\x1b\n\x04role\x18\x01 \x01(\x0e\x32\r.ztna.v1.Role\x12\n\n\x02id\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\x0c\"\xa9\x02\n\tCandidate\x12%\n\x04type\x18\x01 \x01(\x0e\x32\x17.ztna.v1.Candidate.Type\x12*\n\x07\x61\x64\x64ress\x18\x02 \x01(\x0b\x32\x19.ztna.v1.TransportAddress\x12\x10\n\x08priority\x18\x03 \x01(\r\x12\x12\n\nfoundation\x18\x04 \x01(\t\x12\x32\n\x0frelated_address\x18\x05 \x01(\x0b\x32\x19.ztna.v1.TransportAddress\"o\n\x04Type\x12\x14\n\x10TYPE_UNSPECIFIED\x10\x00\x12\r\n\tTYPE_HOST\x10\x01\x12\x19\n\x15TYPE_SERVER_REFLEXIVE\x10\x02\x12\x17\n\x13TYPE_PEER_REFLEXIVE\x10\x03\x12\x0e\n\nTYPE_RELAY\x10\x04*j\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0e\n\nROLE_AGENT\x10\x01\x12\x12\n\x0eROLE_CONNECTOR\x10\x02\x12\x15\n\x11ROLE_INTERMEDIATE\x10\x03\x12\x11\n\rROLE_OPERATOR\x10\x04*g\n\x0fServiceProtocol\x12 \n\x1cSERVICE_PROTOCOL_UNSPECIFIED\x10\x00\x12\x18\n\x14SERVICE_PROTOCOL_TCP\x10\x01\x12\x18\n\x14SERVICE_PROTOCOL_UDP\x10\x02*P\n\x08PathKind\x12\x19\n\x15PATH_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0fPATH_KIND_RELAY\x10\x01\x12\x14\n\x10PATH_KIND_DIRECT\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13ztna/v1/types.proto\x12\x07ztna.v1\".\n\x10TransportAddress\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\r\"L\n\x0cNodeIdentity\x12\x1b\n\x04role\x18\x01 \x01(\x0e\x32\r.ztna.v1.Role\x12\n\n\x02id\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\x0c\"\xa9\x02\n\tCandidate\x12%\n\x04type\x18\x01 \x01(\x0e\x32\x17.ztna.v1.Candidate.Type\x12*\n\x07\x61\x64\x64ress\x18\x02 \x01(\x0b\x32\x19.ztna.v1.TransportAddress\x12\x10\n\x08priority\x18\x03 \x01(\r\x12\x12\n\nfoundation\x18\x04 \x01(\t\x12\x32\n\x0frelated_address\x18\x05 \x01(\x0b\x32\x19.ztna.v1.TransportAddress\"o\n\x04Type\x12\x14\n\x10TYPE_UNSPECIFIED\x10\x00\x12\r\n\tTYPE_HOST\x10\x01\x12\x19\n\x15TYPE_SERVER_REFLEXIVE\x10\x02\x12\x17\n\x13TYPE_PEER_REFLEXIVE\x10\x03\x12\x0e\n\nTYPE_RELAY\x10\x04\",\n\x0eIceCredentials\x12\r\n\x05ufrag\x18\x01 \x01(\t\x12\x0b\n\x03pwd\x18\x02 \x01(\t\"\xe5\x01\n\x0cNatBehaviour\x12\x10\n\x08is_known\x18\x01 \x01(\x08\x12\x0f\n\x07has_nat\x18\x02 \x01(\x08\x12\'\n\x07mapping\x18\x03 \x01(\x0e\x32\x16.ztna.v1.NatDependence\x12)\n\tfiltering\x18\x04 \x01(\x0e\x32\x16.ztna.v1.NatDependence\x12\x33\n\x0fport_allocation\x18\x05 \x01(\x0e\x32\x1a.ztna.v1.NatPortAllocation\x12\x11\n\tport_step\x18\x06 \x01(\x11\x12\x16\n\x0eis_udp_blocked\x18\x07 \x01(\x08*j\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0e\n\nROLE_AGENT\x10\x01\x12\x12\n\x0eROLE_CONNECTOR\x10\x02\x12\x15\n\x11ROLE_INTERMEDIATE\x10\x03\x12\x11\n\rROLE_OPERATOR\x10\x04*g\n\x0fServiceProtocol\x12 \n\x1cSERVICE_PROTOCOL_UNSPECIFIED\x10\x00\x12\x18\n\x14SERVICE_PROTOCOL_TCP\x10\x01\x12\x18\n\x14SERVICE_PROTOCOL_UDP\x10\x02*P\n\x08PathKind\x12\x19\n\x15PATH_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0fPATH_KIND_RELAY\x10\x01\x12\x14\n\x10PATH_KIND_DIRECT\x10\x02*\x81\x02\n\rNatDependence\x12\x1e\n\x1aNAT_DEPENDENCE_UNSPECIFIED\x10\x00\x12\'\n#NAT_DEPENDENCE_ENDPOINT_INDEPENDENT\x10\x01\x12$\n NAT_DEPENDENCE_ADDRESS_DEPENDENT\x10\x02\x12-\n)NAT_DEPENDENCE_ADDRESS_AND_PORT_DEPENDENT\x10\x03\x12%\n!NAT_DEPENDENCE_NOT_PORT_DEPENDENT\x10\x04\x12+\n\'NAT_DEPENDENCE_NOT_ENDPOINT_INDEPENDENT\x10\x05*\x9f\x01\n\x11NatPortAllocation\x12#\n\x1fNAT_PORT_ALLOCATION_UNSPECIFIED\x10\x00\x12!\n\x1dNAT_PORT_ALLOCATION_PRESERVED\x10\x01\x12\"\n\x1eNAT_PORT_ALLOCATION_SEQUENTIAL\x10\x02\x12\x1e\n\x1aNAT_PORT_ALLOCATION_RANDOM\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ztna.v1.types_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLE']._serialized_start=458
-  _globals['_ROLE']._serialized_end=564
-  _globals['_SERVICEPROTOCOL']._serialized_start=566
-  _globals['_SERVICEPROTOCOL']._serialized_end=669
-  _globals['_PATHKIND']._serialized_start=671
-  _globals['_PATHKIND']._serialized_end=751
+  _globals['_ROLE']._serialized_start=736
+  _globals['_ROLE']._serialized_end=842
+  _globals['_SERVICEPROTOCOL']._serialized_start=844
+  _globals['_SERVICEPROTOCOL']._serialized_end=947
+  _globals['_PATHKIND']._serialized_start=949
+  _globals['_PATHKIND']._serialized_end=1029
+  _globals['_NATDEPENDENCE']._serialized_start=1032
+  _globals['_NATDEPENDENCE']._serialized_end=1289
+  _globals['_NATPORTALLOCATION']._serialized_start=1292
+  _globals['_NATPORTALLOCATION']._serialized_end=1451
   _globals['_TRANSPORTADDRESS']._serialized_start=32
   _globals['_TRANSPORTADDRESS']._serialized_end=78
   _globals['_NODEIDENTITY']._serialized_start=80
@@ -45,4 +49,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CANDIDATE']._serialized_end=456
   _globals['_CANDIDATE_TYPE']._serialized_start=345
   _globals['_CANDIDATE_TYPE']._serialized_end=456
+  _globals['_ICECREDENTIALS']._serialized_start=458
+  _globals['_ICECREDENTIALS']._serialized_end=502
+  _globals['_NATBEHAVIOUR']._serialized_start=505
+  _globals['_NATBEHAVIOUR']._serialized_end=734
 # @@protoc_insertion_point(module_scope)

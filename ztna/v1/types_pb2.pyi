@@ -75,6 +75,54 @@ PATH_KIND_RELAY: PathKind.ValueType  # 1
 PATH_KIND_DIRECT: PathKind.ValueType  # 2
 Global___PathKind: _TypeAlias = PathKind  # noqa: Y015
 
+class _NatDependence:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _NatDependenceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NatDependence.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    NAT_DEPENDENCE_UNSPECIFIED: _NatDependence.ValueType  # 0
+    NAT_DEPENDENCE_ENDPOINT_INDEPENDENT: _NatDependence.ValueType  # 1
+    NAT_DEPENDENCE_ADDRESS_DEPENDENT: _NatDependence.ValueType  # 2
+    NAT_DEPENDENCE_ADDRESS_AND_PORT_DEPENDENT: _NatDependence.ValueType  # 3
+    NAT_DEPENDENCE_NOT_PORT_DEPENDENT: _NatDependence.ValueType  # 4
+    """Seen from one address only: endpoint-independent or address-dependent."""
+    NAT_DEPENDENCE_NOT_ENDPOINT_INDEPENDENT: _NatDependence.ValueType  # 5
+    """Seen from one address only: address-dependent or address-and-port-dependent."""
+
+class NatDependence(_NatDependence, metaclass=_NatDependenceEnumTypeWrapper):
+    """How a NAT maps, or filters, what passes it (RFC 4787 sections 4.1 and 5)."""
+
+NAT_DEPENDENCE_UNSPECIFIED: NatDependence.ValueType  # 0
+NAT_DEPENDENCE_ENDPOINT_INDEPENDENT: NatDependence.ValueType  # 1
+NAT_DEPENDENCE_ADDRESS_DEPENDENT: NatDependence.ValueType  # 2
+NAT_DEPENDENCE_ADDRESS_AND_PORT_DEPENDENT: NatDependence.ValueType  # 3
+NAT_DEPENDENCE_NOT_PORT_DEPENDENT: NatDependence.ValueType  # 4
+"""Seen from one address only: endpoint-independent or address-dependent."""
+NAT_DEPENDENCE_NOT_ENDPOINT_INDEPENDENT: NatDependence.ValueType  # 5
+"""Seen from one address only: address-dependent or address-and-port-dependent."""
+Global___NatDependence: _TypeAlias = NatDependence  # noqa: Y015
+
+class _NatPortAllocation:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _NatPortAllocationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NatPortAllocation.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    NAT_PORT_ALLOCATION_UNSPECIFIED: _NatPortAllocation.ValueType  # 0
+    NAT_PORT_ALLOCATION_PRESERVED: _NatPortAllocation.ValueType  # 1
+    NAT_PORT_ALLOCATION_SEQUENTIAL: _NatPortAllocation.ValueType  # 2
+    NAT_PORT_ALLOCATION_RANDOM: _NatPortAllocation.ValueType  # 3
+
+class NatPortAllocation(_NatPortAllocation, metaclass=_NatPortAllocationEnumTypeWrapper):
+    """How a NAT chooses external ports (RFC 4787 section 4.2)."""
+
+NAT_PORT_ALLOCATION_UNSPECIFIED: NatPortAllocation.ValueType  # 0
+NAT_PORT_ALLOCATION_PRESERVED: NatPortAllocation.ValueType  # 1
+NAT_PORT_ALLOCATION_SEQUENTIAL: NatPortAllocation.ValueType  # 2
+NAT_PORT_ALLOCATION_RANDOM: NatPortAllocation.ValueType  # 3
+Global___NatPortAllocation: _TypeAlias = NatPortAllocation  # noqa: Y015
+
 @_typing.final
 class TransportAddress(_message.Message):
     """An IP address literal and a port."""
@@ -191,3 +239,75 @@ class Candidate(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Candidate: _TypeAlias = Candidate  # noqa: Y015
+
+@_typing.final
+class IceCredentials(_message.Message):
+    """Short-term credentials of one side and generation (RFC 8445 section 5.3)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UFRAG_FIELD_NUMBER: _builtins.int
+    PWD_FIELD_NUMBER: _builtins.int
+    ufrag: _builtins.str
+    """4-256 characters"""
+    pwd: _builtins.str
+    """22-256 characters"""
+    def __init__(
+        self,
+        *,
+        ufrag: _builtins.str = ...,
+        pwd: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pwd", b"pwd", "ufrag", b"ufrag"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IceCredentials: _TypeAlias = IceCredentials  # noqa: Y015
+
+@_typing.final
+class NatBehaviour(_message.Message):
+    """What is known of the NATs before a node; everything may be unspecified."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IS_KNOWN_FIELD_NUMBER: _builtins.int
+    HAS_NAT_FIELD_NUMBER: _builtins.int
+    MAPPING_FIELD_NUMBER: _builtins.int
+    FILTERING_FIELD_NUMBER: _builtins.int
+    PORT_ALLOCATION_FIELD_NUMBER: _builtins.int
+    PORT_STEP_FIELD_NUMBER: _builtins.int
+    IS_UDP_BLOCKED_FIELD_NUMBER: _builtins.int
+    is_known: _builtins.bool
+    """at least one mapping test was answered"""
+    has_nat: _builtins.bool
+    """no reflexive address is one of our own"""
+    mapping: Global___NatDependence.ValueType
+    """RFC 4787 section 4.1"""
+    filtering: Global___NatDependence.ValueType
+    """RFC 4787 section 5"""
+    port_allocation: Global___NatPortAllocation.ValueType
+    """RFC 4787 section 4.2"""
+    port_step: _builtins.int
+    """between mappings, when sequential"""
+    is_udp_blocked: _builtins.bool
+    """nothing sent over UDP was answered"""
+    def __init__(
+        self,
+        *,
+        is_known: _builtins.bool = ...,
+        has_nat: _builtins.bool = ...,
+        mapping: Global___NatDependence.ValueType = ...,
+        filtering: Global___NatDependence.ValueType = ...,
+        port_allocation: Global___NatPortAllocation.ValueType = ...,
+        port_step: _builtins.int = ...,
+        is_udp_blocked: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filtering", b"filtering", "has_nat", b"has_nat", "is_known", b"is_known", "is_udp_blocked", b"is_udp_blocked", "mapping", b"mapping", "port_allocation", b"port_allocation", "port_step", b"port_step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NatBehaviour: _TypeAlias = NatBehaviour  # noqa: Y015

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from ztna.v1 import types_pb2 as ztna_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18ztna/v1/udp_socket.proto\x12\x07ztna.v1\x1a\x13ztna/v1/types.proto\"a\n\rSendDatagrams\x12)\n\x06remote\x18\x01 \x01(\x0b\x32\x19.ztna.v1.TransportAddress\x12\x12\n\nlocal_host\x18\x02 \x01(\t\x12\x11\n\tdatagrams\x18\x03 \x03(\x0c\"\x8c\x01\n\x13UpdateConnectionIds\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\x0c\x12\x12\n\nconnection\x18\x03 \x01(\x04\x12\r\n\x05\x61\x64\x64\x65\x64\x18\x04 \x03(\x0c\x12\x0f\n\x07retired\x18\x05 \x03(\x0c\x12\x14\n\x0c\x66orget_owner\x18\x06 \x01(\x08\"\xa6\x01\n\x11\x44\x61tagramsReceived\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\x0c\x12\x12\n\nconnection\x18\x03 \x01(\x04\x12)\n\x06remote\x18\x04 \x01(\x0b\x32\x19.ztna.v1.TransportAddress\x12\x12\n\nlocal_host\x18\x05 \x01(\t\x12\x11\n\tdatagrams\x18\x06 \x03(\x0c\"l\n\x18UnknownDatagramsReceived\x12)\n\x06remote\x18\x01 \x01(\x0b\x32\x19.ztna.v1.TransportAddress\x12\x12\n\nlocal_host\x18\x02 \x01(\t\x12\x11\n\tdatagrams\x18\x03 \x03(\x0c\"<\n\x0cSocketsBound\x12,\n\taddresses\x18\x01 \x03(\x0b\x32\x19.ztna.v1.TransportAddress\"F\n\nSendFailed\x12)\n\x06remote\x18\x01 \x01(\x0b\x32\x19.ztna.v1.TransportAddress\x12\r\n\x05\x65rror\x18\x02 \x01(\t\"\xbb\x02\n\x10SocketStatistics\x12\x1a\n\x12\x64\x61tagrams_received\x18\x01 \x01(\x04\x12\x16\n\x0e\x64\x61tagrams_sent\x18\x02 \x01(\x04\x12\x16\n\x0e\x62ytes_received\x18\x03 \x01(\x04\x12\x12\n\nbytes_sent\x18\x04 \x01(\x04\x12\x37\n\x07\x64ropped\x18\x05 \x03(\x0b\x32&.ztna.v1.SocketStatistics.DroppedEntry\x12\x31\n\x04stun\x18\x06 \x03(\x0b\x32#.ztna.v1.SocketStatistics.StunEntry\x1a.\n\x0c\x44roppedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a+\n\tStunEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18ztna/v1/udp_socket.proto\x12\x07ztna.v1\x1a\x13ztna/v1/types.proto\"a\n\rSendDatagrams\x12)\n\x06remote\x18\x01 \x01(\x0b\x32\x19.ztna.v1.TransportAddress\x12\x12\n\nlocal_host\x18\x02 \x01(\t\x12\x11\n\tdatagrams\x18\x03 \x03(\x0c\"\x8c\x01\n\x13UpdateConnectionIds\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\x0c\x12\x12\n\nconnection\x18\x03 \x01(\x04\x12\r\n\x05\x61\x64\x64\x65\x64\x18\x04 \x03(\x0c\x12\x0f\n\x07retired\x18\x05 \x03(\x0c\x12\x14\n\x0c\x66orget_owner\x18\x06 \x01(\x08\"P\n\x0c\x41\x63\x63\x65ptChecks\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12,\n\x0b\x63redentials\x18\x02 \x01(\x0b\x32\x17.ztna.v1.IceCredentials\"1\n\x0cRefuseChecks\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\r\n\x05ufrag\x18\x02 \x01(\t\"\xbe\x01\n\x0fSendStunRequest\x12!\n\x05\x61sker\x18\x01 \x01(\x0e\x32\x12.ztna.v1.StunAsker\x12\x12\n\nsession_id\x18\x02 \x01(\x0c\x12)\n\x06remote\x18\x03 \x01(\x0b\x32\x19.ztna.v1.TransportAddress\x12\x12\n\nlocal_host\x18\x04 \x01(\t\x12\x16\n\x0etransaction_id\x18\x05 \x01(\x0c\x12\x0b\n\x03pwd\x18\x06 \x01(\t\x12\x10\n\x08\x64\x61tagram\x18\x07 \x01(\x0c\"\xa6\x01\n\x11\x44\x61tagramsReceived\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\x0c\x12\x12\n\nconnection\x18\x03 \x01(\x04\x12)\n\x06remote\x18\x04 \x01(\x0b\x32\x19.ztna.v1.TransportAddress\x12\x12\n\nlocal_host\x18\x05 \x01(\t\x12\x11\n\tdatagrams\x18\x06 \x03(\x0c\"l\n\x18UnknownDatagramsReceived\x12)\n\x06remote\x18\x01 \x01(\x0b\x32\x19.ztna.v1.TransportAddress\x12\x12\n\nlocal_host\x18\x02 \x01(\t\x12\x11\n\tdatagrams\x18\x03 \x03(\x0c\"<\n\x0cSocketsBound\x12,\n\taddresses\x18\x01 \x03(\x0b\x32\x19.ztna.v1.TransportAddress\"F\n\nSendFailed\x12)\n\x06remote\x18\x01 \x01(\x0b\x32\x19.ztna.v1.TransportAddress\x12\r\n\x05\x65rror\x18\x02 \x01(\t\"\xbb\x02\n\x10SocketStatistics\x12\x1a\n\x12\x64\x61tagrams_received\x18\x01 \x01(\x04\x12\x16\n\x0e\x64\x61tagrams_sent\x18\x02 \x01(\x04\x12\x16\n\x0e\x62ytes_received\x18\x03 \x01(\x04\x12\x12\n\nbytes_sent\x18\x04 \x01(\x04\x12\x37\n\x07\x64ropped\x18\x05 \x03(\x0b\x32&.ztna.v1.SocketStatistics.DroppedEntry\x12\x31\n\x04stun\x18\x06 \x03(\x0b\x32#.ztna.v1.SocketStatistics.StunEntry\x1a.\n\x0c\x44roppedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a+\n\tStunEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\x99\x01\n\rCheckReceived\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12)\n\x06remote\x18\x02 \x01(\x0b\x32\x19.ztna.v1.TransportAddress\x12(\n\x05local\x18\x03 \x01(\x0b\x32\x19.ztna.v1.TransportAddress\x12\r\n\x05ufrag\x18\x04 \x01(\t\x12\x10\n\x08\x64\x61tagram\x18\x05 \x01(\x0c\"l\n\x19KeepaliveResponseReceived\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12)\n\x06remote\x18\x02 \x01(\x0b\x32\x19.ztna.v1.TransportAddress\x12\x10\n\x08\x64\x61tagram\x18\x03 \x01(\x0c\"}\n\x14StunResponseReceived\x12)\n\x06remote\x18\x01 \x01(\x0b\x32\x19.ztna.v1.TransportAddress\x12(\n\x05local\x18\x02 \x01(\x0b\x32\x19.ztna.v1.TransportAddress\x12\x10\n\x08\x64\x61tagram\x18\x03 \x01(\x0c*~\n\tStunAsker\x12\x1a\n\x16STUN_ASKER_UNSPECIFIED\x10\x00\x12\x18\n\x14STUN_ASKER_CHECKLIST\x10\x01\x12\x18\n\x14STUN_ASKER_KEEPALIVE\x10\x02\x12!\n\x1dSTUN_ASKER_CANDIDATE_GATHERER\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,22 +36,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SOCKETSTATISTICS_DROPPEDENTRY']._serialized_options = b'8\001'
   _globals['_SOCKETSTATISTICS_STUNENTRY']._loaded_options = None
   _globals['_SOCKETSTATISTICS_STUNENTRY']._serialized_options = b'8\001'
+  _globals['_STUNASKER']._serialized_start=1750
+  _globals['_STUNASKER']._serialized_end=1876
   _globals['_SENDDATAGRAMS']._serialized_start=58
   _globals['_SENDDATAGRAMS']._serialized_end=155
   _globals['_UPDATECONNECTIONIDS']._serialized_start=158
   _globals['_UPDATECONNECTIONIDS']._serialized_end=298
-  _globals['_DATAGRAMSRECEIVED']._serialized_start=301
-  _globals['_DATAGRAMSRECEIVED']._serialized_end=467
-  _globals['_UNKNOWNDATAGRAMSRECEIVED']._serialized_start=469
-  _globals['_UNKNOWNDATAGRAMSRECEIVED']._serialized_end=577
-  _globals['_SOCKETSBOUND']._serialized_start=579
-  _globals['_SOCKETSBOUND']._serialized_end=639
-  _globals['_SENDFAILED']._serialized_start=641
-  _globals['_SENDFAILED']._serialized_end=711
-  _globals['_SOCKETSTATISTICS']._serialized_start=714
-  _globals['_SOCKETSTATISTICS']._serialized_end=1029
-  _globals['_SOCKETSTATISTICS_DROPPEDENTRY']._serialized_start=938
-  _globals['_SOCKETSTATISTICS_DROPPEDENTRY']._serialized_end=984
-  _globals['_SOCKETSTATISTICS_STUNENTRY']._serialized_start=986
-  _globals['_SOCKETSTATISTICS_STUNENTRY']._serialized_end=1029
+  _globals['_ACCEPTCHECKS']._serialized_start=300
+  _globals['_ACCEPTCHECKS']._serialized_end=380
+  _globals['_REFUSECHECKS']._serialized_start=382
+  _globals['_REFUSECHECKS']._serialized_end=431
+  _globals['_SENDSTUNREQUEST']._serialized_start=434
+  _globals['_SENDSTUNREQUEST']._serialized_end=624
+  _globals['_DATAGRAMSRECEIVED']._serialized_start=627
+  _globals['_DATAGRAMSRECEIVED']._serialized_end=793
+  _globals['_UNKNOWNDATAGRAMSRECEIVED']._serialized_start=795
+  _globals['_UNKNOWNDATAGRAMSRECEIVED']._serialized_end=903
+  _globals['_SOCKETSBOUND']._serialized_start=905
+  _globals['_SOCKETSBOUND']._serialized_end=965
+  _globals['_SENDFAILED']._serialized_start=967
+  _globals['_SENDFAILED']._serialized_end=1037
+  _globals['_SOCKETSTATISTICS']._serialized_start=1040
+  _globals['_SOCKETSTATISTICS']._serialized_end=1355
+  _globals['_SOCKETSTATISTICS_DROPPEDENTRY']._serialized_start=1264
+  _globals['_SOCKETSTATISTICS_DROPPEDENTRY']._serialized_end=1310
+  _globals['_SOCKETSTATISTICS_STUNENTRY']._serialized_start=1312
+  _globals['_SOCKETSTATISTICS_STUNENTRY']._serialized_end=1355
+  _globals['_CHECKRECEIVED']._serialized_start=1358
+  _globals['_CHECKRECEIVED']._serialized_end=1511
+  _globals['_KEEPALIVERESPONSERECEIVED']._serialized_start=1513
+  _globals['_KEEPALIVERESPONSERECEIVED']._serialized_end=1621
+  _globals['_STUNRESPONSERECEIVED']._serialized_start=1623
+  _globals['_STUNRESPONSERECEIVED']._serialized_end=1748
 # @@protoc_insertion_point(module_scope)

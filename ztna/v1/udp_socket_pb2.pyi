@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from ztna.v1 import types_pb2 as _types_pb2
 import builtins as _builtins
 import sys
@@ -18,6 +19,26 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _StunAsker:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _StunAskerEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StunAsker.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    STUN_ASKER_UNSPECIFIED: _StunAsker.ValueType  # 0
+    STUN_ASKER_CHECKLIST: _StunAsker.ValueType  # 1
+    STUN_ASKER_KEEPALIVE: _StunAsker.ValueType  # 2
+    STUN_ASKER_CANDIDATE_GATHERER: _StunAsker.ValueType  # 3
+
+class StunAsker(_StunAsker, metaclass=_StunAskerEnumTypeWrapper):
+    """Who a STUN response is for."""
+
+STUN_ASKER_UNSPECIFIED: StunAsker.ValueType  # 0
+STUN_ASKER_CHECKLIST: StunAsker.ValueType  # 1
+STUN_ASKER_KEEPALIVE: StunAsker.ValueType  # 2
+STUN_ASKER_CANDIDATE_GATHERER: StunAsker.ValueType  # 3
+Global___StunAsker: _TypeAlias = StunAsker  # noqa: Y015
 
 @_typing.final
 class SendDatagrams(_message.Message):
@@ -98,6 +119,108 @@ class UpdateConnectionIds(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UpdateConnectionIds: _TypeAlias = UpdateConnectionIds  # noqa: Y015
+
+@_typing.final
+class AcceptChecks(_message.Message):
+    """Command: checks that carry these credentials of ours are for this session (RFC 8445 section 7.3)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    CREDENTIALS_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.bytes
+    """16 bytes"""
+    @_builtins.property
+    def credentials(self) -> _types_pb2.IceCredentials:
+        """local ones"""
+
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.bytes = ...,
+        credentials: _types_pb2.IceCredentials | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["credentials", b"credentials"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credentials", b"credentials", "session_id", b"session_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AcceptChecks: _TypeAlias = AcceptChecks  # noqa: Y015
+
+@_typing.final
+class RefuseChecks(_message.Message):
+    """Command: such checks are for nobody any more."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    UFRAG_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.bytes
+    """16 bytes"""
+    ufrag: _builtins.str
+    """local; empty: all of this session"""
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.bytes = ...,
+        ufrag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["session_id", b"session_id", "ufrag", b"ufrag"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RefuseChecks: _TypeAlias = RefuseChecks  # noqa: Y015
+
+@_typing.final
+class SendStunRequest(_message.Message):
+    """Command: send a STUN request; whoever asks is told of the response. Sending it again changes nothing else."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ASKER_FIELD_NUMBER: _builtins.int
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    REMOTE_FIELD_NUMBER: _builtins.int
+    LOCAL_HOST_FIELD_NUMBER: _builtins.int
+    TRANSACTION_ID_FIELD_NUMBER: _builtins.int
+    PWD_FIELD_NUMBER: _builtins.int
+    DATAGRAM_FIELD_NUMBER: _builtins.int
+    asker: Global___StunAsker.ValueType
+    """who is told"""
+    session_id: _builtins.bytes
+    """16 bytes; empty for the candidate gatherer"""
+    local_host: _builtins.str
+    """source address; empty: the kernel chooses"""
+    transaction_id: _builtins.bytes
+    """12 bytes"""
+    pwd: _builtins.str
+    """key of the response's integrity; empty: it carries none"""
+    datagram: _builtins.bytes
+    """the request"""
+    @_builtins.property
+    def remote(self) -> _types_pb2.TransportAddress:
+        """destination"""
+
+    def __init__(
+        self,
+        *,
+        asker: Global___StunAsker.ValueType = ...,
+        session_id: _builtins.bytes = ...,
+        remote: _types_pb2.TransportAddress | None = ...,
+        local_host: _builtins.str = ...,
+        transaction_id: _builtins.bytes = ...,
+        pwd: _builtins.str = ...,
+        datagram: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["remote", b"remote"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asker", b"asker", "datagram", b"datagram", "local_host", b"local_host", "pwd", b"pwd", "remote", b"remote", "session_id", b"session_id", "transaction_id", b"transaction_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SendStunRequest: _TypeAlias = SendStunRequest  # noqa: Y015
 
 @_typing.final
 class DatagramsReceived(_message.Message):
@@ -316,3 +439,111 @@ class SocketStatistics(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SocketStatistics: _TypeAlias = SocketStatistics  # noqa: Y015
+
+@_typing.final
+class CheckReceived(_message.Message):
+    """Event: a check of the peer, or the response to one of ours; its integrity is verified."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    REMOTE_FIELD_NUMBER: _builtins.int
+    LOCAL_FIELD_NUMBER: _builtins.int
+    UFRAG_FIELD_NUMBER: _builtins.int
+    DATAGRAM_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.bytes
+    """16 bytes"""
+    ufrag: _builtins.str
+    """local, of a request; empty for a response"""
+    datagram: _builtins.bytes
+    """the message"""
+    @_builtins.property
+    def remote(self) -> _types_pb2.TransportAddress:
+        """source"""
+
+    @_builtins.property
+    def local(self) -> _types_pb2.TransportAddress:
+        """where it arrived; host empty when unknown"""
+
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.bytes = ...,
+        remote: _types_pb2.TransportAddress | None = ...,
+        local: _types_pb2.TransportAddress | None = ...,
+        ufrag: _builtins.str = ...,
+        datagram: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["local", b"local", "remote", b"remote"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["datagram", b"datagram", "local", b"local", "remote", b"remote", "session_id", b"session_id", "ufrag", b"ufrag"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckReceived: _TypeAlias = CheckReceived  # noqa: Y015
+
+@_typing.final
+class KeepaliveResponseReceived(_message.Message):
+    """Event: the response to a keepalive; its integrity is verified."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    REMOTE_FIELD_NUMBER: _builtins.int
+    DATAGRAM_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.bytes
+    """16 bytes"""
+    datagram: _builtins.bytes
+    """the message"""
+    @_builtins.property
+    def remote(self) -> _types_pb2.TransportAddress:
+        """source"""
+
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.bytes = ...,
+        remote: _types_pb2.TransportAddress | None = ...,
+        datagram: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["remote", b"remote"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["datagram", b"datagram", "remote", b"remote", "session_id", b"session_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeepaliveResponseReceived: _TypeAlias = KeepaliveResponseReceived  # noqa: Y015
+
+@_typing.final
+class StunResponseReceived(_message.Message):
+    """Event: the response to a request of the candidate gatherer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REMOTE_FIELD_NUMBER: _builtins.int
+    LOCAL_FIELD_NUMBER: _builtins.int
+    DATAGRAM_FIELD_NUMBER: _builtins.int
+    datagram: _builtins.bytes
+    """the message"""
+    @_builtins.property
+    def remote(self) -> _types_pb2.TransportAddress:
+        """source"""
+
+    @_builtins.property
+    def local(self) -> _types_pb2.TransportAddress:
+        """where it arrived; host empty when unknown"""
+
+    def __init__(
+        self,
+        *,
+        remote: _types_pb2.TransportAddress | None = ...,
+        local: _types_pb2.TransportAddress | None = ...,
+        datagram: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["local", b"local", "remote", b"remote"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["datagram", b"datagram", "local", b"local", "remote", b"remote"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StunResponseReceived: _TypeAlias = StunResponseReceived  # noqa: Y015
