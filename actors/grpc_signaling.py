@@ -8,6 +8,7 @@ its stream. Certificates are fetched per handshake, so that a reload serves new 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import socket
 from collections.abc import Callable
@@ -28,6 +29,10 @@ from ztna.v1 import signaling_pb2, signaling_pb2_grpc
 
 STOP_GRACE_S = 1.0
 """For the last frames of every stream to be written while the daemon stops, of the 5 s it has."""
+
+REFUSAL_GRACE_S = 1.0
+"""For the first frame of a stream that is refused at once to arrive. A status that crosses a frame on its way
+is lost at the other end: gRPC then knows only that its write failed."""
 
 _SERVICE_NAME = signaling_pb2.DESCRIPTOR.services_by_name["SignalingService"].full_name
 
@@ -72,6 +77,7 @@ class GrpcStream:
         self._max_queued = max_queued
         self._outgoing: asyncio.Queue[signaling_pb2.SignalingFrame | None] = asyncio.Queue()
         self._status: tuple[grpc.StatusCode, str] | None = None
+        self._has_read = asyncio.Event()
 
     def send(self, frame: signaling_pb2.SignalingFrame) -> None:
         """Queue a frame; a full queue ends the stream."""
@@ -99,10 +105,14 @@ class GrpcStream:
         try:
             while (frame := await self._outgoing.get()) is not None:
                 await context.write(frame)
+            status, detail = self._status or (grpc.StatusCode.OK, "")
+            if status is not grpc.StatusCode.OK:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(REFUSAL_GRACE_S):
+                        await self._has_read.wait()
         finally:
             reader.cancel()
             owner.stream_closed(self)
-        status, detail = self._status or (grpc.StatusCode.OK, "")
         if status is not grpc.StatusCode.OK:
             await context.abort(status, detail)
 
@@ -110,10 +120,12 @@ class GrpcStream:
         try:
             while True:
                 frame: object = await context.read()
+                self._has_read.set()
                 if not isinstance(frame, signaling_pb2.SignalingFrame):
                     break  # the node finished its direction
                 owner.stream_frame(self, frame)
         finally:
+            self._has_read.set()
             self.close()
 
 

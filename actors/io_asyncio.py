@@ -47,6 +47,7 @@ class AsyncioIo(AsyncioScheduler):
         self._resolving: set[asyncio.Task[list[TransportAddress]]] = set()
         self.accept_errors = 0
         self._resources = resources
+        self._promised: set[TcpConnector] = set()
 
     @property
     def random(self) -> random.Random:
@@ -79,7 +80,7 @@ class AsyncioIo(AsyncioScheduler):
 
     def connect_tcp(self, host: str, port: int, timeout_s: float, owner: TcpOwner) -> Callable[[], None]:
         """Start connecting; the result cancels the attempt, after which `owner` hears nothing more."""
-        return TcpConnector(self._loop, host, port, timeout_s, owner).cancel
+        return TcpConnector(self._loop, host, port, timeout_s, owner, self._promised).cancel
 
     def resolve(
         self,
@@ -110,7 +111,9 @@ class AsyncioIo(AsyncioScheduler):
         """Why nothing new may be begun, or None."""
         if self._resources is None:
             return None
-        return self._resources.shortage(needs_descriptor=needs_descriptor)
+        return self._resources.shortage(
+            needs_descriptor=needs_descriptor, promised_descriptors=len(self._promised)
+        )
 
     def shortages(self) -> Mapping[str, int]:
         """How often something was refused because of a shortage, by reason."""

@@ -65,9 +65,13 @@ class Resources:
         self.refused: Counter[str] = Counter()
         """How often something new was refused, by reason."""
 
-    def shortage(self, *, needs_descriptor: bool) -> Shortage | None:
-        """Why nothing new may begin, or None; whoever asks refuses then, and it is counted."""
-        found = self._descriptors() if needs_descriptor else None
+    def shortage(self, *, needs_descriptor: bool, promised_descriptors: int = 0) -> Shortage | None:
+        """Why nothing new may begin, or None; whoever asks refuses then, and it is counted.
+
+        `promised_descriptors` were granted and are not open yet: a batch of clients is admitted before the
+        first of them opens anything.
+        """
+        found = self._descriptors(promised_descriptors) if needs_descriptor else None
         found = found or self._memory_shortage()
         if found is not None:
             self.refused[found.reason] += 1
@@ -77,7 +81,7 @@ class Resources:
         """Give back the descriptor that is held for asking."""
         os.close(self._probe)
 
-    def _descriptors(self) -> Shortage | None:
+    def _descriptors(self, promised: int) -> Shortage | None:
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         # The kernel hands out the lowest number that is free (open(2)): all below it are in use.
         try:
@@ -86,10 +90,11 @@ class Resources:
             lowest = limit
         else:
             os.close(lowest)
-        if lowest + RESERVED_DESCRIPTORS < limit:
+        taken = min(lowest + promised, limit)
+        if taken + RESERVED_DESCRIPTORS < limit:
             return None
         return Shortage(
-            FILE_DESCRIPTOR_LIMIT, f"{lowest} of {limit} file descriptors (RLIMIT_NOFILE) are in use"
+            FILE_DESCRIPTOR_LIMIT, f"{taken} of {limit} file descriptors (RLIMIT_NOFILE) are in use"
         )
 
     def _memory_shortage(self) -> Shortage | None:

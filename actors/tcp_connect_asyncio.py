@@ -38,9 +38,17 @@ class TcpConnector:
     """One attempt. The owner hears `connected`, or `connection_lost` with the last address's error."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, host: str, port: int, timeout_s: float, owner: TcpOwner
+        self,
+        loop: asyncio.AbstractEventLoop,
+        host: str,
+        port: int,
+        timeout_s: float,
+        owner: TcpOwner,
+        promised: set[TcpConnector],
     ) -> None:
-        """Start the attempt on `loop`."""
+        """Start the attempt on `loop`; it is one of `promised` until it holds a descriptor, or needs none."""
+        self._promised = promised
+        promised.add(self)
         self._loop = loop
         self._owner = owner
         self._is_cancelled = False
@@ -75,6 +83,7 @@ class TcpConnector:
 
     async def _connect_to(self, address: TransportAddress) -> AsyncioTcpStream:
         sock = socket.socket(SOCKET_FAMILY[address.family], socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        self._promised.discard(self)
         try:
             await self._loop.sock_connect(sock, to_sockaddr(address))
             _refuse_self_connection(sock)
@@ -84,6 +93,7 @@ class TcpConnector:
             raise
 
     def _on_done(self, task: asyncio.Task[AsyncioTcpStream]) -> None:
+        self._promised.discard(self)
         if self._is_cancelled or task.cancelled():
             with suppress(asyncio.CancelledError, OSError):
                 task.result().abort()

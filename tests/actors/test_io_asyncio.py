@@ -592,10 +592,28 @@ def test_a_socket_that_met_itself_counts_as_refused(
     assert isinstance(client.error, ConnectionRefusedError)
 
 
+def test_attempt_is_a_promised_descriptor_until_it_holds_one(world: RealWorld, sockets: Sockets) -> None:
+    listener, _ = sockets.listen(world.right, LOOPBACK)
+    client, promised = TcpRecorder(world), set[TcpConnector]()
+    connector = TcpConnector(world.loop, LOOPBACK, listener.local_address.port, 5, client, promised)
+    assert promised == {connector}
+    world.wait(lambda: client.is_connected)
+    assert promised == set()
+    client.stream.abort()
+
+
+def test_attempt_that_ends_without_a_descriptor_promises_none(world: RealWorld) -> None:
+    client, promised = TcpRecorder(world), set[TcpConnector]()
+    TcpConnector(world.loop, "a..b", 1, 5, client, promised)
+    assert promised
+    world.wait(lambda: client.is_lost)
+    assert promised == set()
+
+
 def test_cancelling_when_the_handshake_is_done_closes_the_socket(world: RealWorld, sockets: Sockets) -> None:
     listener, accepted = sockets.listen(world.right, LOOPBACK)
     client = TcpRecorder(world)
-    connector = TcpConnector(world.loop, LOOPBACK, listener.local_address.port, 5, client)
+    connector = TcpConnector(world.loop, LOOPBACK, listener.local_address.port, 5, client, set())
     # The owner cancels in the one turn of the loop between the last step of the task and its report.
     connector._task.remove_done_callback(connector._on_done)
     world.loop.run_until_complete(connector._task)

@@ -79,6 +79,22 @@ def test_last_descriptors_are_kept_and_given_again_when_others_are_closed(clock:
         room.close()
 
 
+@pytest.mark.usefixtures("limits")
+def test_descriptors_that_are_promised_count_as_taken(clock: Clock) -> None:
+    room = Resources(clock.time, 0)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.open(os.devnull, os.O_RDONLY)
+    os.close(lowest)
+    limit = lowest + RESERVED_DESCRIPTORS + 8
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    assert room.shortage(needs_descriptor=True, promised_descriptors=7) is None
+    found = room.shortage(needs_descriptor=True, promised_descriptors=8)
+    assert found is not None
+    assert found.detail == f"{lowest + 8} of {limit} file descriptors (RLIMIT_NOFILE) are in use"
+    assert room.shortage(needs_descriptor=False, promised_descriptors=8) is None
+    room.close()
+
+
 def test_no_descriptor_left_at_all_is_a_shortage_and_no_error(clock: Clock, limits: tuple[int, int]) -> None:
     room = Resources(clock.time, 0)
     resource.setrlimit(resource.RLIMIT_NOFILE, (1, limits[1]))
