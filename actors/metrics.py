@@ -30,7 +30,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class MetricSpec:
-    """One metric. `daemons` says who has it."""
+    """One metric. `daemons` says who has it: one kind, `nodes` (agent and connector) or `all`."""
 
     name: str
     kind: str
@@ -129,6 +129,21 @@ CATALOGUE: Final[tuple[MetricSpec, ...]] = (
     ),
     *_peer_metrics("connector"),
     *_peer_metrics("agent"),
+    MetricSpec("direct_sessions", GAUGE, "Sessions that a direct path carries", daemons="nodes"),
+    MetricSpec(
+        "direct_bytes_total", COUNTER, "Sealed bytes on direct paths, both directions", daemons="nodes"
+    ),
+    MetricSpec(
+        "hole_punch_attempts_total",
+        COUNTER,
+        "Attempts at a direct path that ended: `direct`, or why the relay is used",
+        ("result",),
+        daemons="nodes",
+    ),
+    MetricSpec("path_switches_total", COUNTER, "Changes of the path that carries a session", daemons="nodes"),
+    MetricSpec(
+        "path_fail_overs_total", COUNTER, "Direct paths that died and gave way to the relay", daemons="nodes"
+    ),
     MetricSpec(
         "connector_service_healthy",
         GAUGE,

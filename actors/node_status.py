@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Final
@@ -14,7 +15,10 @@ from actors.status_book import MAX_LISTED, BookSettings, ServiceLine, StatusBook
 from actors.supervisor import ChildStatus
 from ztna.quic.events import CloseReason
 from ztna.v1 import (
+    checklist_pb2,
     control_pb2,
+    hole_punch_pb2,
+    keepalive_pb2,
     path_manager_pb2,
     quic_session_pb2,
     relay_leg_pb2,
@@ -87,6 +91,12 @@ class NodeStatusBook(StatusBook):
         relay_leg_pb2.AddressObserved: "address_observed",
         relay_leg_pb2.LegStatistics: "leg_statistics",
         path_manager_pb2.PathSelected: "path_selected",
+        path_manager_pb2.PathStatistics: "path_statistics",
+        hole_punch_pb2.HolePunchChanged: "search_changed",
+        hole_punch_pb2.HolePunchFinished: "search_finished",
+        checklist_pb2.ChecklistReport: "pairs_reported",
+        checklist_pb2.PairNominated: "pair_nominated",
+        keepalive_pb2.KeepaliveStatistics: "keepalive_statistics",
         quic_session_pb2.SessionEstablished: "session_established",
         quic_session_pb2.SessionClosed: "session_closed",
         quic_session_pb2.SessionStatistics: "session_statistics",
@@ -113,6 +123,8 @@ class NodeStatusBook(StatusBook):
         self._removed: dict[str, ServiceState] = {}
         self._sessions = SessionList()
         self._datagrams_dropped = 0
+        self._attempts: Counter[str] = Counter()
+        self._direct_bytes = self._switches = self._fail_overs = 0
 
     def configure(self, services: Sequence[ServiceLine]) -> None:
         """Take other services; those that stay keep their figures."""
@@ -240,6 +252,39 @@ class NodeStatusBook(StatusBook):
         """A session's packets go another way."""
         self._sessions.select_path(message, self.now)
 
+    def path_statistics(self, message: path_manager_pb2.PathStatistics) -> None:
+        """How the paths of a session fare."""
+        if record := self._sessions.direct_path_of(message.session_id):
+            former = record.measured(message)
+            self._switches += max(0, message.switches - former.switches)
+            self._fail_overs += max(0, message.fail_overs - former.fail_overs)
+
+    def search_changed(self, message: hole_punch_pb2.HolePunchChanged) -> None:
+        """The search for a direct path went on."""
+        if record := self._sessions.direct_path_of(message.session_id):
+            record.searched(message)
+
+    def search_finished(self, message: hole_punch_pb2.HolePunchFinished) -> None:
+        """An attempt at a direct path ended."""
+        self._attempts["direct" if message.is_direct else message.reason or "unknown"] += 1
+        if record := self._sessions.direct_path_of(message.session_id):
+            record.finished(message)
+
+    def pairs_reported(self, message: checklist_pb2.ChecklistReport) -> None:
+        """How the candidate pairs of a session fare."""
+        if record := self._sessions.direct_path_of(message.session_id):
+            record.checked(message)
+
+    def pair_nominated(self, message: checklist_pb2.PairNominated) -> None:
+        """A pair is to carry a session."""
+        if record := self._sessions.direct_path_of(message.session_id):
+            record.nominated(message)
+
+    def keepalive_statistics(self, message: keepalive_pb2.KeepaliveStatistics) -> None:
+        """Keepalives of a session."""
+        if record := self._sessions.direct_path_of(message.session_id):
+            record.kept_alive(message)
+
     def session_established(self, message: quic_session_pb2.SessionEstablished) -> None:
         """The peer is proven."""
         self._sessions.establish(message.session_id, message.peer.id, self.now)
@@ -257,7 +302,9 @@ class NodeStatusBook(StatusBook):
 
     def session_statistics(self, message: quic_session_pb2.SessionStatistics) -> None:
         """RTT and totals of a session."""
-        self._datagrams_dropped += self._sessions.measure(message)
+        former = self._sessions.measure(message)
+        self._datagrams_dropped += max(0, message.datagrams_dropped - former.datagrams_dropped)
+        self._direct_bytes += max(0, _direct_bytes(message) - _direct_bytes(former))
         self.note_drops("quic_session", "", {"congestion_window_full": self._datagrams_dropped})
 
     # Reading
@@ -338,6 +385,12 @@ class NodeStatusBook(StatusBook):
         yield Sample(f"{role}_tcp_sessions_total", sum(s.total for s in tcp))
         yield Sample(f"{role}_tcp_errors_total", sum(s.errors for s in tcp))
         yield Sample(f"{role}_reconnections_total", again)
+        yield Sample("direct_sessions", self._sessions.direct())
+        yield Sample("direct_bytes_total", self._direct_bytes)
+        yield Sample("path_switches_total", self._switches)
+        yield Sample("path_fail_overs_total", self._fail_overs)
+        for result, count in sorted(self._attempts.items()):
+            yield Sample("hole_punch_attempts_total", count, (result,))
 
     def _service_status(self, service: ServiceState) -> control_pb2.ServiceStatus:
         state, reason = self._service_state(service)
@@ -371,6 +424,10 @@ class NodeStatusBook(StatusBook):
 
     def _intermediate(self, name: str) -> IntermediateState:
         return self._intermediates.setdefault(name, IntermediateState())
+
+
+def _direct_bytes(statistics: quic_session_pb2.SessionStatistics) -> int:
+    return statistics.direct_bytes_sent + statistics.direct_bytes_received
 
 
 def sentence(word: str, detail: str) -> str:

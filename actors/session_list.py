@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final
 
+from actors.direct_path_status import DirectPathRecord
 from ztna.v1 import control_pb2, path_manager_pb2, quic_session_pb2, types_pb2
 
 OPENING_LIMIT_S: Final = 60.0
@@ -26,11 +27,6 @@ MAX_SERVICES_PER_SESSION: Final = 256
 
 _PATHS: Final = {types_pb2.PATH_KIND_RELAY: "relay", types_pb2.PATH_KIND_DIRECT: "direct"}
 
-_PATH_REASONS: Final = {
-    "relay": "direct paths are not part of this version",
-    "none": "no relay leg has a channel for this session",
-}
-
 
 @dataclass(slots=True)
 class _Session:
@@ -43,6 +39,7 @@ class _Session:
     open_streams: int = 0
     services: dict[str, None] = field(default_factory=dict)
     statistics: quic_session_pb2.SessionStatistics = field(default_factory=quic_session_pb2.SessionStatistics)
+    direct_path: DirectPathRecord = field(default_factory=DirectPathRecord)
 
 
 class SessionList:
@@ -81,10 +78,16 @@ class SessionList:
             return
         session.path = _PATHS.get(selected.kind, "none")
         session.via = selected.intermediate_id
+        session.direct_path.selected(selected)
         if session.path != "none":
             session.pathless_since = None
         elif session.pathless_since is None:
             session.pathless_since = now
+
+    def direct_path_of(self, session_id: bytes) -> DirectPathRecord | None:
+        """What is kept of the search for a direct path; None of a session that is not listed."""
+        session = self._sessions.get(session_id)
+        return None if session is None else session.direct_path
 
     def establish(self, session_id: bytes, peer_id: str, now: float) -> None:
         """The handshake is complete."""
@@ -93,13 +96,17 @@ class SessionList:
         if session is not None:
             session.is_established = True
 
-    def measure(self, statistics: quic_session_pb2.SessionStatistics) -> int:
-        """Take a session's totals; returns how many datagrams were dropped since the last ones."""
+    def direct(self) -> int:
+        """How many sessions a direct path carries."""
+        return sum(session.path == "direct" for session in self._sessions.values())
+
+    def measure(self, statistics: quic_session_pb2.SessionStatistics) -> quic_session_pb2.SessionStatistics:
+        """Take a session's totals; returns those before, empty ones of a session that is not listed."""
         session = self._sessions.get(statistics.session_id)
         if session is None:
-            return 0
+            return statistics
         former, session.statistics = session.statistics, statistics
-        return max(0, statistics.datagrams_dropped - former.datagrams_dropped)
+        return former
 
     def close(self, session_id: bytes) -> str:
         """A session is over; returns its peer's id, or nothing."""
@@ -120,13 +127,13 @@ class SessionList:
 
 def _status(session_id: bytes, session: _Session, now: float) -> control_pb2.SessionStatus:
     statistics = session.statistics
-    return control_pb2.SessionStatus(
+    status = control_pb2.SessionStatus(
         session_id=session_id,
         peer_id=session.peer_id,
         state="established" if session.is_established else "opening",
         path=session.path,
         via=session.via,
-        path_reason=_PATH_REASONS.get(session.path, ""),
+        path_reason=session.direct_path.why(),
         rtt_ms=statistics.rtt_ms,
         bytes_sent=statistics.bytes_sent,
         bytes_received=statistics.bytes_received,
@@ -136,3 +143,5 @@ def _status(session_id: bytes, session: _Session, now: float) -> control_pb2.Ses
         services=session.services,
         outage_s=0.0 if session.pathless_since is None else now - session.pathless_since,
     )
+    session.direct_path.fill(status.direct_path, statistics)
+    return status

@@ -35,6 +35,7 @@ from ztna.settings import AgentSettings, ConnectorSettings, IntermediateSettings
 from ztna.settings.live import Change
 from ztna.v1 import (
     control_pb2,
+    hole_punch_pb2,
     path_manager_pb2,
     quic_relay_pb2,
     quic_session_pb2,
@@ -771,11 +772,14 @@ def test_every_documented_metric_of_a_daemon_is_exposed(board: str, request: pyt
         "intermediate": signaling_service_pb2.SignalingStatistics(refused={"limit": 1}),
     }
     subject.tell(refusal[board])
+    if board != "intermediate":
+        subject.tell(hole_punch_pb2.HolePunchFinished(is_direct=True))
     if board == "connector":
         subject.tell(service_health_pb2.ServiceHealthChanged(service="web", is_healthy=True))
     text = exposition(subject.harness.concern.samples)().decode()
     names = set(re.findall(r"^(ztna_\w+)", text, re.MULTILINE))
-    assert names == {f"ztna_{spec.name}" for spec in CATALOGUE if spec.daemons in {"all", board}}
+    kinds = {"all", board} if board == "intermediate" else {"all", "nodes", board}
+    assert names == {f"ztna_{spec.name}" for spec in CATALOGUE if spec.daemons in kinds}
     assert 'ztna_dropped_total{place="udp_socket",reason="queue_full"} 1.0' in text
 
 

@@ -16,6 +16,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from ztna.cli.cells import address, clean, row, table
+from ztna.cli.direct_path_view import direct_path_lines
 from ztna.cli.status_json import enum_word
 from ztna.cli.units import show_bytes, show_count, show_duration, show_rate, show_rtt
 from ztna.v1.control_pb2 import DaemonStatus, SessionStatus
@@ -77,22 +79,22 @@ def status_view(status: DaemonStatus, wall: float, rates: Rates | None = None) -
 def sessions_view(status: DaemonStatus, rates: Rates | None = None) -> RenderableType:
     """Every session with all that is known of it."""
     if not status.sessions:
-        return Text(f"{_clean(status.daemon)} {_clean(status.id)} has no session.")
+        return Text(f"{clean(status.daemon)} {clean(status.id)} has no session.")
     return Group(*(_session_block(each, rates) for each in status.sessions))
 
 
 def _header(status: DaemonStatus) -> RenderableType:
     line = Text.assemble(
-        (f"{_clean(status.daemon)} {_clean(status.id)}", "bold"),
+        (f"{clean(status.daemon)} {clean(status.id)}", "bold"),
         "  ",
         ("ready", "green") if status.is_ready else ("not ready", "bold red"),
-        f"  up {show_duration(status.uptime_s)}  ztna {_clean(status.version)}",
+        f"  up {show_duration(status.uptime_s)}  ztna {clean(status.version)}",
     )
     lines: list[RenderableType] = [line]
     if not status.is_ready:
-        lines.append(Text(_clean(status.not_ready_reason), style="red"))
+        lines.append(Text(clean(status.not_ready_reason), style="red"))
     if status.udp_addresses:
-        addresses = ", ".join(_address(each.host, each.port) for each in status.udp_addresses)
+        addresses = ", ".join(address(each.host, each.port) for each in status.udp_addresses)
         lines.append(Text(f"UDP on {addresses}", style="dim"))
     if status.certificate_expires_at_s:
         lines.append(Text(f"certificate until {_day(status.certificate_expires_at_s)}", style="dim"))
@@ -100,95 +102,95 @@ def _header(status: DaemonStatus) -> RenderableType:
 
 
 def _intermediates(status: DaemonStatus) -> RenderableType | None:
-    table = _table("intermediate", "state", "relay leg", ">rtt", "seen as")
+    rows = table("intermediate", "state", "relay leg", ">rtt", "seen as")
     reasons = []
     for each in status.intermediates[:MAX_ROWS]:
         seen_as = ""
         if each.HasField("observed_address"):
-            seen_as = _address(each.observed_address.host, each.observed_address.port)
+            seen_as = address(each.observed_address.host, each.observed_address.port)
         leg = Text("up", style="green") if each.is_leg_up else Text("down", style="yellow")
-        _row(table, each.id, _state(each.state), leg, show_rtt(each.rtt_ms), seen_as)
+        row(rows, each.id, _state(each.state), leg, show_rtt(each.rtt_ms), seen_as)
         if each.reason:
             reasons.append(f"{each.id}: {each.reason}")
         if each.leg_reason:
             reasons.append(f"relay leg to {each.id}: {each.leg_reason}")
-    return _section("Intermediates", table, len(status.intermediates), reasons)
+    return _section("Intermediates", rows, len(status.intermediates), reasons)
 
 
 def _services(status: DaemonStatus) -> RenderableType | None:
-    table = _table("service", "address", "state", ">active", ">total", ">to", ">from")
+    rows = table("service", "address", "state", ">active", ">total", ">to", ">from")
     reasons = []
     for each in status.services[:MAX_ROWS]:
         address = f"{enum_word(each, 'protocol') or '?'} {each.address}"
         to_service, from_service = show_bytes(each.bytes_to_service), show_bytes(each.bytes_from_service)
-        _row(
-            table, each.id, address, _state(each.state), str(each.active), str(each.total),
+        row(
+            rows, each.id, address, _state(each.state), str(each.active), str(each.total),
             to_service, from_service,
         )  # fmt: skip
         if each.reason:
             reasons.append(f"{each.id}: {each.reason}")
-    return _section("Services", table, len(status.services), reasons)
+    return _section("Services", rows, len(status.services), reasons)
 
 
 def _nodes(status: DaemonStatus) -> RenderableType | None:
-    table = _table("node", "role", "signaling", "relay leg", ">attached")
+    rows = table("node", "role", "signaling", "relay leg", ">attached")
     for each in status.nodes[:MAX_ROWS]:
         role = enum_word(each, "role") or "?"
         leg = Text("up", style="green") if each.is_leg_up else Text("down", style="yellow")
-        _row(table, each.id, role, each.carrier, leg, show_duration(each.attached_s))
-    return _section("Nodes", table, status.counters.get("attached_nodes", 0))
+        row(rows, each.id, role, each.carrier, leg, show_duration(each.attached_s))
+    return _section("Nodes", rows, status.counters.get("attached_nodes", 0))
 
 
 def _registered(status: DaemonStatus) -> RenderableType | None:
-    table = _table("service", "proto", "connectors")
+    rows = table("service", "proto", "connectors")
     for each in status.registered_services[:MAX_ROWS]:
-        _row(table, each.id, enum_word(each, "protocol") or "?", ", ".join(each.connectors))
-    return _section("Registered services", table, len(status.registered_services))
+        row(rows, each.id, enum_word(each, "protocol") or "?", ", ".join(each.connectors))
+    return _section("Registered services", rows, len(status.registered_services))
 
 
 def _sessions(status: DaemonStatus, rates: Rates | None) -> RenderableType | None:
-    table = _table("session", "peer", "path", ">rtt", ">sent", ">received", ">age")
+    rows = table("session", "peer", "path", ">rtt", ">sent", ">received", ">age")
     for each in status.sessions[:MAX_ROWS]:
         sent, received = _traffic(each, rates)
-        _row(
-            table, each.session_id.hex()[:8], each.peer_id, _path(each), show_rtt(each.rtt_ms),
+        row(
+            rows, each.session_id.hex()[:8], each.peer_id, _path(each), show_rtt(each.rtt_ms),
             sent, received, show_duration(each.age_s),
         )  # fmt: skip
-    return _section("Sessions", table, status.counters.get("sessions", 0))
+    return _section("Sessions", rows, status.counters.get("sessions", 0))
 
 
 def _path(each: SessionStatus) -> Text:
     if each.state != "established":
-        return Text(_clean(each.state), style="yellow")
+        return Text(clean(each.state), style="yellow")
     if each.outage_s:
         return Text(f"none for {show_duration(each.outage_s)}", style="red")
-    return Text(_clean(each.path), style="green")
+    return Text(clean(each.path), style="green")
 
 
 def _relayed(status: DaemonStatus, rates: Rates | None) -> RenderableType | None:
-    table = _table("session", "agent", "connector", "services", "state", ">relayed", ">age")
+    rows = table("session", "agent", "connector", "services", "state", ">relayed", ">age")
     for each in status.sessions[:MAX_ROWS]:
-        _row(
-            table, each.session_id.hex()[:8], each.agent_id, each.connector_id, ", ".join(each.services),
+        row(
+            rows, each.session_id.hex()[:8], each.agent_id, each.connector_id, ", ".join(each.services),
             _state(each.state), _traffic(each, rates)[0], show_duration(each.age_s),
         )  # fmt: skip
-    return _section("Sessions", table, status.counters.get("sessions", 0))
+    return _section("Sessions", rows, status.counters.get("sessions", 0))
 
 
 def _actors(status: DaemonStatus) -> RenderableType | None:
     """Only those that are not as they should be."""
-    table = _table("actor", "state", ">restarts", ">waiting")
+    rows = table("actor", "state", ">restarts", ">waiting")
     failed = [each for each in status.actors if each.restarts or each.state != "running"]
     for each in failed[:MAX_ROWS]:
-        _row(table, each.name, _state(each.state), str(each.restarts), str(each.inbox_depth))
-    return _section("Actors that failed", table, len(failed))
+        row(rows, each.name, _state(each.state), str(each.restarts), str(each.inbox_depth))
+    return _section("Actors that failed", rows, len(failed))
 
 
 def _problems(status: DaemonStatus, wall: float) -> RenderableType | None:
-    table = _table(">ago", ">times", "what")
+    rows = table(">ago", ">times", "what")
     for each in status.problems[:MAX_ROWS]:
-        _row(table, show_duration(max(0.0, wall - each.at_s)), str(each.count), each.message)
-    return _section("Problems", table, len(status.problems))
+        row(rows, show_duration(max(0.0, wall - each.at_s)), str(each.count), each.message)
+    return _section("Problems", rows, len(status.problems))
 
 
 def _session_block(each: SessionStatus, rates: Rates | None) -> RenderableType:
@@ -196,7 +198,7 @@ def _session_block(each: SessionStatus, rates: Rates | None) -> RenderableType:
     head = Text.assemble(
         (each.session_id.hex(), "bold"),
         "  ",
-        _clean(who),
+        clean(who),
         "  ",
         _state(each.state),
         f"  {show_duration(each.age_s)}",
@@ -212,11 +214,13 @@ def _session_block(each: SessionStatus, rates: Rates | None) -> RenderableType:
     is_end = bool(each.peer_id)
     traffic = _traffic_of_end(each, rates) if is_end else _traffic_of_relay(each, rates)
     grid = Table.grid(padding=(0, 1))
-    _row(grid, "  path", " · ".join(facts))
-    _row(grid, "  traffic", " · ".join(traffic))
+    row(grid, "  path", " · ".join(facts))
+    row(grid, "  traffic", " · ".join(traffic))
     if each.services:
-        _row(grid, "  services", ", ".join(each.services))
-    return Group(head, grid)
+        row(grid, "  services", ", ".join(each.services))
+    if not is_end:
+        return Group(head, grid)
+    return Group(head, grid, *direct_path_lines(each.direct_path))
 
 
 def _traffic_of_end(each: SessionStatus, rates: Rates | None) -> list[str]:
@@ -243,43 +247,22 @@ def _traffic(each: SessionStatus, rates: Rates | None) -> tuple[str, str]:
     return show_rate(sent), show_rate(received)
 
 
-def _table(*columns: str) -> Table:
-    """A table without borders; a column that begins with `>` is aligned to the right."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for column in columns:
-        is_right = column.startswith(">")
-        table.add_column(column.removeprefix(">"), justify="right" if is_right else "left", overflow="fold")
-    return table
-
-
-def _row(table: Table, *cells: str | Text) -> None:
-    table.add_row(*(cell if isinstance(cell, Text) else Text(_clean(cell)) for cell in cells))
-
-
-def _section(title: str, table: Table, total: int, notes: Sequence[str] = ()) -> RenderableType | None:
+def _section(title: str, rows: Table, total: int, notes: Sequence[str] = ()) -> RenderableType | None:
     """A titled table and notes below it; `total` is how many rows there would be."""
-    if not table.row_count:
+    if not rows.row_count:
         return None
-    parts: list[RenderableType] = [Text(title, style="bold cyan"), table]
-    if total > table.row_count:
-        parts.append(Text(f"… and {total - table.row_count} more", style="dim"))
-    parts += [Text(_clean(note), style="red") for note in notes]
+    parts: list[RenderableType] = [Text(title, style="bold cyan"), rows]
+    if total > rows.row_count:
+        parts.append(Text(f"… and {total - rows.row_count} more", style="dim"))
+    parts += [Text(clean(note), style="red") for note in notes]
     return Padding(Group(*parts), (1, 0, 0, 0), expand=False)
 
 
 def _state(state: str) -> Text:
     word = state.partition(":")[0]
     style = "green" if word in _GOOD else "red" if word in _BAD else "yellow"
-    return Text(_clean(state), style=style)
-
-
-def _address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return Text(clean(state), style=style)
 
 
 def _day(at_s: float) -> str:
     return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%d")
-
-
-def _clean(text: str) -> str:
-    return "".join(character if character.isprintable() else "�" for character in text)

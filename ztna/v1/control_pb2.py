@@ -22,10 +22,13 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from ztna.v1 import checklist_pb2 as ztna_dot_v1_dot_checklist__pb2
+from ztna.v1 import hole_punch_pb2 as ztna_dot_v1_dot_hole__punch__pb2
+from ztna.v1 import path_manager_pb2 as ztna_dot_v1_dot_path__manager__pb2
 from ztna.v1 import types_pb2 as ztna_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15ztna/v1/control.proto\x12\x07ztna.v1\x1a\x13ztna/v1/types.proto\"\x12\n\x10GetStatusRequest\":\n\x11GetStatusResponse\x12%\n\x06status\x18\x01 \x01(\x0b\x32\x15.ztna.v1.DaemonStatus\"\x14\n\x12WatchStatusRequest\"<\n\x13WatchStatusResponse\x12%\n\x06status\x18\x01 \x01(\x0b\x32\x15.ztna.v1.DaemonStatus\"%\n\x12OpenSessionRequest\x12\x0f\n\x07service\x18\x01 \x01(\t\"?\n\x13OpenSessionResponse\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x14\n\x0c\x63onnector_id\x18\x02 \x01(\t\")\n\x13\x43loseSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\"\x16\n\x14\x43loseSessionResponse\"\x0f\n\rReloadRequest\"8\n\x0eReloadResponse\x12\x0f\n\x07\x61pplied\x18\x01 \x03(\t\x12\x15\n\rneeds_restart\x18\x02 \x03(\t\"\x9b\x05\n\x0c\x44\x61\x65monStatus\x12\x0e\n\x06\x64\x61\x65mon\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x10\n\x08uptime_s\x18\x04 \x01(\x01\x12\x10\n\x08is_ready\x18\x05 \x01(\x08\x12\x18\n\x10not_ready_reason\x18\x06 \x01(\t\x12\x30\n\rudp_addresses\x18\x07 \x03(\x0b\x32\x19.ztna.v1.TransportAddress\x12\x32\n\rintermediates\x18\x08 \x03(\x0b\x32\x1b.ztna.v1.IntermediateStatus\x12(\n\x08services\x18\t \x03(\x0b\x32\x16.ztna.v1.ServiceStatus\x12(\n\x08sessions\x18\n \x03(\x0b\x32\x16.ztna.v1.SessionStatus\x12\"\n\x05nodes\x18\x0b \x03(\x0b\x32\x13.ztna.v1.NodeStatus\x12\x37\n\x13registered_services\x18\x0c \x03(\x0b\x32\x1a.ztna.v1.RegisteredService\x12$\n\x06\x61\x63tors\x18\r \x03(\x0b\x32\x14.ztna.v1.ActorStatus\x12\"\n\x08problems\x18\x0e \x03(\x0b\x32\x10.ztna.v1.Problem\x12\x35\n\x08\x63ounters\x18\x0f \x03(\x0b\x32#.ztna.v1.DaemonStatus.CountersEntry\x12 \n\x18\x63\x65rtificate_expires_at_s\x18\x10 \x01(\x01\x12\x17\n\x0f\x63\x61_expires_at_s\x18\x11 \x01(\x01\x12\x1c\n\x14\x63rl_next_update_at_s\x18\x12 \x01(\x01\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\xab\x01\n\x12IntermediateStatus\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x11\n\tis_leg_up\x18\x04 \x01(\x08\x12\x12\n\nleg_reason\x18\x05 \x01(\t\x12\x0e\n\x06rtt_ms\x18\x06 \x01(\x01\x12\x33\n\x10observed_address\x18\x07 \x01(\x0b\x32\x19.ztna.v1.TransportAddress\"\xed\x01\n\rServiceStatus\x12\n\n\x02id\x18\x01 \x01(\t\x12*\n\x08protocol\x18\x02 \x01(\x0e\x32\x18.ztna.v1.ServiceProtocol\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0e\n\x06\x61\x63tive\x18\x06 \x01(\r\x12\r\n\x05total\x18\x07 \x01(\x04\x12\x0f\n\x07refused\x18\x08 \x01(\x04\x12\x0e\n\x06\x65rrors\x18\t \x01(\x04\x12\x18\n\x10\x62ytes_to_service\x18\n \x01(\x04\x12\x1a\n\x12\x62ytes_from_service\x18\x0b \x01(\x04\"\xb6\x02\n\rSessionStatus\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x0f\n\x07peer_id\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x0c\n\x04path\x18\x04 \x01(\t\x12\x0b\n\x03via\x18\x05 \x01(\t\x12\x13\n\x0bpath_reason\x18\x06 \x01(\t\x12\x0e\n\x06rtt_ms\x18\x07 \x01(\x01\x12\x12\n\nbytes_sent\x18\x08 \x01(\x04\x12\x16\n\x0e\x62ytes_received\x18\t \x01(\x04\x12\x14\n\x0cpackets_lost\x18\n \x01(\x04\x12\x14\n\x0copen_streams\x18\x0b \x01(\r\x12\r\n\x05\x61ge_s\x18\x0c \x01(\x01\x12\x10\n\x08\x61gent_id\x18\r \x01(\t\x12\x14\n\x0c\x63onnector_id\x18\x0e \x01(\t\x12\x10\n\x08services\x18\x0f \x03(\t\x12\x10\n\x08outage_s\x18\x10 \x01(\x01\"m\n\nNodeStatus\x12\x1b\n\x04role\x18\x01 \x01(\x0e\x32\r.ztna.v1.Role\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0f\n\x07\x63\x61rrier\x18\x03 \x01(\t\x12\x11\n\tis_leg_up\x18\x04 \x01(\x08\x12\x12\n\nattached_s\x18\x05 \x01(\x01\"_\n\x11RegisteredService\x12\n\n\x02id\x18\x01 \x01(\t\x12*\n\x08protocol\x18\x02 \x01(\x0e\x32\x18.ztna.v1.ServiceProtocol\x12\x12\n\nconnectors\x18\x03 \x03(\t\"\x8b\x01\n\x0b\x41\x63torStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x10\n\x08restarts\x18\x03 \x01(\r\x12\x13\n\x0binbox_depth\x18\x04 \x01(\r\x12\x10\n\x08messages\x18\x05 \x01(\x04\x12\x12\n\nhandling_s\x18\x06 \x01(\x01\x12\x12\n\nslowest_ms\x18\x07 \x01(\x01\"F\n\x07Problem\x12\x0c\n\x04\x61t_s\x18\x01 \x01(\x01\x12\r\n\x05\x65vent\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\r\n\x05\x63ount\x18\x04 \x01(\r2\xf2\x02\n\x0e\x43ontrolService\x12\x42\n\tGetStatus\x12\x19.ztna.v1.GetStatusRequest\x1a\x1a.ztna.v1.GetStatusResponse\x12J\n\x0bWatchStatus\x12\x1b.ztna.v1.WatchStatusRequest\x1a\x1c.ztna.v1.WatchStatusResponse0\x01\x12H\n\x0bOpenSession\x12\x1b.ztna.v1.OpenSessionRequest\x1a\x1c.ztna.v1.OpenSessionResponse\x12K\n\x0c\x43loseSession\x12\x1c.ztna.v1.CloseSessionRequest\x1a\x1d.ztna.v1.CloseSessionResponse\x12\x39\n\x06Reload\x12\x16.ztna.v1.ReloadRequest\x1a\x17.ztna.v1.ReloadResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15ztna/v1/control.proto\x12\x07ztna.v1\x1a\x17ztna/v1/checklist.proto\x1a\x18ztna/v1/hole_punch.proto\x1a\x1aztna/v1/path_manager.proto\x1a\x13ztna/v1/types.proto\"\x12\n\x10GetStatusRequest\":\n\x11GetStatusResponse\x12%\n\x06status\x18\x01 \x01(\x0b\x32\x15.ztna.v1.DaemonStatus\"\x14\n\x12WatchStatusRequest\"<\n\x13WatchStatusResponse\x12%\n\x06status\x18\x01 \x01(\x0b\x32\x15.ztna.v1.DaemonStatus\"%\n\x12OpenSessionRequest\x12\x0f\n\x07service\x18\x01 \x01(\t\"?\n\x13OpenSessionResponse\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x14\n\x0c\x63onnector_id\x18\x02 \x01(\t\")\n\x13\x43loseSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\"\x16\n\x14\x43loseSessionResponse\"\x0f\n\rReloadRequest\"8\n\x0eReloadResponse\x12\x0f\n\x07\x61pplied\x18\x01 \x03(\t\x12\x15\n\rneeds_restart\x18\x02 \x03(\t\"\x9b\x05\n\x0c\x44\x61\x65monStatus\x12\x0e\n\x06\x64\x61\x65mon\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x10\n\x08uptime_s\x18\x04 \x01(\x01\x12\x10\n\x08is_ready\x18\x05 \x01(\x08\x12\x18\n\x10not_ready_reason\x18\x06 \x01(\t\x12\x30\n\rudp_addresses\x18\x07 \x03(\x0b\x32\x19.ztna.v1.TransportAddress\x12\x32\n\rintermediates\x18\x08 \x03(\x0b\x32\x1b.ztna.v1.IntermediateStatus\x12(\n\x08services\x18\t \x03(\x0b\x32\x16.ztna.v1.ServiceStatus\x12(\n\x08sessions\x18\n \x03(\x0b\x32\x16.ztna.v1.SessionStatus\x12\"\n\x05nodes\x18\x0b \x03(\x0b\x32\x13.ztna.v1.NodeStatus\x12\x37\n\x13registered_services\x18\x0c \x03(\x0b\x32\x1a.ztna.v1.RegisteredService\x12$\n\x06\x61\x63tors\x18\r \x03(\x0b\x32\x14.ztna.v1.ActorStatus\x12\"\n\x08problems\x18\x0e \x03(\x0b\x32\x10.ztna.v1.Problem\x12\x35\n\x08\x63ounters\x18\x0f \x03(\x0b\x32#.ztna.v1.DaemonStatus.CountersEntry\x12 \n\x18\x63\x65rtificate_expires_at_s\x18\x10 \x01(\x01\x12\x17\n\x0f\x63\x61_expires_at_s\x18\x11 \x01(\x01\x12\x1c\n\x14\x63rl_next_update_at_s\x18\x12 \x01(\x01\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\xab\x01\n\x12IntermediateStatus\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x11\n\tis_leg_up\x18\x04 \x01(\x08\x12\x12\n\nleg_reason\x18\x05 \x01(\t\x12\x0e\n\x06rtt_ms\x18\x06 \x01(\x01\x12\x33\n\x10observed_address\x18\x07 \x01(\x0b\x32\x19.ztna.v1.TransportAddress\"\xed\x01\n\rServiceStatus\x12\n\n\x02id\x18\x01 \x01(\t\x12*\n\x08protocol\x18\x02 \x01(\x0e\x32\x18.ztna.v1.ServiceProtocol\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0e\n\x06\x61\x63tive\x18\x06 \x01(\r\x12\r\n\x05total\x18\x07 \x01(\x04\x12\x0f\n\x07refused\x18\x08 \x01(\x04\x12\x0e\n\x06\x65rrors\x18\t \x01(\x04\x12\x18\n\x10\x62ytes_to_service\x18\n \x01(\x04\x12\x1a\n\x12\x62ytes_from_service\x18\x0b \x01(\x04\"\xe6\x02\n\rSessionStatus\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x0f\n\x07peer_id\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x0c\n\x04path\x18\x04 \x01(\t\x12\x0b\n\x03via\x18\x05 \x01(\t\x12\x13\n\x0bpath_reason\x18\x06 \x01(\t\x12\x0e\n\x06rtt_ms\x18\x07 \x01(\x01\x12\x12\n\nbytes_sent\x18\x08 \x01(\x04\x12\x16\n\x0e\x62ytes_received\x18\t \x01(\x04\x12\x14\n\x0cpackets_lost\x18\n \x01(\x04\x12\x14\n\x0copen_streams\x18\x0b \x01(\r\x12\r\n\x05\x61ge_s\x18\x0c \x01(\x01\x12\x10\n\x08\x61gent_id\x18\r \x01(\t\x12\x14\n\x0c\x63onnector_id\x18\x0e \x01(\t\x12\x10\n\x08services\x18\x0f \x03(\t\x12\x10\n\x08outage_s\x18\x10 \x01(\x01\x12.\n\x0b\x64irect_path\x18\x11 \x01(\x0b\x32\x19.ztna.v1.DirectPathStatus\"\xfb\x07\n\x10\x44irectPathStatus\x12&\n\x05state\x18\x01 \x01(\x0e\x32\x17.ztna.v1.HolePunchState\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12\x12\n\ngeneration\x18\x04 \x01(\r\x12\x11\n\tsignaling\x18\x05 \x01(\t\x12(\n\tlocal_nat\x18\x06 \x01(\x0b\x32\x15.ztna.v1.NatBehaviour\x12)\n\nremote_nat\x18\x07 \x01(\x0b\x32\x15.ztna.v1.NatBehaviour\x12,\n\x10local_candidates\x18\x08 \x03(\x0b\x32\x12.ztna.v1.Candidate\x12-\n\x11remote_candidates\x18\t \x03(\x0b\x32\x12.ztna.v1.Candidate\x12$\n\rselected_pair\x18\n \x01(\x0b\x32\r.ztna.v1.Pair\x12-\n\x05pairs\x18\x0b \x03(\x0b\x32\x1e.ztna.v1.ChecklistReport.Entry\x12-\n\x05paths\x18\x0c \x03(\x0b\x32\x1e.ztna.v1.DirectPathStatus.Path\x12\x0e\n\x06policy\x18\r \x01(\t\x12\x13\n\x0bpath_reason\x18\x0e \x01(\t\x12\x14\n\x0crtt_relay_ms\x18\x0f \x01(\x01\x12\x15\n\rrtt_direct_ms\x18\x10 \x01(\x01\x12\x19\n\x11time_to_direct_ms\x18\x11 \x01(\x01\x12\x1b\n\x13\x61nswer_to_direct_ms\x18\x12 \x01(\x01\x12\x10\n\x08\x61ttempts\x18\x13 \x01(\r\x12\x11\n\tsuccesses\x18\x14 \x01(\r\x12\x10\n\x08switches\x18\x15 \x01(\x04\x12\x12\n\nfail_overs\x18\x16 \x01(\x04\x12\x12\n\ndual_sends\x18\x17 \x01(\x04\x12\x19\n\x11\x64irect_bytes_sent\x18\x18 \x01(\x04\x12\x1d\n\x15\x64irect_bytes_received\x18\x19 \x01(\x04\x12\x17\n\x0fkeepalives_sent\x18\x1a \x01(\x04\x12\x1b\n\x13keepalives_answered\x18\x1b \x01(\x04\x12\x19\n\x11keepalives_missed\x18\x1c \x01(\x04\x1a\xcd\x01\n\x04Path\x12\x1f\n\x04kind\x18\x01 \x01(\x0e\x32\x11.ztna.v1.PathKind\x12\x0b\n\x03via\x18\x02 \x01(\t\x12)\n\x06remote\x18\x03 \x01(\x0b\x32\x19.ztna.v1.TransportAddress\x12!\n\x05state\x18\x04 \x01(\x0e\x32\x12.ztna.v1.PathState\x12\x13\n\x0bis_selected\x18\x05 \x01(\x08\x12\x0e\n\x06rtt_ms\x18\x06 \x01(\x01\x12\x14\n\x0closs_percent\x18\x07 \x01(\x01\x12\x0e\n\x06missed\x18\x08 \x01(\r\"m\n\nNodeStatus\x12\x1b\n\x04role\x18\x01 \x01(\x0e\x32\r.ztna.v1.Role\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0f\n\x07\x63\x61rrier\x18\x03 \x01(\t\x12\x11\n\tis_leg_up\x18\x04 \x01(\x08\x12\x12\n\nattached_s\x18\x05 \x01(\x01\"_\n\x11RegisteredService\x12\n\n\x02id\x18\x01 \x01(\t\x12*\n\x08protocol\x18\x02 \x01(\x0e\x32\x18.ztna.v1.ServiceProtocol\x12\x12\n\nconnectors\x18\x03 \x03(\t\"\x8b\x01\n\x0b\x41\x63torStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x10\n\x08restarts\x18\x03 \x01(\r\x12\x13\n\x0binbox_depth\x18\x04 \x01(\r\x12\x10\n\x08messages\x18\x05 \x01(\x04\x12\x12\n\nhandling_s\x18\x06 \x01(\x01\x12\x12\n\nslowest_ms\x18\x07 \x01(\x01\"F\n\x07Problem\x12\x0c\n\x04\x61t_s\x18\x01 \x01(\x01\x12\r\n\x05\x65vent\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\r\n\x05\x63ount\x18\x04 \x01(\r2\xf2\x02\n\x0e\x43ontrolService\x12\x42\n\tGetStatus\x12\x19.ztna.v1.GetStatusRequest\x1a\x1a.ztna.v1.GetStatusResponse\x12J\n\x0bWatchStatus\x12\x1b.ztna.v1.WatchStatusRequest\x1a\x1c.ztna.v1.WatchStatusResponse0\x01\x12H\n\x0bOpenSession\x12\x1b.ztna.v1.OpenSessionRequest\x1a\x1c.ztna.v1.OpenSessionResponse\x12K\n\x0c\x43loseSession\x12\x1c.ztna.v1.CloseSessionRequest\x1a\x1d.ztna.v1.CloseSessionResponse\x12\x39\n\x06Reload\x12\x16.ztna.v1.ReloadRequest\x1a\x17.ztna.v1.ReloadResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,44 +37,48 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_DAEMONSTATUS_COUNTERSENTRY']._loaded_options = None
   _globals['_DAEMONSTATUS_COUNTERSENTRY']._serialized_options = b'8\001'
-  _globals['_GETSTATUSREQUEST']._serialized_start=55
-  _globals['_GETSTATUSREQUEST']._serialized_end=73
-  _globals['_GETSTATUSRESPONSE']._serialized_start=75
-  _globals['_GETSTATUSRESPONSE']._serialized_end=133
-  _globals['_WATCHSTATUSREQUEST']._serialized_start=135
-  _globals['_WATCHSTATUSREQUEST']._serialized_end=155
-  _globals['_WATCHSTATUSRESPONSE']._serialized_start=157
-  _globals['_WATCHSTATUSRESPONSE']._serialized_end=217
-  _globals['_OPENSESSIONREQUEST']._serialized_start=219
-  _globals['_OPENSESSIONREQUEST']._serialized_end=256
-  _globals['_OPENSESSIONRESPONSE']._serialized_start=258
-  _globals['_OPENSESSIONRESPONSE']._serialized_end=321
-  _globals['_CLOSESESSIONREQUEST']._serialized_start=323
-  _globals['_CLOSESESSIONREQUEST']._serialized_end=364
-  _globals['_CLOSESESSIONRESPONSE']._serialized_start=366
-  _globals['_CLOSESESSIONRESPONSE']._serialized_end=388
-  _globals['_RELOADREQUEST']._serialized_start=390
-  _globals['_RELOADREQUEST']._serialized_end=405
-  _globals['_RELOADRESPONSE']._serialized_start=407
-  _globals['_RELOADRESPONSE']._serialized_end=463
-  _globals['_DAEMONSTATUS']._serialized_start=466
-  _globals['_DAEMONSTATUS']._serialized_end=1133
-  _globals['_DAEMONSTATUS_COUNTERSENTRY']._serialized_start=1086
-  _globals['_DAEMONSTATUS_COUNTERSENTRY']._serialized_end=1133
-  _globals['_INTERMEDIATESTATUS']._serialized_start=1136
-  _globals['_INTERMEDIATESTATUS']._serialized_end=1307
-  _globals['_SERVICESTATUS']._serialized_start=1310
-  _globals['_SERVICESTATUS']._serialized_end=1547
-  _globals['_SESSIONSTATUS']._serialized_start=1550
-  _globals['_SESSIONSTATUS']._serialized_end=1860
-  _globals['_NODESTATUS']._serialized_start=1862
-  _globals['_NODESTATUS']._serialized_end=1971
-  _globals['_REGISTEREDSERVICE']._serialized_start=1973
-  _globals['_REGISTEREDSERVICE']._serialized_end=2068
-  _globals['_ACTORSTATUS']._serialized_start=2071
-  _globals['_ACTORSTATUS']._serialized_end=2210
-  _globals['_PROBLEM']._serialized_start=2212
-  _globals['_PROBLEM']._serialized_end=2282
-  _globals['_CONTROLSERVICE']._serialized_start=2285
-  _globals['_CONTROLSERVICE']._serialized_end=2655
+  _globals['_GETSTATUSREQUEST']._serialized_start=134
+  _globals['_GETSTATUSREQUEST']._serialized_end=152
+  _globals['_GETSTATUSRESPONSE']._serialized_start=154
+  _globals['_GETSTATUSRESPONSE']._serialized_end=212
+  _globals['_WATCHSTATUSREQUEST']._serialized_start=214
+  _globals['_WATCHSTATUSREQUEST']._serialized_end=234
+  _globals['_WATCHSTATUSRESPONSE']._serialized_start=236
+  _globals['_WATCHSTATUSRESPONSE']._serialized_end=296
+  _globals['_OPENSESSIONREQUEST']._serialized_start=298
+  _globals['_OPENSESSIONREQUEST']._serialized_end=335
+  _globals['_OPENSESSIONRESPONSE']._serialized_start=337
+  _globals['_OPENSESSIONRESPONSE']._serialized_end=400
+  _globals['_CLOSESESSIONREQUEST']._serialized_start=402
+  _globals['_CLOSESESSIONREQUEST']._serialized_end=443
+  _globals['_CLOSESESSIONRESPONSE']._serialized_start=445
+  _globals['_CLOSESESSIONRESPONSE']._serialized_end=467
+  _globals['_RELOADREQUEST']._serialized_start=469
+  _globals['_RELOADREQUEST']._serialized_end=484
+  _globals['_RELOADRESPONSE']._serialized_start=486
+  _globals['_RELOADRESPONSE']._serialized_end=542
+  _globals['_DAEMONSTATUS']._serialized_start=545
+  _globals['_DAEMONSTATUS']._serialized_end=1212
+  _globals['_DAEMONSTATUS_COUNTERSENTRY']._serialized_start=1165
+  _globals['_DAEMONSTATUS_COUNTERSENTRY']._serialized_end=1212
+  _globals['_INTERMEDIATESTATUS']._serialized_start=1215
+  _globals['_INTERMEDIATESTATUS']._serialized_end=1386
+  _globals['_SERVICESTATUS']._serialized_start=1389
+  _globals['_SERVICESTATUS']._serialized_end=1626
+  _globals['_SESSIONSTATUS']._serialized_start=1629
+  _globals['_SESSIONSTATUS']._serialized_end=1987
+  _globals['_DIRECTPATHSTATUS']._serialized_start=1990
+  _globals['_DIRECTPATHSTATUS']._serialized_end=3009
+  _globals['_DIRECTPATHSTATUS_PATH']._serialized_start=2804
+  _globals['_DIRECTPATHSTATUS_PATH']._serialized_end=3009
+  _globals['_NODESTATUS']._serialized_start=3011
+  _globals['_NODESTATUS']._serialized_end=3120
+  _globals['_REGISTEREDSERVICE']._serialized_start=3122
+  _globals['_REGISTEREDSERVICE']._serialized_end=3217
+  _globals['_ACTORSTATUS']._serialized_start=3220
+  _globals['_ACTORSTATUS']._serialized_end=3359
+  _globals['_PROBLEM']._serialized_start=3361
+  _globals['_PROBLEM']._serialized_end=3431
+  _globals['_CONTROLSERVICE']._serialized_start=3434
+  _globals['_CONTROLSERVICE']._serialized_end=3804
 # @@protoc_insertion_point(module_scope)

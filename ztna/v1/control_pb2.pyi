@@ -7,6 +7,9 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from ztna.v1 import checklist_pb2 as _checklist_pb2
+from ztna.v1 import hole_punch_pb2 as _hole_punch_pb2
+from ztna.v1 import path_manager_pb2 as _path_manager_pb2
 from ztna.v1 import types_pb2 as _types_pb2
 import builtins as _builtins
 import sys
@@ -469,6 +472,7 @@ class SessionStatus(_message.Message):
     CONNECTOR_ID_FIELD_NUMBER: _builtins.int
     SERVICES_FIELD_NUMBER: _builtins.int
     OUTAGE_S_FIELD_NUMBER: _builtins.int
+    DIRECT_PATH_FIELD_NUMBER: _builtins.int
     session_id: _builtins.bytes
     """16 bytes"""
     peer_id: _builtins.str
@@ -503,6 +507,10 @@ class SessionStatus(_message.Message):
     def services(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """ids of the services it carried"""
 
+    @_builtins.property
+    def direct_path(self) -> Global___DirectPathStatus:
+        """agent and connector: the search for a direct path, and what it found"""
+
     def __init__(
         self,
         *,
@@ -522,14 +530,207 @@ class SessionStatus(_message.Message):
         connector_id: _builtins.str = ...,
         services: _abc.Iterable[_builtins.str] | None = ...,
         outage_s: _builtins.float = ...,
+        direct_path: Global___DirectPathStatus | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["direct_path", b"direct_path"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_s", b"age_s", "agent_id", b"agent_id", "bytes_received", b"bytes_received", "bytes_sent", b"bytes_sent", "connector_id", b"connector_id", "open_streams", b"open_streams", "outage_s", b"outage_s", "packets_lost", b"packets_lost", "path", b"path", "path_reason", b"path_reason", "peer_id", b"peer_id", "rtt_ms", b"rtt_ms", "services", b"services", "session_id", b"session_id", "state", b"state", "via", b"via"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_s", b"age_s", "agent_id", b"agent_id", "bytes_received", b"bytes_received", "bytes_sent", b"bytes_sent", "connector_id", b"connector_id", "direct_path", b"direct_path", "open_streams", b"open_streams", "outage_s", b"outage_s", "packets_lost", b"packets_lost", "path", b"path", "path_reason", b"path_reason", "peer_id", b"peer_id", "rtt_ms", b"rtt_ms", "services", b"services", "session_id", b"session_id", "state", b"state", "via", b"via"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SessionStatus: _TypeAlias = SessionStatus  # noqa: Y015
+
+@_typing.final
+class DirectPathStatus(_message.Message):
+    """The search for a direct path of one session."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Path(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KIND_FIELD_NUMBER: _builtins.int
+        VIA_FIELD_NUMBER: _builtins.int
+        REMOTE_FIELD_NUMBER: _builtins.int
+        STATE_FIELD_NUMBER: _builtins.int
+        IS_SELECTED_FIELD_NUMBER: _builtins.int
+        RTT_MS_FIELD_NUMBER: _builtins.int
+        LOSS_PERCENT_FIELD_NUMBER: _builtins.int
+        MISSED_FIELD_NUMBER: _builtins.int
+        kind: _types_pb2.PathKind.ValueType
+        """relay or direct"""
+        via: _builtins.str
+        """id of the intermediate, for a relayed path"""
+        state: _path_manager_pb2.PathState.ValueType
+        """how it fares"""
+        is_selected: _builtins.bool
+        """carries the session"""
+        rtt_ms: _builtins.float
+        """smoothed; 0: unknown"""
+        loss_percent: _builtins.float
+        """of the last checks"""
+        missed: _builtins.int
+        """keepalives in a row without an answer"""
+        @_builtins.property
+        def remote(self) -> _types_pb2.TransportAddress:
+            """for a direct path"""
+
+        def __init__(
+            self,
+            *,
+            kind: _types_pb2.PathKind.ValueType = ...,
+            via: _builtins.str = ...,
+            remote: _types_pb2.TransportAddress | None = ...,
+            state: _path_manager_pb2.PathState.ValueType = ...,
+            is_selected: _builtins.bool = ...,
+            rtt_ms: _builtins.float = ...,
+            loss_percent: _builtins.float = ...,
+            missed: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["remote", b"remote"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["is_selected", b"is_selected", "kind", b"kind", "loss_percent", b"loss_percent", "missed", b"missed", "remote", b"remote", "rtt_ms", b"rtt_ms", "state", b"state", "via", b"via"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    STATE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    SIGNALING_FIELD_NUMBER: _builtins.int
+    LOCAL_NAT_FIELD_NUMBER: _builtins.int
+    REMOTE_NAT_FIELD_NUMBER: _builtins.int
+    LOCAL_CANDIDATES_FIELD_NUMBER: _builtins.int
+    REMOTE_CANDIDATES_FIELD_NUMBER: _builtins.int
+    SELECTED_PAIR_FIELD_NUMBER: _builtins.int
+    PAIRS_FIELD_NUMBER: _builtins.int
+    PATHS_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    PATH_REASON_FIELD_NUMBER: _builtins.int
+    RTT_RELAY_MS_FIELD_NUMBER: _builtins.int
+    RTT_DIRECT_MS_FIELD_NUMBER: _builtins.int
+    TIME_TO_DIRECT_MS_FIELD_NUMBER: _builtins.int
+    ANSWER_TO_DIRECT_MS_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    SUCCESSES_FIELD_NUMBER: _builtins.int
+    SWITCHES_FIELD_NUMBER: _builtins.int
+    FAIL_OVERS_FIELD_NUMBER: _builtins.int
+    DUAL_SENDS_FIELD_NUMBER: _builtins.int
+    DIRECT_BYTES_SENT_FIELD_NUMBER: _builtins.int
+    DIRECT_BYTES_RECEIVED_FIELD_NUMBER: _builtins.int
+    KEEPALIVES_SENT_FIELD_NUMBER: _builtins.int
+    KEEPALIVES_ANSWERED_FIELD_NUMBER: _builtins.int
+    KEEPALIVES_MISSED_FIELD_NUMBER: _builtins.int
+    state: _hole_punch_pb2.HolePunchState.ValueType
+    """how far the search is"""
+    reason: _builtins.str
+    """snake_case: why there is no direct path; empty when there is"""
+    detail: _builtins.str
+    """the same for people"""
+    generation: _builtins.int
+    """of candidates; each restart adds one"""
+    signaling: _builtins.str
+    """what carries it: intermediate or session"""
+    policy: _builtins.str
+    """prefer_direct, lowest_rtt or relay_only"""
+    path_reason: _builtins.str
+    """snake_case: why the selected path"""
+    rtt_relay_ms: _builtins.float
+    """smoothed, end to end; 0: unknown"""
+    rtt_direct_ms: _builtins.float
+    """smoothed; 0: unknown, or no direct path"""
+    time_to_direct_ms: _builtins.float
+    """of the last success: from the offer to a nominated pair"""
+    answer_to_direct_ms: _builtins.float
+    """of the last success: from the peer's candidates to a nominated pair"""
+    attempts: _builtins.int
+    """ended ones"""
+    successes: _builtins.int
+    """of those"""
+    switches: _builtins.int
+    """of the selected path"""
+    fail_overs: _builtins.int
+    """from a direct path to the relay"""
+    dual_sends: _builtins.int
+    """how often packets began to travel over two paths"""
+    direct_bytes_sent: _builtins.int
+    """UDP payload bytes on direct paths"""
+    direct_bytes_received: _builtins.int
+    """as above"""
+    keepalives_sent: _builtins.int
+    """both kinds of path"""
+    keepalives_answered: _builtins.int
+    """of those"""
+    keepalives_missed: _builtins.int
+    """of those"""
+    @_builtins.property
+    def local_nat(self) -> _types_pb2.NatBehaviour:
+        """before this node"""
+
+    @_builtins.property
+    def remote_nat(self) -> _types_pb2.NatBehaviour:
+        """before the peer, as it told"""
+
+    @_builtins.property
+    def local_candidates(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Candidate]:
+        """ours"""
+
+    @_builtins.property
+    def remote_candidates(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Candidate]:
+        """the peer's"""
+
+    @_builtins.property
+    def selected_pair(self) -> _checklist_pb2.Pair:
+        """of the direct path that carries the session"""
+
+    @_builtins.property
+    def pairs(self) -> _containers.RepeatedCompositeFieldContainer[_checklist_pb2.ChecklistReport.Entry]:
+        """highest priority first"""
+
+    @_builtins.property
+    def paths(self) -> _containers.RepeatedCompositeFieldContainer[Global___DirectPathStatus.Path]:
+        """every one that is known"""
+
+    def __init__(
+        self,
+        *,
+        state: _hole_punch_pb2.HolePunchState.ValueType = ...,
+        reason: _builtins.str = ...,
+        detail: _builtins.str = ...,
+        generation: _builtins.int = ...,
+        signaling: _builtins.str = ...,
+        local_nat: _types_pb2.NatBehaviour | None = ...,
+        remote_nat: _types_pb2.NatBehaviour | None = ...,
+        local_candidates: _abc.Iterable[_types_pb2.Candidate] | None = ...,
+        remote_candidates: _abc.Iterable[_types_pb2.Candidate] | None = ...,
+        selected_pair: _checklist_pb2.Pair | None = ...,
+        pairs: _abc.Iterable[_checklist_pb2.ChecklistReport.Entry] | None = ...,
+        paths: _abc.Iterable[Global___DirectPathStatus.Path] | None = ...,
+        policy: _builtins.str = ...,
+        path_reason: _builtins.str = ...,
+        rtt_relay_ms: _builtins.float = ...,
+        rtt_direct_ms: _builtins.float = ...,
+        time_to_direct_ms: _builtins.float = ...,
+        answer_to_direct_ms: _builtins.float = ...,
+        attempts: _builtins.int = ...,
+        successes: _builtins.int = ...,
+        switches: _builtins.int = ...,
+        fail_overs: _builtins.int = ...,
+        dual_sends: _builtins.int = ...,
+        direct_bytes_sent: _builtins.int = ...,
+        direct_bytes_received: _builtins.int = ...,
+        keepalives_sent: _builtins.int = ...,
+        keepalives_answered: _builtins.int = ...,
+        keepalives_missed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["local_nat", b"local_nat", "remote_nat", b"remote_nat", "selected_pair", b"selected_pair"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_to_direct_ms", b"answer_to_direct_ms", "attempts", b"attempts", "detail", b"detail", "direct_bytes_received", b"direct_bytes_received", "direct_bytes_sent", b"direct_bytes_sent", "dual_sends", b"dual_sends", "fail_overs", b"fail_overs", "generation", b"generation", "keepalives_answered", b"keepalives_answered", "keepalives_missed", b"keepalives_missed", "keepalives_sent", b"keepalives_sent", "local_candidates", b"local_candidates", "local_nat", b"local_nat", "pairs", b"pairs", "path_reason", b"path_reason", "paths", b"paths", "policy", b"policy", "reason", b"reason", "remote_candidates", b"remote_candidates", "remote_nat", b"remote_nat", "rtt_direct_ms", b"rtt_direct_ms", "rtt_relay_ms", b"rtt_relay_ms", "selected_pair", b"selected_pair", "signaling", b"signaling", "state", b"state", "successes", b"successes", "switches", b"switches", "time_to_direct_ms", b"time_to_direct_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DirectPathStatus: _TypeAlias = DirectPathStatus  # noqa: Y015
 
 @_typing.final
 class NodeStatus(_message.Message):

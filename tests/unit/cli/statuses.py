@@ -10,7 +10,14 @@ from typing import Any
 
 import grpc
 
-from ztna.v1 import control_pb2, control_pb2_grpc, types_pb2
+from ztna.v1 import (
+    checklist_pb2,
+    control_pb2,
+    control_pb2_grpc,
+    hole_punch_pb2,
+    path_manager_pb2,
+    types_pb2,
+)
 
 WALL = 1_800_000_000.0
 SESSION = bytes(range(16))
@@ -57,7 +64,7 @@ def agent_status() -> control_pb2.DaemonStatus:
         state="established",
         path="relay",
         via="intermediate-1",
-        path_reason="direct paths are not part of this version",
+        path_reason="no direct path was found: both NATs map each destination to another port",
         rtt_ms=43.5,
         bytes_sent=81_234,
         bytes_received=2**33,
@@ -65,6 +72,7 @@ def agent_status() -> control_pb2.DaemonStatus:
         age_s=3700.0,
         services=["web"],
     )
+    fill_direct_path(status.sessions[0].direct_path)
     status.actors.add(name="udp_socket", state="running", messages=1200, handling_s=0.25, slowest_ms=1.5)
     status.problems.add(
         at_s=WALL,
@@ -73,6 +81,53 @@ def agent_status() -> control_pb2.DaemonStatus:
         count=2,
     )
     return status
+
+
+def fill_direct_path(status: control_pb2.DirectPathStatus) -> None:
+    """A search between two NATs that leave no room for a direct path."""
+    status.state = hole_punch_pb2.HOLE_PUNCH_STATE_FALLBACK_RELAY
+    status.reason = "both_mappings_vary"
+    status.detail = "both NATs map each destination to another port"
+    status.generation = status.attempts = 1
+    status.signaling = "intermediate"
+    for nat in (status.local_nat, status.remote_nat):
+        nat.is_known = nat.has_nat = True
+        nat.mapping = types_pb2.NAT_DEPENDENCE_ADDRESS_AND_PORT_DEPENDENT
+        nat.filtering = types_pb2.NAT_DEPENDENCE_ADDRESS_AND_PORT_DEPENDENT
+        nat.port_allocation = types_pb2.NAT_PORT_ALLOCATION_SEQUENTIAL
+        nat.port_step = 1
+    base = types_pb2.TransportAddress(host="192.168.1.7", port=40000)
+    local = status.local_candidates.add(
+        type=types_pb2.Candidate.TYPE_SERVER_REFLEXIVE,
+        address=types_pb2.TransportAddress(host="203.0.113.7", port=51234),
+        priority=1_694_498_815,
+        foundation="2",
+        related_address=base,
+    )
+    remote = status.remote_candidates.add(
+        type=types_pb2.Candidate.TYPE_HOST,
+        address=types_pb2.TransportAddress(host="198.51.100.9", port=41641),
+        priority=2_130_706_431,
+        foundation="1",
+    )
+    status.pairs.add(
+        pair=checklist_pb2.Pair(local=local, remote=remote, local_host="192.168.1.7"),
+        state=checklist_pb2.PAIR_STATE_FAILED,
+        checks_sent=6,
+        failure="timeout",
+    )
+    status.paths.add(
+        kind=types_pb2.PATH_KIND_RELAY,
+        via="intermediate-1",
+        state=path_manager_pb2.PATH_STATE_ACTIVE,
+        is_selected=True,
+        rtt_ms=43.5,
+    )
+    status.policy = "prefer_direct"
+    status.path_reason = "relay_up"
+    status.rtt_relay_ms = 43.5
+    status.switches = 1
+    status.keepalives_sent = status.keepalives_answered = 12
 
 
 def intermediate_status() -> control_pb2.DaemonStatus:

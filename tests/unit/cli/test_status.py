@@ -20,7 +20,7 @@ from ztna.cli.main import ztna
 from ztna.cli.status_json import as_plain, enum_word
 from ztna.cli.status_view import MAX_ROWS, RATE_WINDOW_S, Rates, sessions_view, status_view
 from ztna.cli.units import show_bytes, show_count, show_duration, show_rate, show_rtt
-from ztna.v1 import control_pb2
+from ztna.v1 import checklist_pb2, control_pb2, types_pb2
 
 DOCUMENT = Path("docs/status.md")
 
@@ -65,10 +65,18 @@ def test_the_documented_example_is_what_is_printed() -> None:
 def test_every_key_of_the_schema_is_documented() -> None:
     text = DOCUMENT.read_text(encoding="utf-8")
     messages = ["DaemonStatus", "IntermediateStatus", "ServiceStatus", "SessionStatus", "NodeStatus"]
-    messages += ["RegisteredService", "ActorStatus", "Problem"]
-    for name in messages:
-        for field in control_pb2.DESCRIPTOR.message_types_by_name[name].fields:
-            assert f"`{field.name}`" in text, f"{name}.{field.name}"
+    messages += ["RegisteredService", "ActorStatus", "Problem", "DirectPathStatus"]
+    descriptors = [control_pb2.DESCRIPTOR.message_types_by_name[name] for name in messages]
+    descriptors += [
+        control_pb2.DirectPathStatus.Path.DESCRIPTOR,
+        checklist_pb2.ChecklistReport.Entry.DESCRIPTOR,
+        checklist_pb2.Pair.DESCRIPTOR,
+        types_pb2.Candidate.DESCRIPTOR,
+        types_pb2.NatBehaviour.DESCRIPTOR,
+    ]
+    for descriptor in descriptors:
+        for field in descriptor.fields:
+            assert f"`{field.name}`" in text, f"{descriptor.name}.{field.name}"
 
 
 def test_what_is_not_known_is_null_and_a_newer_word_too() -> None:
@@ -213,7 +221,11 @@ def test_sessions_are_shown_in_full(path: Path) -> None:
         text = run("sessions", "--socket", str(path)).stdout
     assert SESSION.hex() in text
     assert "relay via intermediate-1" in text
-    assert "direct paths are not part" in text
+    assert "no direct path was found: both NATs map" in text
+    assert "fallback relay · attempt 1" in text
+    assert "mapping address-and-port-dependent" in text
+    assert "198.51.100.9:41641" in text
+    assert "failed, timeout" in text
     assert "0 packets lost · 3 streams open" in text
     status = intermediate_status()
     status.sessions[0].outage_s = 3
