@@ -31,6 +31,8 @@ from ztna.v1 import control_pb2, control_pb2_grpc
 POLL_INTERVAL_S = 0.05
 STOP_LIMIT_S = 6.0
 STATUS_LIMIT_S = 2.0
+WAIT_LIMIT_S = 60.0
+"""A start takes a second of processor time, which on a machine with other work may be half a minute."""
 MAX_EXCEPTION_LINES = 6
 # The control socket is a file: no proxy stands before it, whatever the environment says of HTTP.
 # Daemons take a moment to open it: look again soon.
@@ -252,7 +254,11 @@ class Deployment:
             raise DeploymentError(f"{name} ended (exit {code}) before: {waiting_for}\n{daemon.log_tail()}")
 
     def wait_for(
-        self, name: str, predicate: Callable[[dict[str, Any]], bool], what: str, timeout_s: float = 20.0
+        self,
+        name: str,
+        predicate: Callable[[dict[str, Any]], bool],
+        what: str,
+        timeout_s: float = WAIT_LIMIT_S,
     ) -> dict[str, Any]:
         """Ask for the status until it satisfies `predicate`; raises `DeploymentError` when time is up."""
         deadline = time.monotonic() + timeout_s
@@ -268,7 +274,7 @@ class Deployment:
             f"{self.daemons[name].log_tail()}"
         )
 
-    def wait_ready(self, *names: str, timeout_s: float = 20.0) -> None:
+    def wait_ready(self, *names: str, timeout_s: float = WAIT_LIMIT_S) -> None:
         """Wait until daemons (all, if none is named) report that they are ready."""
         for name in names or tuple(self.daemons):
             deadline = time.monotonic() + timeout_s
