@@ -34,6 +34,7 @@ from actors.plans import AgentPlan, ConnectorPlan, IntermediatePlan
 from tests import pki_fixtures
 from tests.simnet.apps import TcpClient, TcpService, UdpClient, UdpEcho
 from tests.simnet.link import LinkConfig, Packet
+from tests.simnet.nat import Nat, NatKind
 from tests.simnet.network import Node as NetworkNode
 from tests.simnet.network import VirtualNetwork
 from tests.simnet.sim_io import WALL_EPOCH, Host, ProcessCall, SimIo
@@ -60,6 +61,8 @@ TCP_PORT: Final = 18_080
 UDP_PORT: Final = 15_353
 READY_LIMIT_S: Final = 10.0
 NETWORKS: Final = {Role.INTERMEDIATE: "192.0.2", Role.CONNECTOR: "198.51.100", Role.AGENT: "203.0.113"}
+INSIDES: Final = {Role.CONNECTOR: "10.2.0", Role.AGENT: "10.3.0"}
+"""Behind NATs."""
 SERVICE_NETWORK: Final = "10.1.0"
 
 Settings = IntermediateSettings | ConnectorSettings | AgentSettings
@@ -187,6 +190,7 @@ class World:
         self.network = VirtualNetwork(seed, link, self.clock)
         self.log = LogBook(self.clock)
         self.daemons: dict[str, Daemon] = {}
+        self.nats: dict[str, Nat] = {}
         self.messages: list[MessageRecord] = []
         # Those of other tests in this process.
         self._foreign_actors = {ref.actor_urn for ref in pykka.ActorRegistry.get_all()}
@@ -235,11 +239,15 @@ class World:
         )
 
     def add_connector(
-        self, node_id: str, services: Sequence[Mapping[str, Any]] | None = None, **sections: Any
+        self,
+        node_id: str,
+        services: Sequence[Mapping[str, Any]] | None = None,
+        nat: NatKind | None = None,
+        **sections: Any,
     ) -> Daemon:
         """Add a connector that provides `files` (TCP) and `echo` (UDP), unless said otherwise."""
-        host = self._add_host(node_id, Role.CONNECTOR)
-        self.network.set_link(node_id, "services", SITE_LINK)
+        host = self._add_host(node_id, Role.CONNECTOR, nat=nat)
+        self.network.set_link(node_id if nat is None else f"{node_id}-nat", "services", SITE_LINK)
         if services is None:
             services = [
                 {"id": "files", "protocol": "tcp", "backend": f"{SERVICE_NETWORK}.1:{TCP_SERVICE_PORT}"},
@@ -257,10 +265,14 @@ class World:
         return daemon
 
     def add_agent(
-        self, node_id: str, services: Sequence[Mapping[str, Any]] | None = None, **sections: Any
+        self,
+        node_id: str,
+        services: Sequence[Mapping[str, Any]] | None = None,
+        nat: NatKind | None = None,
+        **sections: Any,
     ) -> Daemon:
         """Add an agent that listens for `files` and `echo`, unless said otherwise."""
-        host = self._add_host(node_id, Role.AGENT)
+        host = self._add_host(node_id, Role.AGENT, nat=nat)
         if services is None:
             services = [
                 {"id": "files", "protocol": "tcp", "listen": f"127.0.0.1:{TCP_PORT}"},
@@ -405,9 +417,15 @@ class World:
         self.tcp = TcpService(io, TransportAddress("0.0.0.0", TCP_SERVICE_PORT))
         self.udp = UdpEcho(io, TransportAddress("0.0.0.0", UDP_SERVICE_PORT))
 
-    def _add_host(self, node_id: str, role: Role, tap: Tap | None = None) -> Host:
+    def _add_host(self, node_id: str, role: Role, tap: Tap | None = None, nat: NatKind | None = None) -> Host:
         self._counts[role] += 1
         address = f"{NETWORKS[role]}.{self._counts[role]}"
+        if nat is not None:
+            self.nats[node_id] = gateway = Nat(self.network, f"{node_id}-nat", address, nat)
+            inside = f"{INSIDES[role]}.{self._counts[role]}" if nat.is_translating else address
+            host = self.network.host(node_id, inside, uplink=gateway)
+            gateway.add_inside(inside, host)
+            return host
         if tap is None:
             return self.network.host(node_id, address)
         tap.host = self.network.host(node_id, address, uplink=tap)
