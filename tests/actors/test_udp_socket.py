@@ -8,7 +8,13 @@ from google.protobuf.message import Message
 from actors.base import Context
 from actors.io import DatagramBatch, UdpOwner
 from actors.io import UdpSocket as Socket
-from actors.udp_socket import MAX_FAILURES_REPORTED, STATISTICS_INTERVAL_S, IntermediateUdpSocket, UdpSocket
+from actors.udp_socket import (
+    MAX_FAILURES_REPORTED,
+    STATISTICS_INTERVAL_S,
+    BoundSockets,
+    IntermediateUdpSocket,
+    UdpSocket,
+)
 from tests.manual_io import ActorHarness, ManualIo, actor_harness
 from ztna.address import TransportAddress
 from ztna.stun.attributes import OtherAddress, ResponseOrigin, Software, XorMappedAddress
@@ -80,7 +86,7 @@ def stun_request(transaction: bytes = b"t" * 12) -> bytes:
 
 
 def deliver(
-    harness: ActorHarness[UdpSocket], *payloads: bytes, remote: TransportAddress = REMOTE, socket: int = 0
+    harness: ActorHarness[BoundSockets], *payloads: bytes, remote: TransportAddress = REMOTE, socket: int = 0
 ) -> None:
     batch = DatagramBatch(remote, "192.0.2.10", list(payloads))
     harness.io.udp_sockets[socket].owner.datagrams_received([batch], harness.io.time())
@@ -91,18 +97,18 @@ def of(messages: list[Message], kind: type[MessageT]) -> list[MessageT]:
     return [message for message in messages if isinstance(message, kind)]
 
 
-def statistics(harness: ActorHarness[UdpSocket]) -> udp_socket_pb2.SocketStatistics:
+def statistics(harness: ActorHarness[BoundSockets]) -> udp_socket_pb2.SocketStatistics:
     harness.advance(STATISTICS_INTERVAL_S)
     (found,) = of(harness.take_emitted(), udp_socket_pb2.SocketStatistics)
     return found
 
 
-def sent(harness: ActorHarness[UdpSocket]) -> list[bytes]:
+def sent(harness: ActorHarness[BoundSockets]) -> list[bytes]:
     return [data for socket in harness.io.udp_sockets for data, _, _ in socket.sent]
 
 
-def node() -> ActorHarness[UdpSocket]:
-    harness: ActorHarness[UdpSocket] = actor_harness(NodeSocket)
+def node() -> ActorHarness[BoundSockets]:
+    harness: ActorHarness[BoundSockets] = actor_harness(NodeSocket)
     harness.take_emitted()
     return harness
 
@@ -187,7 +193,7 @@ def test_strangers_are_counted_and_get_no_byte_back() -> None:
     assert dict(found.dropped) == {
         "unknown_connection": 1,
         "unknown_connection_id": 1,
-        "unexpected_stun": 1,
+        "stun_without_username": 1,
         "empty": 1,
         "relay_frame": 1,
         "unknown": 1,
@@ -236,7 +242,7 @@ def test_nothing_is_reported_while_nothing_changes() -> None:
 
 
 def test_intermediate_answers_stun_with_the_source_and_its_alternate_port() -> None:
-    harness: ActorHarness[UdpSocket] = actor_harness(PublicSocket)
+    harness: ActorHarness[BoundSockets] = actor_harness(PublicSocket)
     deliver(harness, stun_request())
     ((answer, remote, local_host),) = harness.io.udp_sockets[0].sent
     assert (remote, local_host) == (REMOTE, "192.0.2.10")
@@ -248,7 +254,7 @@ def test_intermediate_answers_stun_with_the_source_and_its_alternate_port() -> N
 
 
 def test_alternate_port_answers_stun_alone() -> None:
-    harness: ActorHarness[UdpSocket] = actor_harness(PublicSocket)
+    harness: ActorHarness[BoundSockets] = actor_harness(PublicSocket)
     alternate = harness.io.udp_sockets[2]
     assert alternate.local_address.port == 3479
     deliver(harness, stun_request(), initial(), socket=2)
@@ -263,7 +269,7 @@ def test_alternate_port_answers_stun_alone() -> None:
 
 
 def test_intermediate_hands_strangers_to_the_relay() -> None:
-    harness: ActorHarness[UdpSocket] = actor_harness(PlainPublicSocket)
+    harness: ActorHarness[BoundSockets] = actor_harness(PlainPublicSocket)
     harness.tell(udp_socket_pb2.UpdateConnectionIds(connection=7, added=[LEG_CID]))
     deliver(harness, initial(), short(LEG_CID), short(b"unknown!"))
     messages = harness.take_emitted()
@@ -274,7 +280,7 @@ def test_intermediate_hands_strangers_to_the_relay() -> None:
 
 
 def test_intermediate_without_an_alternate_port_names_none() -> None:
-    harness: ActorHarness[UdpSocket] = actor_harness(PlainPublicSocket)
+    harness: ActorHarness[BoundSockets] = actor_harness(PlainPublicSocket)
     deliver(harness, stun_request())
     ((answer, _, _),) = harness.io.udp_sockets[0].sent
     assert not any(isinstance(each, OtherAddress) for each in parse(answer).attributes)
