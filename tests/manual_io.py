@@ -21,7 +21,7 @@ from structlog.testing import LogCapture
 from actors.base import Concern, ConcernRef, Context
 from actors.io import InterfaceAddress, Shortage, TcpListener, TcpOwner, TcpStream, Timer, UdpOwner, UdpSocket
 from actors.runtime import LoopRuntime, request_stop
-from ztna.address import TransportAddress
+from ztna.address import Family, TransportAddress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -218,6 +218,8 @@ class ManualIo(ManualScheduler):
         self.lacks: Shortage | None = None
         self.refused: Counter[str] = Counter()
         self.interfaces = [InterfaceAddress("lo", "127.0.0.1", 8)]
+        self.sources: dict[Family, str] = {}
+        self.network_watchers: list[Callable[[], None]] = []
         self._ports = iter(range(40_000, 65_536))
 
     def wall_time(self) -> float:
@@ -266,6 +268,23 @@ class ManualIo(ManualScheduler):
 
     def interface_addresses(self) -> list[InterfaceAddress]:
         return sorted(self.interfaces, key=lambda address: (address.interface, address.host))
+
+    def source_address(self, family: Family) -> str | None:
+        return self.sources.get(family)
+
+    def watch_network(self, callback: Callable[[], None]) -> Callable[[], None]:
+        self.network_watchers.append(callback)
+        return lambda: self.network_watchers.remove(callback)
+
+    def change_network(
+        self, interfaces: list[InterfaceAddress], sources: Mapping[Family, str] | None = None
+    ) -> None:
+        """Give the host other addresses, and let everything that follows happen."""
+        self.interfaces = interfaces
+        self.sources = dict(sources or {})
+        for watcher in list(self.network_watchers):
+            self.call_soon(watcher)
+        self.run_until_idle()
 
     def _bind(self, local: TransportAddress) -> TransportAddress:
         return TransportAddress(local.host, local.port or next(self._ports))
