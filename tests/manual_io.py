@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import ipaddress
+import os
 import random
 import threading
 import time
@@ -128,15 +129,19 @@ class ManualScheduler:
 
 @dataclass
 class RecordedUdpSocket:
-    """A UDP socket that goes nowhere: sent datagrams are in `sent`; `receive` plays the network."""
+    """A UDP socket that goes nowhere: sent datagrams are in `sent`; with `refuses` (an errno) none leave."""
 
     local_address: TransportAddress
     owner: UdpOwner
     sent: list[tuple[bytes, TransportAddress, str]] = field(default_factory=list)
     dropped: int = 0
     is_closed: bool = False
+    refuses: int = 0
 
     def send(self, payloads: Sequence[bytes], remote: TransportAddress, local_host: str = "") -> int:
+        if self.refuses:
+            self.owner.send_failed(remote, OSError(self.refuses, os.strerror(self.refuses)), 0.0)
+            return 0
         self.sent.extend((bytes(payload), remote, local_host) for payload in payloads)
         return len(payloads)
 
