@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Mapping, Sequence
 
-    from ztna.address import TransportAddress
+    from ztna.address import Family, TransportAddress
 
 
 MAX_READ_BYTES: Final = 64 * 1024
@@ -206,6 +206,15 @@ class Io(Scheduler, Protocol):
 
     def interface_addresses(self) -> list[InterfaceAddress]:
         """Addresses of all interfaces, loopback included, sorted."""
+
+    def source_address(self, family: Family) -> str | None:
+        """The address that packets to the internet would leave from; None without a route. Sends nothing."""
+
+    def watch_network(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call `callback` whenever addresses, links or routes may have changed; the result ends that.
+
+        A burst of changes is one call, and a call may be for nothing: compare. Nothing follows the end.
+        """
 
     def shortage(self, *, needs_descriptor: bool = False) -> Shortage | None:
         """Why nothing new may be begun, or None: memory, or descriptors for what needs one, run short.

@@ -6,17 +6,18 @@ import asyncio
 import random
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 
 import ifaddr
 
 from actors.io import InterfaceAddress, Shortage, TcpOwner, TcpStream, UdpOwner
 from actors.loop_asyncio import AsyncioScheduler
+from actors.network_asyncio import NetworkWatch, source_address
 from actors.resources import Resources
 from actors.tcp_asyncio import AsyncioTcpListener
 from actors.tcp_connect_asyncio import TcpConnector, resolve_host
 from actors.udp_asyncio import RECEIVE_BUFFER_BYTES, SEND_BUFFER_BYTES, AsyncioUdpSocket
-from ztna.address import TransportAddress
+from ztna.address import Family, TransportAddress
 
 
 class AsyncioIo(AsyncioScheduler):
@@ -30,6 +31,7 @@ class AsyncioIo(AsyncioScheduler):
         udp_receive_buffer_bytes: int = RECEIVE_BUFFER_BYTES,
         udp_send_buffer_bytes: int = SEND_BUFFER_BYTES,
         use_udp_offload: bool = True,
+        use_netlink: bool = True,
         resources: Resources | None = None,
     ) -> None:
         """Use `loop`.
@@ -44,6 +46,7 @@ class AsyncioIo(AsyncioScheduler):
         self._udp_receive_buffer_bytes = udp_receive_buffer_bytes
         self._udp_send_buffer_bytes = udp_send_buffer_bytes
         self._use_udp_offload = use_udp_offload
+        self._use_netlink = use_netlink
         self._resolving: set[asyncio.Task[list[TransportAddress]]] = set()
         self.accept_errors = 0
         self._resources = resources
@@ -127,6 +130,17 @@ class AsyncioIo(AsyncioScheduler):
                 host = _host(adapter.name, address.ip)
                 found.append(InterfaceAddress(adapter.name, host, address.network_prefix))
         return sorted(found, key=lambda item: (item.interface, item.host, item.prefix_length))
+
+    def source_address(self, family: Family) -> str | None:
+        """The address that packets to the internet would leave from; None without a route. Sends nothing."""
+        return source_address(family)
+
+    def watch_network(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call `callback` whenever addresses, links or routes may have changed; the result ends that."""
+        return NetworkWatch(self._loop, callback, self._network, use_netlink=self._use_netlink).cancel
+
+    def _network(self) -> Hashable:
+        return tuple(self.interface_addresses()), tuple(map(source_address, Family))
 
     def _on_accept_error(self, local: TransportAddress, error: OSError) -> None:
         self.accept_errors += 1

@@ -2,8 +2,10 @@
 
 Whose packet it is decides `ztna.quic.demux`: by first byte, then by connection ID, of which this actor keeps
 the one table of the process. Owners are named by the key that their messages are routed by. On the
-intermediate, STUN Binding requests are answered here, and packets for no known connection ID are emitted; on
-agent and connector both are dropped and counted: a stranger gets no byte back.
+intermediate, STUN Binding requests are answered here, and packets for no known connection ID are emitted.
+
+On agent and connector `ztna.stun.routing` decides whose a STUN message is, and verifies its integrity before
+anybody is told. Whatever is for nobody is dropped and counted: a stranger gets no byte back.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import errno
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from google.protobuf.message import Message
 
@@ -23,13 +25,20 @@ from actors.io import UdpSocket as Socket
 from ztna.address import Family, TransportAddress
 from ztna.quic.demux import Demultiplexer
 from ztna.stun.responder import BindingResponder
-from ztna.v1 import udp_socket_pb2
+from ztna.stun.routing import Asker, Route, StunRouter
+from ztna.v1 import types_pb2, udp_socket_pb2
 
 STATISTICS_INTERVAL_S = 1.0
 
 # Remote addresses per interval whose send failures are reported one by one; further ones are only counted,
 # since answers to forged sources fail by the thousand.
 MAX_FAILURES_REPORTED = 16
+
+_ASKERS: Final = {
+    udp_socket_pb2.STUN_ASKER_CHECKLIST: Asker.CHECKLIST,
+    udp_socket_pb2.STUN_ASKER_KEEPALIVE: Asker.KEEPALIVE,
+    udp_socket_pb2.STUN_ASKER_CANDIDATE_GATHERER: Asker.CANDIDATE_GATHERER,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +53,8 @@ class Owner:
 Source = tuple[TransportAddress, str]
 
 
-class UdpSocket(Concern):
-    """The sockets of a node: answers nobody."""
+class BoundSockets(Concern):
+    """What the sockets of every daemon do: bind, send, sort by connection ID, count."""
 
     name = "udp_socket"
     handlers: ClassVar = {
@@ -111,11 +120,7 @@ class UdpSocket(Concern):
         if socket is None:
             self._dropped["no_socket_of_family"] += len(message.datagrams)
             return
-        taken = socket.send(message.datagrams, remote, message.local_host)
-        self._sent[0] += taken
-        self._sent[1] += sum(map(len, message.datagrams[:taken]))
-        if taken < len(message.datagrams):
-            self._dropped["send_refused"] += len(message.datagrams) - taken
+        self._send(socket, message.datagrams, remote, message.local_host)
 
     def update_connection_ids(self, message: udp_socket_pb2.UpdateConnectionIds) -> None:
         """Keep the table of connection IDs."""
@@ -165,6 +170,17 @@ class UdpSocket(Concern):
         """When the next report is due."""
         return self._report_at
 
+    def _send(
+        self, socket: Socket, datagrams: Sequence[bytes], remote: TransportAddress, local_host: str
+    ) -> None:
+        taken = socket.send(datagrams, remote, local_host)
+        self._sent[0] += taken
+        self._sent[1] += sum(map(len, datagrams[:taken]))
+        if taken < len(datagrams):
+            # Pinned ones apart: there the address we send from may have gone.
+            reason = "pinned_send_refused" if local_host else "send_refused"
+            self._dropped[reason] += len(datagrams) - taken
+
     def _open(self, local: TransportAddress) -> Socket:
         return self.io.open_udp(local, self)
 
@@ -190,15 +206,16 @@ class UdpSocket(Concern):
             self._strangers_received(batch, [data for data, _ in result.unknown_initials])
 
     def _stun_received(self, batch: DatagramBatch, datagrams: list[bytes]) -> None:
-        del batch
-        self._dropped["unexpected_stun"] += len(datagrams)
+        raise NotImplementedError
 
     def _strangers_received(self, batch: DatagramBatch, datagrams: list[bytes]) -> None:
-        del batch
-        self._dropped["unknown_connection"] += len(datagrams)
+        raise NotImplementedError
+
+    def _drops(self) -> Counter[str]:
+        return self._dropped + self._demultiplexer.dropped
 
     def _statistics(self) -> udp_socket_pb2.SocketStatistics:
-        dropped = self._dropped + self._demultiplexer.dropped
+        dropped = self._drops()
         dropped["buffer_full"] += sum(socket.dropped for socket in self._sockets)
         return udp_socket_pb2.SocketStatistics(
             datagrams_received=self._received[0],
@@ -209,10 +226,87 @@ class UdpSocket(Concern):
         )
 
 
-class IntermediateUdpSocket(UdpSocket):
+class UdpSocket(BoundSockets):
+    """The sockets of an agent or a connector: answers nobody, and tells one actor of each STUN message."""
+
+    handlers: ClassVar = {
+        **BoundSockets.handlers,
+        udp_socket_pb2.AcceptChecks: "accept_checks",
+        udp_socket_pb2.RefuseChecks: "refuse_checks",
+        udp_socket_pb2.SendStunRequest: "send_stun_request",
+    }
+    emits = (
+        *BoundSockets.emits,
+        udp_socket_pb2.CheckReceived,
+        udp_socket_pb2.KeepaliveResponseReceived,
+        udp_socket_pb2.StunResponseReceived,
+    )
+
+    def __init__(self, context: Context, bind: Sequence[TransportAddress]) -> None:
+        super().__init__(context, bind)
+        self._router = StunRouter()
+
+    def accept_checks(self, message: udp_socket_pb2.AcceptChecks) -> None:
+        """Pass checks with these credentials on to their session."""
+        credentials = message.credentials
+        if not self._router.accept(message.session_id, credentials.ufrag, credentials.pwd, self.now):
+            self.log.warning("udp_socket.credentials_refused", session_id=message.session_id.hex())
+
+    def refuse_checks(self, message: udp_socket_pb2.RefuseChecks) -> None:
+        """Pass them on a little longer, and then no more."""
+        self._router.refuse(message.session_id, message.ufrag, self.now)
+
+    def send_stun_request(self, message: udp_socket_pb2.SendStunRequest) -> None:
+        """Send a request, and note who is told of its response."""
+        remote = TransportAddress(message.remote.host, message.remote.port)
+        socket = self._by_family.get(remote.family)
+        asker = _ASKERS.get(message.asker)
+        if socket is None or asker is None:
+            self._dropped["no_socket_of_family" if socket is None else "no_asker"] += 1
+            return
+        is_expected = self._router.expect(
+            message.transaction_id, asker, message.session_id, remote, message.pwd.encode(), self.now
+        )
+        if is_expected:
+            self._send(socket, [message.datagram], remote, message.local_host)
+
+    def handle_timeout(self, now: float) -> None:
+        """Report figures, and let go of what has expired."""
+        super().handle_timeout(now)
+        self._router.handle_timeout(now)
+
+    def _stun_received(self, batch: DatagramBatch, datagrams: list[bytes]) -> None:
+        for datagram in datagrams:
+            route = self._router.route(datagram, batch.remote, self.now)
+            if route is not None:
+                self.emit(self._stun_event(route, batch, datagram))
+
+    def _stun_event(self, route: Route, batch: DatagramBatch, datagram: bytes) -> Message:
+        remote = translate.address_to_proto(batch.remote)
+        if route.asker is Asker.KEEPALIVE:
+            return udp_socket_pb2.KeepaliveResponseReceived(
+                session_id=route.session_id, remote=remote, datagram=datagram
+            )
+        port = self._by_family[batch.remote.family].local_address.port
+        local = types_pb2.TransportAddress(host=batch.local_host, port=port)
+        if route.asker is Asker.CANDIDATE_GATHERER:
+            return udp_socket_pb2.StunResponseReceived(remote=remote, local=local, datagram=datagram)
+        return udp_socket_pb2.CheckReceived(
+            session_id=route.session_id, remote=remote, local=local, ufrag=route.ufrag, datagram=datagram
+        )
+
+    def _strangers_received(self, batch: DatagramBatch, datagrams: list[bytes]) -> None:
+        del batch
+        self._dropped["unknown_connection"] += len(datagrams)
+
+    def _drops(self) -> Counter[str]:
+        return super()._drops() + self._router.dropped
+
+
+class IntermediateUdpSocket(BoundSockets):
     """The sockets of the intermediate: answers STUN, and hands strangers to the relay."""
 
-    emits = (*UdpSocket.emits, udp_socket_pb2.UnknownDatagramsReceived)
+    emits = (*BoundSockets.emits, udp_socket_pb2.UnknownDatagramsReceived)
 
     def __init__(
         self,

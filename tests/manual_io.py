@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import ipaddress
+import os
 import random
 import threading
 import time
@@ -21,7 +22,7 @@ from structlog.testing import LogCapture
 from actors.base import Concern, ConcernRef, Context
 from actors.io import InterfaceAddress, Shortage, TcpListener, TcpOwner, TcpStream, Timer, UdpOwner, UdpSocket
 from actors.runtime import LoopRuntime, request_stop
-from ztna.address import TransportAddress
+from ztna.address import Family, TransportAddress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -128,15 +129,19 @@ class ManualScheduler:
 
 @dataclass
 class RecordedUdpSocket:
-    """A UDP socket that goes nowhere: sent datagrams are in `sent`; `receive` plays the network."""
+    """A UDP socket that goes nowhere: sent datagrams are in `sent`; with `refuses` (an errno) none leave."""
 
     local_address: TransportAddress
     owner: UdpOwner
     sent: list[tuple[bytes, TransportAddress, str]] = field(default_factory=list)
     dropped: int = 0
     is_closed: bool = False
+    refuses: int = 0
 
     def send(self, payloads: Sequence[bytes], remote: TransportAddress, local_host: str = "") -> int:
+        if self.refuses:
+            self.owner.send_failed(remote, OSError(self.refuses, os.strerror(self.refuses)), 0.0)
+            return 0
         self.sent.extend((bytes(payload), remote, local_host) for payload in payloads)
         return len(payloads)
 
@@ -218,6 +223,8 @@ class ManualIo(ManualScheduler):
         self.lacks: Shortage | None = None
         self.refused: Counter[str] = Counter()
         self.interfaces = [InterfaceAddress("lo", "127.0.0.1", 8)]
+        self.sources: dict[Family, str] = {}
+        self.network_watchers: list[Callable[[], None]] = []
         self._ports = iter(range(40_000, 65_536))
 
     def wall_time(self) -> float:
@@ -266,6 +273,23 @@ class ManualIo(ManualScheduler):
 
     def interface_addresses(self) -> list[InterfaceAddress]:
         return sorted(self.interfaces, key=lambda address: (address.interface, address.host))
+
+    def source_address(self, family: Family) -> str | None:
+        return self.sources.get(family)
+
+    def watch_network(self, callback: Callable[[], None]) -> Callable[[], None]:
+        self.network_watchers.append(callback)
+        return lambda: self.network_watchers.remove(callback)
+
+    def change_network(
+        self, interfaces: list[InterfaceAddress], sources: Mapping[Family, str] | None = None
+    ) -> None:
+        """Give the host other addresses, and let everything that follows happen."""
+        self.interfaces = interfaces
+        self.sources = dict(sources or {})
+        for watcher in list(self.network_watchers):
+            self.call_soon(watcher)
+        self.run_until_idle()
 
     def _bind(self, local: TransportAddress) -> TransportAddress:
         return TransportAddress(local.host, local.port or next(self._ports))

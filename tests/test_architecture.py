@@ -84,7 +84,7 @@ LAYERS: dict[str, set[str]] = {
     "ztna.token_bucket": {"ztna.errors"},
     "ztna.settings": {"ztna.address", "ztna.errors"},
     "ztna.access": {"ztna.errors"},
-    "ztna.stun": {"ztna.address", "ztna.core", "ztna.errors", "ztna.token_bucket"},
+    "ztna.stun": {"ztna.address", "ztna.core", "ztna.deadlines", "ztna.errors", "ztna.token_bucket"},
     "ztna.nat": {"ztna.address", "ztna.core", "ztna.errors", "ztna.stun"},
     "ztna.ice": {"ztna.address", "ztna.core", "ztna.errors", "ztna.nat", "ztna.stun"},
     "ztna.path": {"ztna.address", "ztna.core", "ztna.errors", "ztna.ice"},

@@ -61,6 +61,15 @@ class Host:
         chance = network.derive_random(f"loopback {name}")
         self._loopback = Link(network.clock, chance, LOOPBACK_LINK, self.forward, network.record)
 
+    def change_addresses(self, *addresses: str) -> None:
+        """Give the host other addresses; the first of a family is the one that packets leave from.
+
+        Who routes to it (`VirtualNetwork.attach`, `detach`) is another matter.
+        """
+        self.addresses = list(addresses)
+        for process in self._processes:
+            process.network_changed()
+
     def io(self) -> SimIo:
         """Start a process: its I/O port."""
         self._started += 1
@@ -171,6 +180,7 @@ class SimIo:
         self._clock = host.network.clock
         self.started_at = self._clock.time()
         self.is_alive = True
+        self._watchers: list[Callable[[], None]] = []
         self._thread = threading.get_ident()
 
     @property
@@ -251,6 +261,31 @@ class SimIo:
             for host in sorted(self.host.addresses)
         ]
         return [*found, InterfaceAddress("lo", "127.0.0.1", 8), InterfaceAddress("lo", "::1", 128)]
+
+    def source_address(self, family: Family) -> str | None:
+        """The host's first address of that family."""
+        return next(
+            (each for each in self.host.addresses if TransportAddress(each, 0).family is family), None
+        )
+
+    def watch_network(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call `callback` after `Host.change_addresses`; the result ends that."""
+        self._watchers.append(callback)
+
+        def cancel() -> None:
+            if callback in self._watchers:
+                self._watchers.remove(callback)
+
+        return cancel
+
+    def network_changed(self) -> None:
+        """Tell whoever watches."""
+
+        def tell() -> None:
+            for watcher in list(self._watchers):
+                watcher()
+
+        self.call_soon(tell)
 
     def end(self, *, resets: bool = False) -> None:
         """The process is gone: close everything it held, with resets on its TCP connections or silently."""

@@ -160,6 +160,20 @@ class ChangeRequest(Attribute):
         return cls(bool(flags & _CHANGE_IP), bool(flags & _CHANGE_PORT))
 
 
+class SourceAddress(_Address):
+    """SOURCE-ADDRESS (RFC 3489 §11.2.5): RESPONSE-ORIGIN as it was called for clients of RFC 3489."""
+
+    __slots__ = ()
+    TYPE = 0x0004
+
+
+class ChangedAddress(_Address):
+    """CHANGED-ADDRESS (RFC 3489 §11.2.3): OTHER-ADDRESS as it was called for clients of RFC 3489."""
+
+    __slots__ = ()
+    TYPE = 0x0005
+
+
 class Username(_Text):
     """USERNAME (RFC 8489 §14.3): in a check `<receiver's ufrag>:<sender's ufrag>` (RFC 8445 §7.2.2)."""
 
@@ -336,6 +350,8 @@ ATTRIBUTES: Mapping[int, type[Attribute]] = MappingProxyType(
         for attribute in (
             MappedAddress,
             ChangeRequest,
+            SourceAddress,
+            ChangedAddress,
             Username,
             MessageIntegrity,
             ErrorCode,

@@ -9,30 +9,38 @@ It has one IP address and, if configured, an alternate port on it, where RFC 578
 serves the part of that RFC which one address can: two mappings to compare (address-dependence of the port
 part), and "change port". Departure from §7.4: OTHER-ADDRESS names the alternate port on the same address.
 "Change IP" is refused.
+
+Clients of RFC 3489 know no magic cookie: those 32 bits are part of their transaction id (RFC 5389 §12.2).
+They are given the attributes that they know, and no error responses, which some of them take for an answer.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Final
 
 from ztna.address import TransportAddress, network_prefix
 from ztna.errors import RemoteProtocolError
 from ztna.stun.attributes import (
+    MAGIC_COOKIE,
     Attribute,
+    ChangedAddress,
     ChangeRequest,
     ErrorCode,
     Fingerprint,
+    MappedAddress,
     MessageIntegrity,
     MessageIntegritySha256,
     OtherAddress,
     ResponseOrigin,
     Software,
+    SourceAddress,
     UnknownAttributes,
     Username,
     XorMappedAddress,
 )
+from ztna.stun.integrity import HEADER_BYTES
 from ztna.stun.message import BINDING, Message, MessageClass, build, parse
 from ztna.token_bucket import TokenBucket
 
@@ -53,6 +61,8 @@ GLOBAL_BURST: Final = 2000.0
 # never gets more than its rate by being evicted. About 1 MiB when full.
 MAX_SOURCE_PREFIXES: Final = 4096
 
+_COOKIE_FIELD: Final = slice(4, 8)
+_COOKIE: Final = MAGIC_COOKIE.to_bytes(4, "big")
 _UNKNOWN_ATTRIBUTE: Final = ErrorCode(420, "Unknown Attribute")
 # Neither version nor platform: the reader is the whole internet.
 _SOFTWARE: Final = Software("ztna")
@@ -83,6 +93,7 @@ class ResponderStats:
         refused_malformed: not STUN, or broken.
         refused_not_request: another method or class than Binding request.
         refused_credentials: a check meant for an ICE agent; an answer without integrity would be useless.
+        refused_not_served: a client of RFC 3489 wants what one address cannot give.
         refused_source_rate: its prefix has used up its share.
         refused_global_rate: all prefixes together have.
     """
@@ -92,6 +103,7 @@ class ResponderStats:
     refused_malformed: int = 0
     refused_not_request: int = 0
     refused_credentials: int = 0
+    refused_not_served: int = 0
     refused_source_rate: int = 0
     refused_global_rate: int = 0
 
@@ -131,8 +143,9 @@ class BindingResponder:
         `local` is where it arrived, as clients see that address (an external address, if configured). An
         unspecified host (`0.0.0.0`, `::`) is allowed; RESPONSE-ORIGIN and OTHER-ADDRESS are then left out.
         """
+        is_classic = data[_COOKIE_FIELD] != _COOKIE and len(data) >= HEADER_BYTES
         try:
-            request = parse(data)
+            request = parse(_with_cookie(data, _COOKIE) if is_classic else data)
         except RemoteProtocolError:
             self.stats.refused_malformed += 1
             return None
@@ -144,7 +157,10 @@ class BindingResponder:
             return None
         if not self._admit(source, now):
             return None
-        return self._answer(request, source, local)
+        if not is_classic:
+            return self._answer(request, source, local)
+        response = self._answer_classic(request, source, local)
+        return response and replace(response, data=_with_cookie(response.data, data[_COOKIE_FIELD]))
 
     def _answer(self, request: Message, source: TransportAddress, local: TransportAddress) -> Response:
         is_at_alternate = local.port == self._alternate_port
@@ -165,6 +181,25 @@ class BindingResponder:
             _SOFTWARE,
         )
         return Response(_build_within_limit(request, attributes), from_alternate)
+
+    def _answer_classic(
+        self, request: Message, source: TransportAddress, local: TransportAddress
+    ) -> Response | None:
+        """Answer as RFC 3489 §8.1 has it, or be silent about what is not served."""
+        is_at_alternate = local.port == self._alternate_port
+        change = request.find(ChangeRequest) or ChangeRequest()
+        has_other_port = self._alternate_port is not None and not is_at_alternate
+        if change.change_ip or request.unknown_required or (change.change_port and not has_other_port):
+            self.stats.refused_not_served += 1
+            return None
+        self.stats.answered += 1
+        from_alternate = is_at_alternate or change.change_port
+        attributes: list[Attribute] = [MappedAddress(source)]
+        for each in self._addresses(local, from_alternate=from_alternate):
+            is_origin = isinstance(each, ResponseOrigin)
+            if isinstance(each, (ResponseOrigin, OtherAddress)):
+                attributes.append((SourceAddress if is_origin else ChangedAddress)(each.address))
+        return Response(_build_within_limit(request, tuple(attributes)), from_alternate)
 
     def _addresses(self, local: TransportAddress, *, from_alternate: bool) -> list[Attribute]:
         """OTHER-ADDRESS first: no mapping test can start without it."""
@@ -193,6 +228,10 @@ class BindingResponder:
         if len(self._source_buckets) > MAX_SOURCE_PREFIXES:
             self._source_buckets.popitem(last=False)
         return True
+
+
+def _with_cookie(data: bytes, cookie: bytes) -> bytes:
+    return data[: _COOKIE_FIELD.start] + cookie + data[_COOKIE_FIELD.stop :]
 
 
 def _build_within_limit(request: Message, attributes: tuple[Attribute, ...]) -> bytes:

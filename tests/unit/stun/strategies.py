@@ -22,6 +22,8 @@ types = st.integers(0, 0xFFFF)
 GIVEN: dict[type[a.Attribute], st.SearchStrategy[a.Attribute]] = {
     a.MappedAddress: st.builds(a.MappedAddress, addresses),
     a.ChangeRequest: st.builds(a.ChangeRequest, st.booleans(), st.booleans()),
+    a.SourceAddress: st.builds(a.SourceAddress, addresses),
+    a.ChangedAddress: st.builds(a.ChangedAddress, addresses),
     a.Username: st.builds(a.Username, texts),
     a.ErrorCode: st.builds(a.ErrorCode, st.integers(300, 699), texts),
     a.UnknownAttributes: st.builds(a.UnknownAttributes, st.lists(types, max_size=4).map(tuple)),

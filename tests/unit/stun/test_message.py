@@ -148,9 +148,9 @@ def test_first_of_several_attributes_counts_and_the_others_are_not_even_read() -
 
 
 def test_unknown_required_attributes_are_reported_once_and_optional_ones_skipped() -> None:
-    body = tlv(0x7FFF) + tlv(0x8000, b"x") + tlv(0x0004, b"y") + tlv(0x7FFF)
+    body = tlv(0x7FFF) + tlv(0x8000, b"x") + tlv(0x0013, b"y") + tlv(0x7FFF)
     message = parse(raw(body))
-    assert message.unknown_required == (0x7FFF, 0x0004)
+    assert message.unknown_required == (0x7FFF, 0x0013)
     assert message.attributes == ()
 
 

@@ -13,13 +13,16 @@ from ztna.address import TransportAddress
 from ztna.stun import responder as module
 from ztna.stun.attributes import (
     Attribute,
+    ChangedAddress,
     ChangeRequest,
     ErrorCode,
     Fingerprint,
+    MappedAddress,
     OtherAddress,
     Priority,
     ResponseOrigin,
     Software,
+    SourceAddress,
     UnknownAttributes,
     Username,
     XorMappedAddress,
@@ -220,10 +223,10 @@ class TestChangeRequest:
 
 class TestUnknownAttributes:
     def test_are_listed_in_the_refusal(self) -> None:
-        message, _ = answer(unknown_request(0x7FFF, 0x0004))
+        message, _ = answer(unknown_request(0x7FFF, 0x0013))
         assert message.attributes == (
             ErrorCode(420, "Unknown Attribute"),
-            UnknownAttributes((0x7FFF, 0x0004)),
+            UnknownAttributes((0x7FFF, 0x0013)),
         )
 
     @pytest.mark.parametrize("count", [1, MAX_ATTRIBUTES])
@@ -354,3 +357,64 @@ class TestRate:
     def test_eviction_never_hands_out_a_fresh_burst(self) -> None:
         refill_s = SOURCE_BURST / SOURCE_RATE_PER_S
         assert GLOBAL_BURST + GLOBAL_RATE_PER_S * refill_s <= MAX_SOURCE_PREFIXES
+
+
+class TestClientOfRfc3489:
+    """Its transaction id fills 16 bytes, where later ones have the magic cookie."""
+
+    ID16 = bytes(range(16))
+
+    def request(self, flags: int | None = 0) -> bytes:
+        body = b"" if flags is None else struct.pack("!HHI", 0x0003, 4, flags)
+        return struct.pack("!HH", 0x0001, len(body)) + self.ID16 + body
+
+    def ask(
+        self, data: bytes, local: TransportAddress = PRIMARY, alternate_port: int | None = 3479
+    ) -> tuple[Message, bool] | None:
+        response = BindingResponder(alternate_port).respond(data, CLIENT, local, NOW)
+        if response is None:
+            return None
+        assert response.data[4:20] == self.ID16
+        assert len(response.data) <= AMPLIFICATION_LIMIT * len(data)
+        cookie = struct.pack("!I", 0x2112A442)
+        return parse(response.data[:4] + cookie + response.data[8:]), response.from_alternate
+
+    def test_is_told_in_the_words_it_knows(self) -> None:
+        answered = self.ask(self.request())
+        assert answered is not None
+        assert answered[0].attributes == (
+            MappedAddress(CLIENT),
+            ChangedAddress(ALTERNATE),
+            SourceAddress(PRIMARY),
+        )
+        assert not answered[1]
+
+    def test_is_answered_from_the_other_port_where_it_asks_so(self) -> None:
+        answered = self.ask(self.request(0x2))
+        assert answered is not None
+        assert answered[1]
+        assert answered[0].find(SourceAddress) == SourceAddress(ALTERNATE)
+
+    def test_shortest_request_is_answered_within_the_limit(self) -> None:
+        answered = self.ask(self.request(None))
+        assert answered is not None
+        assert answered[0].find(MappedAddress) == MappedAddress(CLIENT)
+
+    @pytest.mark.parametrize(
+        ("flags", "local", "alternate_port"),
+        [
+            pytest.param(0x4, PRIMARY, 3479, id="other address"),
+            pytest.param(0x6, PRIMARY, 3479, id="other address and port"),
+            pytest.param(0x2, ALTERNATE, 3479, id="other port of the other port"),
+            pytest.param(0x2, PRIMARY, None, id="other port where there is none"),
+        ],
+    )
+    def test_hears_nothing_of_what_is_not_served(
+        self, flags: int, local: TransportAddress, alternate_port: int | None
+    ) -> None:
+        assert self.ask(self.request(flags), local, alternate_port) is None
+
+    def test_refusals_are_counted(self) -> None:
+        responder = BindingResponder(ALTERNATE.port)
+        responder.respond(self.request(0x4), CLIENT, PRIMARY, NOW)
+        assert counted(responder) == {"refused_not_served": 1}

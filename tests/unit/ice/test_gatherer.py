@@ -1,0 +1,443 @@
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.unit.nat.fake_nat import (
+    AD,
+    APD,
+    EI,
+    EXTERNAL_HOST,
+    FakeInternet,
+    FakeNat,
+    FakeServer,
+    NoNat,
+)
+from tests.unit.stun.strategies import addresses
+from ztna.address import Family, TransportAddress
+from ztna.ice.candidate import CandidateType
+from ztna.ice.gatherer import (
+    DISCOVERY_SPACING_S,
+    GATHERING_LIMIT_S,
+    MAX_INTERMEDIATES,
+    REFRESH_S,
+    CandidateGatherer,
+    Gathered,
+    NatLearned,
+    NetworkChanged,
+    SendBinding,
+    TellSession,
+)
+from ztna.nat.behaviour import Dependence, NatBehaviour, PortAllocation
+from ztna.nat.discovery import PROBE_SOCKETS, CloseProbe, OpenProbe, SendProbe
+
+SESSION = b"s" * 16
+HOST = "10.0.0.2"
+MAIN = TransportAddress("0.0.0.0", 5000)
+BASE = TransportAddress(HOST, 5000)
+OBSERVED = TransportAddress(EXTERNAL_HOST, 5000)
+SERVER = FakeServer()
+FAR_SERVER = FakeServer(host="192.0.2.9")
+
+
+class Node:
+    """A gatherer behind a NAT, on a clock of its own; answers come back at once."""
+
+    def __init__(
+        self,
+        nat: FakeNat | None = None,
+        servers: Sequence[FakeServer] = (SERVER,),
+        *,
+        advertise: Sequence[TransportAddress] = (),
+        hosts: Sequence[str] = (HOST, "127.0.0.1"),
+    ) -> None:
+        self.internet = FakeInternet(nat or FakeNat(), list(servers))
+        self.now = 100.0
+        self.core = CandidateGatherer(random.Random(2), self.now, loopback=False, advertise=advertise)
+        self.told: list[Gathered] = []
+        self.changes: list[NetworkChanged] = []
+        self.learned: list[NatBehaviour] = []
+        self.probes: dict[int, TransportAddress] = {}
+        self.bindings: list[TransportAddress] = []
+        self.core.handle_network(hosts, {Family.IPV4: HOST}, self.now)
+        self.core.handle_bound([MAIN], self.now)
+        self.perform()
+
+    def perform(self) -> None:
+        while effects := self.core.drain():
+            for effect in effects:
+                if isinstance(effect, SendBinding):
+                    self.send_binding(effect)
+                elif isinstance(effect, TellSession):
+                    self.told.append(effect.gathered)
+                elif isinstance(effect, NetworkChanged):
+                    self.changes.append(effect)
+                elif isinstance(effect, NatLearned):
+                    self.learned.append(effect.nat)
+                elif isinstance(effect, OpenProbe):
+                    self.probes[effect.probe] = TransportAddress(HOST, 41_000 + 31 * effect.probe)
+                    self.core.handle_probe_opened(effect.probe, self.probes[effect.probe], self.now)
+                elif isinstance(effect, SendProbe):
+                    self.send_probe(effect)
+                else:
+                    assert isinstance(effect, CloseProbe)
+                    del self.probes[effect.probe]
+
+    def send_binding(self, effect: SendBinding) -> None:
+        self.bindings.append(effect.transmit.remote)
+        answer = self.internet.exchange(effect.transmit.data, BASE, effect.transmit.remote)
+        if answer is not None:
+            self.core.handle_response(*answer, HOST, self.now)
+
+    def send_probe(self, effect: SendProbe) -> None:
+        local = self.probes[effect.probe]
+        answer = self.internet.exchange(effect.transmit.data, local, effect.transmit.remote)
+        if answer is not None:
+            self.core.handle_probe_datagram(*answer, self.now)
+
+    def advance(self, seconds: float) -> None:
+        end = self.now + seconds
+        for _ in range(10_000):
+            deadline = self.core.next_deadline()
+            if deadline is None or deadline > end:
+                break
+            self.now = max(self.now, deadline)
+            self.core.handle_timeout(self.now)
+            self.perform()
+        else:
+            raise AssertionError("the gatherer never comes to rest")
+        self.now = end
+
+    def up(self, server: FakeServer = SERVER, name: str = "i1") -> None:
+        self.core.handle_leg_up(name, server.primary, self.now)
+        self.perform()
+
+    def gather(self, session_id: bytes = SESSION) -> None:
+        self.core.handle_gather(session_id, self.now)
+        self.perform()
+
+    def network(self, *hosts: str, source: str | None = None) -> None:
+        sources = {} if source is None else {Family.IPV4: source}
+        self.core.handle_network(hosts, sources, self.now)
+        self.perform()
+
+    @property
+    def last(self) -> Gathered:
+        return self.told[-1]
+
+    def addresses(self, kind: CandidateType) -> list[str]:
+        return [str(each.address) for each in self.last.candidates if each.type is kind]
+
+
+def silent() -> list[FakeServer]:
+    return [FakeServer(is_silent=True)]
+
+
+class TestCandidates:
+    def test_hosts_are_told_at_once_without_any_server(self) -> None:
+        node = Node()
+        node.gather()
+        assert node.addresses(CandidateType.HOST) == [str(BASE)]
+        assert not node.last.is_complete
+
+    def test_without_any_server_candidates_are_complete_after_a_while(self) -> None:
+        node = Node()
+        node.gather()
+        node.advance(GATHERING_LIMIT_S)
+        assert [told.is_complete for told in node.told] == [False, True]
+        assert node.core.next_deadline() is None
+
+    def test_observed_address_is_told_at_once_and_needs_no_stun(self) -> None:
+        node = Node(servers=silent())
+        node.up()
+        node.core.handle_observed("i1", OBSERVED, node.now)
+        node.gather()
+        assert node.addresses(CandidateType.SERVER_REFLEXIVE) == [str(OBSERVED)]
+        assert not node.last.is_complete
+        (candidate,) = [each for each in node.last.candidates if each.type is CandidateType.SERVER_REFLEXIVE]
+        assert candidate.related == candidate.base == BASE
+
+    def test_silent_server_delays_completion_a_few_seconds_and_no_longer(self) -> None:
+        node = Node(servers=silent())
+        node.up()
+        node.gather()
+        node.advance(GATHERING_LIMIT_S)
+        assert node.last.is_complete
+        assert node.bindings == [SERVER.primary] * 6
+
+    def test_every_port_of_every_server_is_asked_and_told_of(self) -> None:
+        node = Node(FakeNat(APD, APD, PortAllocation.SEQUENTIAL), servers=[SERVER, FAR_SERVER])
+        node.gather()
+        node.up()
+        node.up(FAR_SERVER, "i2")
+        assert {*node.bindings} == SERVER.addresses() | FAR_SERVER.addresses()
+        assert len(node.addresses(CandidateType.SERVER_REFLEXIVE)) == 4
+        assert node.last.is_complete
+
+    def test_servers_that_see_the_same_make_one_candidate(self) -> None:
+        node = Node(servers=[SERVER, FAR_SERVER])
+        node.up()
+        node.up(FAR_SERVER, "i2")
+        node.core.handle_observed("i1", OBSERVED, node.now)
+        node.gather()
+        assert node.addresses(CandidateType.SERVER_REFLEXIVE) == [str(OBSERVED)]
+
+    def test_without_nat_there_is_no_reflexive_candidate(self) -> None:
+        node = Node(NoNat())
+        node.up()
+        node.core.handle_observed("i1", BASE, node.now)
+        node.gather()
+        assert node.addresses(CandidateType.SERVER_REFLEXIVE) == []
+
+    def test_relay_of_a_connected_leg_is_a_candidate(self) -> None:
+        node = Node()
+        node.up()
+        node.gather()
+        assert node.addresses(CandidateType.RELAY) == [str(SERVER.primary)]
+        node.core.handle_leg_down("i1", node.now, is_refusal=False)
+        node.perform()
+        assert node.addresses(CandidateType.RELAY) == []
+
+    def test_advertised_address_is_a_candidate(self) -> None:
+        node = Node(advertise=[TransportAddress("198.51.100.4", 0)])
+        node.gather()
+        assert node.addresses(CandidateType.SERVER_REFLEXIVE) == ["198.51.100.4:5000"]
+
+    def test_who_asks_again_is_told_again_and_who_stopped_is_not(self) -> None:
+        node = Node()
+        node.gather()
+        node.gather()
+        assert len(node.told) == 2
+        node.core.handle_stop(SESSION)
+        node.up()
+        assert len(node.told) == 2
+
+    def test_nothing_is_told_twice(self) -> None:
+        node = Node()
+        node.gather()
+        node.up()
+        node.advance(GATHERING_LIMIT_S * 3)
+        assert all(one != other for one, other in zip(node.told, node.told[1:], strict=False))
+
+    def test_server_that_has_moved_takes_its_mappings_along(self) -> None:
+        node = Node(FakeNat(APD, APD, PortAllocation.SEQUENTIAL), servers=[SERVER, FAR_SERVER])
+        node.up()
+        node.up(FAR_SERVER)
+        node.gather()
+        assert len(node.addresses(CandidateType.SERVER_REFLEXIVE)) == 2
+
+    def test_second_address_that_is_no_single_host_is_not_asked(self) -> None:
+        server = FakeServer(other_host="127.0.0.1")
+        node = Node(servers=[server])
+        node.up(server)
+        assert node.bindings == [server.primary]
+
+    def test_intermediates_are_bounded(self) -> None:
+        servers = [FakeServer(host=f"192.0.2.{number}") for number in range(1, MAX_INTERMEDIATES + 5)]
+        node = Node(FakeNat(APD, APD, PortAllocation.SEQUENTIAL), servers=servers)
+        for number, server in enumerate(servers):
+            node.up(server, f"i{number}")
+        node.gather()
+        assert len(node.addresses(CandidateType.RELAY)) == 4
+        assert len(node.last.candidates) <= 32
+
+
+class TestNetworkChange:
+    def test_new_source_forgets_mappings_and_counts(self) -> None:
+        node = Node()
+        node.up()
+        node.core.handle_observed("i1", OBSERVED, node.now)
+        node.gather()
+        node.internet.nat = FakeNat(external_host="203.0.113.77")
+        node.network("10.9.0.2", source="10.9.0.2")
+        (change,) = node.changes
+        assert change.reason == "default_route_changed"
+        assert change.hosts == (TransportAddress("10.9.0.2", 5000),)
+        assert node.last.network == 1
+        assert node.addresses(CandidateType.HOST) == ["10.9.0.2:5000"]
+        assert node.addresses(CandidateType.SERVER_REFLEXIVE) == ["203.0.113.77:5000"]
+
+    def test_further_address_keeps_what_was_observed(self) -> None:
+        node = Node(servers=silent())
+        node.up()
+        node.core.handle_observed("i1", OBSERVED, node.now)
+        node.gather()
+        node.network(HOST, "10.7.0.1", source=HOST)
+        assert [change.reason for change in node.changes] == ["addresses_changed"]
+        assert node.addresses(CandidateType.SERVER_REFLEXIVE) == [str(OBSERVED)]
+        assert node.last.network == 1
+
+    def test_call_that_says_the_same_or_nothing_of_interest_changes_nothing(self) -> None:
+        node = Node()
+        node.up()
+        node.gather()
+        told = len(node.told)
+        node.network(HOST, "127.0.0.1", source=HOST)
+        node.network(HOST, "127.0.0.1", "fe80::9%eth1", source=HOST)
+        assert node.changes == []
+        assert len(node.told) == told
+
+    def test_host_without_addresses_at_first_tells_of_the_first_one(self) -> None:
+        node = Node(hosts=())
+        node.gather()
+        node.network(HOST, source=HOST)
+        assert len(node.changes) == 1
+        assert node.addresses(CandidateType.HOST) == [str(BASE)]
+
+    def test_all_addresses_gone_leaves_no_candidate(self) -> None:
+        node = Node()
+        node.gather()
+        node.network("127.0.0.1")
+        assert node.last.candidates == ()
+
+    def test_new_mapping_of_the_leg_counts_and_is_observed_anew(self) -> None:
+        node = Node()
+        node.up()
+        node.core.handle_observed("i1", OBSERVED, node.now)
+        node.gather()
+        asked = len(node.bindings)
+        node.core.handle_observed("i1", TransportAddress(EXTERNAL_HOST, 6000), node.now)
+        node.perform()
+        assert node.last.network == 1
+        assert node.changes == []
+        assert len(node.bindings) > asked
+
+    def test_who_asks_much_later_has_mappings_observed_anew(self) -> None:
+        node = Node()
+        node.up()
+        node.gather()
+        asked = len(node.bindings)
+        node.advance(REFRESH_S - 1)
+        node.gather()
+        assert len(node.bindings) == asked
+        node.advance(1)
+        node.gather()
+        assert len(node.bindings) == 2 * asked
+        assert node.last.network == 0
+
+
+class TestNat:
+    @pytest.mark.parametrize("filtering", [EI, AD, APD])
+    @pytest.mark.parametrize("mapping", [EI, AD, APD])
+    def test_full_server_tells_all(self, mapping: Dependence, filtering: Dependence) -> None:
+        server = FakeServer(other_host="192.0.2.2")
+        node = Node(FakeNat(mapping, filtering), servers=[server])
+        node.up(server)
+        node.advance(20)
+        nat = node.learned[-1]
+        assert (nat.is_known, nat.has_nat, nat.mapping, nat.filtering) == (True, True, mapping, filtering)
+        assert nat.port_allocation is PortAllocation.PRESERVED
+        assert node.probes == {}
+
+    @pytest.mark.parametrize(
+        ("mapping", "expected"),
+        [(EI, Dependence.NOT_PORT_DEPENDENT), (AD, Dependence.NOT_PORT_DEPENDENT), (APD, APD)],
+    )
+    def test_one_address_tells_of_ports_alone(self, mapping: Dependence, expected: Dependence) -> None:
+        node = Node(FakeNat(mapping, EI))
+        node.up()
+        node.advance(20)
+        assert node.learned[-1].mapping is expected
+        assert node.learned[-1].filtering is Dependence.NOT_PORT_DEPENDENT
+
+    @pytest.mark.parametrize("mapping", [EI, AD, APD])
+    def test_two_intermediates_tell_of_addresses(self, mapping: Dependence) -> None:
+        node = Node(FakeNat(mapping, APD), servers=[SERVER, FAR_SERVER])
+        node.up()
+        node.up(FAR_SERVER, "i2")
+        node.advance(20)
+        assert node.learned[-1].mapping is mapping
+
+    def test_sequential_ports_are_told_with_their_step(self) -> None:
+        node = Node(FakeNat(APD, APD, PortAllocation.SEQUENTIAL, 2))
+        node.up()
+        node.advance(20)
+        assert (node.learned[-1].port_allocation, node.learned[-1].port_step) == (
+            PortAllocation.SEQUENTIAL,
+            2,
+        )
+
+    def test_without_nat_one_probe_looks_at_the_filter(self) -> None:
+        node = Node(NoNat(EI, APD))
+        node.up()
+        node.advance(20)
+        nat = node.learned[-1]
+        assert (nat.is_known, nat.has_nat, nat.mapping, nat.filtering) == (True, False, EI, APD)
+        assert nat.port_allocation is PortAllocation.PRESERVED
+
+    def test_behaviour_is_no_part_of_completion(self) -> None:
+        node = Node(FakeNat(EI, APD))
+        node.gather()
+        node.up()
+        assert node.last.is_complete
+        assert node.last.nat.filtering is Dependence.UNKNOWN
+        node.advance(20)
+        assert node.last.nat.filtering is APD
+
+    def test_behaviour_is_discovered_anew_after_a_change_but_not_at_every_flap(self) -> None:
+        node = Node(FakeNat(EI, EI))
+        node.up()
+        node.advance(1)
+        first = node.internet.requests
+        for number in range(20):
+            node.network(HOST, source=HOST if number % 2 else None)
+        node.advance(DISCOVERY_SPACING_S * 2)
+        bindings = 2 * 20
+        assert node.internet.requests == first + bindings + PROBE_SOCKETS + 1
+        assert node.learned[-1].filtering is Dependence.NOT_PORT_DEPENDENT
+
+    def test_change_in_mid_discovery_closes_its_sockets(self) -> None:
+        node = Node(FakeNat(EI, APD))
+        node.up()
+        assert node.probes
+        node.network("10.9.0.2", source="10.9.0.2")
+        assert node.probes == {}
+        node.advance(20)
+        assert node.learned[-1].filtering is APD
+
+    def test_probe_that_opens_too_late_is_closed(self) -> None:
+        node = Node()
+        node.core.handle_probe_opened(7, BASE, node.now)
+        assert node.core.drain() == [CloseProbe(7)]
+
+    def test_udp_counts_as_blocked_when_no_leg_and_no_request_is_answered(self) -> None:
+        node = Node(servers=silent())
+        node.core.handle_leg_down("i1", node.now, is_refusal=False)
+        node.perform()
+        assert node.learned == [NatBehaviour(is_udp_blocked=True)]
+        node.gather()
+        assert node.last.is_complete
+        node.up()
+        assert node.learned[-1] == NatBehaviour()
+
+    def test_refusal_is_an_answer(self) -> None:
+        node = Node()
+        node.core.handle_leg_down("i1", node.now, is_refusal=True)
+        node.perform()
+        assert node.learned == []
+
+    def test_server_of_ipv6_alone_is_judged_too(self) -> None:
+        node = Node(servers=[])
+        node.core.handle_bound([TransportAddress("::", 6000)], node.now)
+        node.core.handle_leg_up("i1", TransportAddress("2001:db8::1", 3478), node.now)
+        (sent,) = [each for each in node.core.drain() if isinstance(each, SendBinding)]
+        source = TransportAddress("2001:db8:7::7", 6000)
+        answer = FakeServer(host="2001:db8::1").answer(sent.transmit.data, source, sent.transmit.remote)
+        assert answer is not None
+        node.core.handle_response(*answer, "", node.now)
+        node.perform()
+        assert node.learned[-1].is_known
+        assert node.learned[-1].has_nat
+
+
+@given(st.binary(max_size=80), addresses)
+def test_arbitrary_bytes_change_nothing(data: bytes, source: TransportAddress) -> None:
+    node = Node(servers=silent())
+    node.up()
+    node.core.handle_response(data, source, HOST, node.now)
+    node.core.handle_probe_datagram(data, source, node.now)
+    assert node.core.drain() == []

@@ -1,0 +1,495 @@
+"""Gathers the candidates of a node (RFC 8445 §5.1.1), and what can be known of its NATs on the way.
+
+Sources: the interfaces; what each intermediate sees of our leg (address discovery of QUIC); Binding requests
+from the main socket to every port of every intermediate that we know (RFC 8489); and what the operator
+advertises. Whoever asks is told at once of what is there, and again whenever it changes: nothing waits for a
+test. Binding requests leave from the address that the kernel chooses; bases other than that one have host
+candidates alone, since packets from a pinned address leave by the same route.
+
+The mappings of one socket to several ports and addresses also show the mapping behaviour; once those tests
+are over, `ztna.nat.discovery` finds out about filters and ports. With both families at work the behaviour
+told is that of IPv4, where the NATs are.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from ztna.address import Family, TransportAddress
+from ztna.core import Transmit
+from ztna.ice.candidate import Candidate
+from ztna.ice.local_candidates import Reflexive, build_candidates, host_addresses, is_remote
+from ztna.nat.behaviour import UNKNOWN_BEHAVIOUR, Dependence, NatBehaviour, PortAllocation
+from ztna.nat.discovery import (
+    PROBE_SOCKETS,
+    BehaviourDiscovered,
+    BehaviourTests,
+    CloseProbe,
+    DiscoveryEffect,
+    OpenProbe,
+    SendProbe,
+)
+from ztna.nat.mapping import mapping_dependence
+from ztna.stun.binding import Answered, Ask, BindingClient
+
+MAX_INTERMEDIATES: Final = 16
+"""A deployment has a handful; further ones take the place of the oldest."""
+
+GATHERING_LIMIT_S: Final = 5.0
+"""Then candidates count as complete, whoever has not answered; a check is given up no sooner. Late answers
+still bring candidates."""
+
+REFRESH_S: Final = 30.0
+"""Older mappings are observed anew when somebody asks, and behaviour is discovered anew: the shortest life of
+a mapping that NATs of today give (RFC 4787 §4.3 asks for two minutes)."""
+
+DISCOVERY_SPACING_S: Final = 5.0
+"""Between two discoveries of behaviour even when the network changed: an interface that flaps shall not make
+us a nuisance to the intermediate."""
+
+
+@dataclass(frozen=True, slots=True)
+class SendBinding:
+    """Send this request from the main socket; its response is for `handle_response`."""
+
+    transmit: Transmit
+    transaction_id: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """What a session is told: all that is known so far.
+
+    `network` counts up whenever our addresses, routes or mappings changed.
+    """
+
+    candidates: tuple[Candidate, ...]
+    is_complete: bool
+    network: int
+    nat: NatBehaviour
+
+
+@dataclass(frozen=True, slots=True)
+class TellSession:
+    """Tell this session."""
+
+    session_id: bytes
+    gathered: Gathered
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkChanged:
+    """Our host addresses, or the routes, have changed."""
+
+    hosts: tuple[TransportAddress, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class NatLearned:
+    """What is known of our NATs has changed."""
+
+    nat: NatBehaviour
+
+
+GathererEffect = SendBinding | TellSession | NetworkChanged | NatLearned | OpenProbe | SendProbe | CloseProbe
+
+
+@dataclass(frozen=True, slots=True)
+class _Observation:
+    mapped: TransportAddress
+    base_host: str
+    """Where the answer arrived; empty when that is not known."""
+
+
+@dataclass(slots=True)
+class _Intermediate:
+    remote: TransportAddress | None = None
+    """Where it was reached last."""
+    is_up: bool = False
+    has_failed: bool = False
+    """The leg went down, or never came up, for want of answers."""
+    observed: TransportAddress | None = None
+
+
+class CandidateGatherer:
+    """All candidates of one node. `now` is monotonic seconds."""
+
+    def __init__(
+        self, chance: random.Random, now: float, *, loopback: bool, advertise: Sequence[TransportAddress] = ()
+    ) -> None:
+        """`loopback`: loopback addresses are candidates; `chance` gives transaction ids.
+
+        `advertise` are addresses that the operator forwards to us, best first; port 0: under our own port.
+        """
+        self._chance = chance
+        self._loopback = loopback
+        self._advertise = tuple(advertise)
+        self._bound: tuple[TransportAddress, ...] = ()
+        self._is_network_known = False
+        self._hosts: tuple[str, ...] = ()
+        self._sources: dict[Family, str] = {}
+        self._bases: tuple[TransportAddress, ...] = ()
+        self._intermediates: dict[str, _Intermediate] = {}
+        self._client: BindingClient[TransportAddress] = BindingClient(chance)
+        self._mappings: dict[TransportAddress, _Observation] = {}  # by server
+        self._others: dict[TransportAddress, TransportAddress] = {}  # second addresses, by server
+        self._dependences: dict[Family, Dependence] = {}
+        self._sessions: dict[bytes, Gathered | None] = {}  # what each was told last
+        self._network = 0
+        self._tested_at: float | None = None
+        self._complete_at = now + GATHERING_LIMIT_S
+        self._is_timed_out = False
+        self._tests: BehaviourTests | None = None
+        self._tested_family = Family.IPV4
+        self._discover_at: float | None = now
+        self._discovery_began: float | None = None
+        self._discovered: dict[Family, BehaviourDiscovered] = {}
+        self._next_probe = 0
+        self._nat = UNKNOWN_BEHAVIOUR
+        self._effects: list[GathererEffect] = []
+
+    # Who wants to know
+
+    def handle_gather(self, session_id: bytes, now: float) -> None:
+        """Tell this session at once, and at every change."""
+        self._sessions[session_id] = None
+        if self._tested_at is not None and now >= self._tested_at + REFRESH_S:
+            self._test_all(now)
+            self._want_discovery(now)
+        self._publish(now)
+
+    def handle_stop(self, session_id: bytes) -> None:
+        """Tell this session no more."""
+        self._sessions.pop(session_id, None)
+
+    # What is known
+
+    def handle_bound(self, addresses: Iterable[TransportAddress], now: float) -> None:
+        """Take note of our sockets."""
+        self._bound = tuple(addresses)
+        self._bases = self._host_addresses()
+        self._test_all(now)
+        self._publish(now)
+
+    def handle_network(self, hosts: Sequence[str], sources: Mapping[Family, str], now: float) -> None:
+        """Take note of the addresses of all interfaces, and of those that packets to the internet leave from.
+
+        The first call is how things are; a later one that says the same is no change.
+        """
+        is_first, self._is_network_known = not self._is_network_known, True
+        former_bases, former_sources = self._bases, self._sources
+        self._hosts, self._sources = tuple(hosts), dict(sources)
+        self._bases = self._host_addresses()
+        moved = [family for family in Family if former_sources.get(family) != self._sources.get(family)]
+        if not is_first and (moved or {*former_bases} != {*self._bases}):
+            reason = "default_route_changed" if moved else "addresses_changed"
+            self._effects.append(NetworkChanged(self._bases, reason))
+            self._begin_anew(moved, now)
+        self._publish(now)
+
+    def handle_leg_up(self, intermediate_id: str, remote: TransportAddress, now: float) -> None:
+        """Take note of where an intermediate answers, and ask it where we are."""
+        known = self._intermediate(intermediate_id)
+        has_moved = known.remote != remote
+        known.remote, known.is_up, known.has_failed = remote, True, False
+        if has_moved:
+            self._forget_strays()
+            self._test(remote, now)
+        self._publish(now)
+
+    def handle_leg_down(self, intermediate_id: str, now: float, *, is_refusal: bool) -> None:
+        """Take note that a leg is gone or does not come up; `is_refusal`: somebody did answer."""
+        known = self._intermediate(intermediate_id)
+        known.is_up, known.has_failed = False, not is_refusal
+        self._publish(now)
+
+    def handle_observed(self, intermediate_id: str, address: TransportAddress, now: float) -> None:
+        """Take note of where an intermediate sees our leg come from; another place is another mapping."""
+        known = self._intermediate(intermediate_id)
+        former, known.observed = known.observed, address
+        if former is not None and former != address:
+            self._begin_anew([], now)
+        self._publish(now)
+
+    # Answers
+
+    def handle_response(self, data: bytes, source: TransportAddress, local_host: str, now: float) -> None:
+        """Take an answer to a request of the main socket, which arrived at `local_host`."""
+        self._client.handle_datagram(data, source, now)
+        self._take_answers(local_host, now)
+        self._publish(now)
+
+    def handle_probe_opened(self, probe: int, local: TransportAddress | None, now: float) -> None:
+        """Take note of a fresh socket; None: there is none to be had."""
+        if self._tests is None:
+            if local is not None:
+                self._effects.append(CloseProbe(probe))
+            return
+        if local is None:
+            self._tests.handle_not_opened(probe, now)
+        else:
+            self._tests.handle_opened(probe, local, now)
+        self._publish(now)
+
+    def handle_probe_datagram(self, data: bytes, source: TransportAddress, now: float) -> None:
+        """Take what a fresh socket received."""
+        if self._tests is not None:
+            self._tests.handle_datagram(data, source, now)
+            self._publish(now)
+
+    def handle_timeout(self, now: float) -> None:
+        """Ask again, give up, or begin what is due."""
+        self._client.handle_timeout(now)
+        self._take_answers("", now)
+        if self._tests is not None:
+            self._tests.handle_timeout(now)
+        self._publish(now)
+
+    def next_deadline(self) -> float | None:
+        """When `handle_timeout` has to be called."""
+        deadlines = [self._client.next_deadline()]
+        if not self._is_timed_out:
+            deadlines.append(self._complete_at)
+        if self._tests is not None:
+            deadlines.append(self._tests.next_deadline())
+        elif self._can_discover() and not len(self._client):
+            deadlines.append(self._discover_at)
+        return min((each for each in deadlines if each is not None), default=None)
+
+    def drain(self) -> list[GathererEffect]:
+        """Hand over what is to be done and told, oldest first."""
+        effects, self._effects = self._effects, []
+        return effects
+
+    # Tests
+
+    def _begin_anew(self, moved: Iterable[Family], now: float) -> None:
+        """Observe mappings again; what was seen by way of another route holds no more."""
+        self._network += 1
+        for family in moved:
+            self._mappings = {
+                server: seen for server, seen in self._mappings.items() if server.family is not family
+            }
+            self._discovered.pop(family, None)
+            self._dependences.pop(family, None)
+            for known in self._intermediates.values():
+                if known.observed is not None and known.observed.family is family:
+                    known.observed = None
+        if self._tests is not None:
+            self._tests.give_up()
+        self._test_all(now)
+        if moved:
+            earliest = -1.0 if self._discovery_began is None else self._discovery_began + DISCOVERY_SPACING_S
+            self._discover_at = max(now, earliest)
+        else:
+            self._want_discovery(now)
+
+    def _want_discovery(self, now: float) -> None:
+        if self._discover_at is None:
+            began = self._discovery_began
+            self._discover_at = now if began is None else max(now, began + REFRESH_S)
+
+    def _test_all(self, now: float) -> None:
+        for known in self._intermediates.values():
+            if known.remote is not None:
+                self._test(known.remote, now)
+
+    def _test(self, server: TransportAddress, now: float) -> None:
+        if not any(local.family is server.family for local in self._bound):
+            return
+        self._tested_at = now
+        self._complete_at = now + GATHERING_LIMIT_S
+        self._is_timed_out = False
+        self._client.ask(server, server, now)
+
+    def _take_answers(self, local_host: str, now: float) -> None:
+        while effects := self._client.drain():
+            for effect in effects:
+                if isinstance(effect, Ask):
+                    self._effects.append(SendBinding(effect.transmit, effect.transaction_id))
+                elif isinstance(effect, Answered):
+                    self._mappings[effect.key] = _Observation(effect.mapped, local_host)
+                    if effect.other is not None:
+                        self._ask_others(effect.key, effect.other, now)
+                else:
+                    self._mappings.pop(effect.key, None)
+
+    def _ask_others(self, server: TransportAddress, other: TransportAddress, now: float) -> None:
+        """Ask the other port, and where there is one the other address under both ports (RFC 5780 §4.3)."""
+        is_primary = any(known.remote == server for known in self._intermediates.values())
+        is_loopback = not is_remote(server.host, loopback=False)
+        if not is_primary or other.family is not server.family:
+            return
+        if not is_remote(other.host, loopback=is_loopback):
+            return
+        self._others[server] = other
+        for each in {other, TransportAddress(other.host, server.port)} - {server}:
+            self._client.ask(each, each, now)
+
+    def _forget_strays(self) -> None:
+        """Forget what servers said that no intermediate has any more."""
+        remotes = {known.remote for known in self._intermediates.values() if known.remote is not None}
+        self._others = {server: other for server, other in self._others.items() if server in remotes}
+        servers = remotes | {*self._others.values()}
+        servers |= {TransportAddress(other.host, server.port) for server, other in self._others.items()}
+        self._mappings = {server: seen for server, seen in self._mappings.items() if server in servers}
+
+    def _can_discover(self) -> bool:
+        return self._discover_at is not None and self._tests is None and self._server() is not None
+
+    def _server(self) -> TransportAddress | None:
+        """The server for tests of behaviour: one that answers, and has the most to offer."""
+        answering = [
+            known.remote
+            for known in self._intermediates.values()
+            if known.remote is not None and known.remote in self._mappings
+        ]
+
+        def worth(server: TransportAddress) -> tuple[bool, bool, bool]:
+            other = self._others.get(server)
+            has_other_host = other is not None and other.host != server.host
+            return server.family is Family.IPV4, has_other_host, other is not None
+
+        return max(answering, key=worth, default=None)
+
+    def _discover(self, now: float) -> None:
+        if self._discover_at is None or now < self._discover_at or len(self._client):
+            return
+        server = self._server()
+        if server is None or self._tests is not None:
+            return
+        self._discover_at = None
+        self._discovery_began = now
+        self._tested_family = server.family
+        # Without a NAT nobody allocates ports; the filter may still be there.
+        probes = PROBE_SOCKETS if self._has_nat(server.family) else 1
+        self._tests = BehaviourTests(server, self._chance, first_probe=self._next_probe, probes=probes)
+        self._next_probe += PROBE_SOCKETS
+        self._tests.start()
+
+    def _take_discovered(self) -> None:
+        tests = self._tests
+        if tests is None:
+            return
+        effect: DiscoveryEffect
+        for effect in tests.drain():
+            if isinstance(effect, BehaviourDiscovered):
+                self._discovered[self._tested_family] = effect
+            else:
+                self._effects.append(effect)
+        if tests.is_over:
+            self._tests = None
+
+    # What is told
+
+    def _publish(self, now: float) -> None:
+        self._take_answers("", now)
+        self._take_discovered()
+        self._discover(now)
+        self._take_discovered()
+        self._is_timed_out = self._is_timed_out or now >= self._complete_at
+        nat = self._judge()
+        if nat != self._nat:
+            self._nat = nat
+            self._effects.append(NatLearned(nat))
+        if not self._sessions:
+            return
+        gathered = Gathered(self._candidates(), self._is_complete(), self._network, nat)
+        for session_id, told in self._sessions.items():
+            if told != gathered:
+                self._sessions[session_id] = gathered
+                self._effects.append(TellSession(session_id, gathered))
+
+    def _is_complete(self) -> bool:
+        if self._is_timed_out:
+            return True
+        has_asked = self._tested_at is not None or any(
+            known.has_failed for known in self._intermediates.values()
+        )
+        return has_asked and not len(self._client)
+
+    def _candidates(self) -> tuple[Candidate, ...]:
+        up = [known for known in self._intermediates.values() if known.is_up]
+        down = [known for known in self._intermediates.values() if not known.is_up]
+        reflexives: list[Reflexive] = []
+        for known in (*up, *down):
+            if known.observed is not None and known.remote is not None:
+                self._add_reflexive(reflexives, _Observation(known.observed, ""), known.remote)
+        for server, seen in self._mappings.items():
+            self._add_reflexive(reflexives, seen, server)
+        relays = [known.remote for known in up if known.remote is not None]
+        return build_candidates(self._bases, reflexives, self._advertise, relays)
+
+    def _add_reflexive(
+        self, reflexives: list[Reflexive], seen: _Observation, server: TransportAddress
+    ) -> None:
+        base = self._base(seen, server.family)
+        if base is not None:
+            reflexives.append(Reflexive(seen.mapped, base, server.host))
+
+    def _base(self, seen: _Observation, family: Family) -> TransportAddress | None:
+        of_family = [base for base in self._bases if base.family is family]
+        for host in (seen.base_host, self._sources.get(family)):
+            for base in of_family:
+                if base.host == host:
+                    return base
+        return of_family[0] if of_family else None
+
+    def _judge(self) -> NatBehaviour:
+        family = self._judged_family()
+        if family is None:
+            return replace(UNKNOWN_BEHAVIOUR, is_udp_blocked=self._is_udp_blocked())
+        if not len(self._client):
+            # While questions are open, former mappings may stand beside new ones.
+            self._dependences[family] = mapping_dependence(
+                {server: each.mapped for server, each in self._mappings.items() if server.family is family}
+            )
+        found = self._discovered.get(family)
+        behaviour = NatBehaviour(
+            is_known=True,
+            has_nat=self._has_nat(family),
+            mapping=self._dependences.get(family, Dependence.UNKNOWN),
+            filtering=Dependence.UNKNOWN if found is None else found.filtering,
+            port_allocation=PortAllocation.UNKNOWN if found is None else found.port_allocation,
+            port_step=0 if found is None else found.port_step,
+        )
+        if behaviour.has_nat:
+            return behaviour
+        # Nobody maps anything: whatever the destination, it sees our own address and port.
+        return replace(
+            behaviour,
+            mapping=Dependence.ENDPOINT_INDEPENDENT,
+            port_allocation=PortAllocation.PRESERVED,
+            port_step=0,
+        )
+
+    def _judged_family(self) -> Family | None:
+        families = {server.family for server in self._mappings}
+        return next((family for family in (Family.IPV4, Family.IPV6) if family in families), None)
+
+    def _has_nat(self, family: Family) -> bool:
+        own = {*self._hosts, *(base.host for base in self._bases)}
+        seen = [each.mapped for server, each in self._mappings.items() if server.family is family]
+        return all(mapped.host not in own for mapped in seen)
+
+    def _is_udp_blocked(self) -> bool:
+        """Every leg went without answers, and so did every Binding request since."""
+        intermediates = self._intermediates.values()
+        return (
+            bool(intermediates) and all(each.has_failed for each in intermediates) and not len(self._client)
+        )
+
+    def _intermediate(self, intermediate_id: str) -> _Intermediate:
+        known = self._intermediates.get(intermediate_id)
+        if known is None:
+            if len(self._intermediates) >= MAX_INTERMEDIATES:
+                del self._intermediates[next(iter(self._intermediates))]
+            known = self._intermediates[intermediate_id] = _Intermediate()
+        return known
+
+    def _host_addresses(self) -> tuple[TransportAddress, ...]:
+        return host_addresses(self._bound, self._hosts, self._sources, loopback=self._loopback)
