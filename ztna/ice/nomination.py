@@ -23,8 +23,8 @@ from ztna.ice.timing import NOMINATION_SETTLE_S
 from ztna.stun.transaction import SendSchedule
 
 PADDED_CHECK: Final = SendSchedule((0, 0.1, 0.3, 0.7, 1.5), 2.5)
-"""Of a pair that has just answered: five in a row do not get lost, so silence means that they are too long;
-2.5 s leave another pair as much time before the direct path is given up."""
+"""Of a pair that has just answered: at a loss of 10 % each way one in 4,000 would get lost five times, so
+silence means that they are too long; 2.5 s leave another pair as much before the direct path is given up."""
 
 MAX_PROOFS: Final = 3
 """Padded checks of one pair: an answer after 2.5 s begs for another try, but not for ever."""
