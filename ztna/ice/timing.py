@@ -10,6 +10,8 @@ from enum import Enum
 
 CHECK_PACING_S = 0.02
 """`ta`: between two new checks of a node. RFC 8445 §14.2 allows 5 ms; 50 a second flood no link."""
+NOMINATION_SETTLE_S = 5.0
+"""After the first nomination: until then a better pair takes its place, later only a restart changes it."""
 DIRECT_PATH_LIMIT_S = 5.0
 """From the start of checks; then `relay` is reported, and attempts go on."""
 RELAY_REPORTED_LIMIT_S = 10.0

@@ -29,6 +29,9 @@ MAX_TEXT_BYTES = 763
 # more types; it keeps a hostile 64 KiB list from becoming 32,000 integers.
 MAX_UNKNOWN_TYPES = 32
 
+# A datagram of Ethernet size; nothing that a path is asked to prove is larger.
+MAX_PADDING_BYTES = 1500
+
 # Types below this one must be understood by whoever processes the message (RFC 8489 §14).
 FIRST_OPTIONAL_TYPE = 0x8000
 
@@ -344,6 +347,30 @@ class OtherAddress(_Address):
     TYPE = 0x802C
 
 
+@dataclass(frozen=True, slots=True)
+class Padding(Attribute):
+    """Bytes that mean nothing and make a message as long as it shall be.
+
+    PADDING of RFC 5780 §7.6 must be understood by its receiver, and an ICE agent answers 420 to it. This is a
+    type of our own, from the end of the range that anybody may ignore: nobody has registered it.
+    """
+
+    TYPE: ClassVar[int] = 0xFF0A
+
+    size: int
+
+    def encode(self, _transaction_id: bytes, /) -> bytes:
+        """Write zeros."""
+        if not 0 <= self.size <= MAX_PADDING_BYTES:
+            raise LocalProtocolError(f"{self.size} bytes of padding are not within 0-{MAX_PADDING_BYTES}")
+        return bytes(self.size)
+
+    @classmethod
+    def decode(cls, value: bytes, _transaction_id: bytes, /) -> Self:
+        """Read how many there are; what they are is of no interest."""
+        return cls(len(value))
+
+
 ATTRIBUTES: Mapping[int, type[Attribute]] = MappingProxyType(
     {
         attribute.TYPE: attribute
@@ -366,6 +393,7 @@ ATTRIBUTES: Mapping[int, type[Attribute]] = MappingProxyType(
             IceControlling,
             ResponseOrigin,
             OtherAddress,
+            Padding,
         )
     }
 )

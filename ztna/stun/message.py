@@ -163,7 +163,7 @@ def build(
     if with_fingerprint:
         value = integrity.fingerprint(bytes(buffer)).to_bytes(integrity.FINGERPRINT_BYTES, "big")
         _append(buffer, Fingerprint.TYPE, value)
-    # No overflow: MAX_ATTRIBUTES values of at most MAX_TEXT_BYTES stay far below 64 KiB.
+    # No overflow: MAX_ATTRIBUTES texts of MAX_TEXT_BYTES and one padding stay far below 64 KiB.
     struct.pack_into("!H", buffer, 2, len(buffer) - HEADER_BYTES)
     return bytes(buffer)
 

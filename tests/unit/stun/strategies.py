@@ -35,6 +35,7 @@ GIVEN: dict[type[a.Attribute], st.SearchStrategy[a.Attribute]] = {
     a.IceControlling: st.builds(a.IceControlling, st.integers(0, 2**64 - 1)),
     a.ResponseOrigin: st.builds(a.ResponseOrigin, addresses),
     a.OtherAddress: st.builds(a.OtherAddress, addresses),
+    a.Padding: st.builds(a.Padding, st.integers(0, 64)),
 }
 given_attributes = st.lists(
     st.sampled_from(list(GIVEN)), unique_by=lambda item: item.TYPE, max_size=5

@@ -102,6 +102,8 @@ def test_malformed_value_is_the_peers_fault(attribute_class: type[a.Attribute], 
         pytest.param(a.UnknownAttributes((-1,)), id="unknown-type-negative"),
         pytest.param(a.Priority(2**32), id="priority-too-large"),
         pytest.param(a.IceControlled(-1), id="tie-breaker-negative"),
+        pytest.param(a.Padding(a.MAX_PADDING_BYTES + 1), id="padding-too-long"),
+        pytest.param(a.Padding(-1), id="padding-negative"),
     ],
 )
 def test_value_that_does_not_fit_is_our_fault(attribute: a.Attribute) -> None:
@@ -116,6 +118,7 @@ def test_value_that_does_not_fit_is_our_fault(attribute: a.Attribute) -> None:
         pytest.param(a.Software("s" * a.MAX_TEXT_BYTES), id="software"),
         pytest.param(a.ErrorCode(300, "r" * a.MAX_TEXT_BYTES), id="reason"),
         pytest.param(a.UnknownAttributes(tuple(range(a.MAX_UNKNOWN_TYPES))), id="unknown"),
+        pytest.param(a.Padding(a.MAX_PADDING_BYTES), id="padding"),
     ],
 )
 def test_value_at_its_bound_passes(attribute: a.Attribute) -> None:
