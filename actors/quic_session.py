@@ -1,9 +1,10 @@
 """Owns the end-to-end QUIC connection of one session, beneath which paths change without its knowing.
 
 Takes packets from whatever path they came, and payload from the service sockets; emits packets to the
-selected path only. While there is no path, nothing is sent and QUIC's timers go on, so that the session
-survives an outage up to its idle time-out; when a path is back, the backed-off probe timer is forgotten and a
-PING sent.
+selected path, and to the other one as well while the selected one is in doubt (`ztna.path.traffic`). While
+there is no path, nothing is sent and QUIC's timers go on, so that the session survives an outage up to its
+idle time-out; when a path is back, the backed-off probe timer is forgotten and a PING sent. The handshake
+runs through a relay, whatever is selected: only there may a client's first packet make a connection.
 """
 
 from __future__ import annotations
@@ -13,12 +14,17 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from actors.base import Concern, Context
+from actors.translate import address_from_proto, address_to_proto, path_kind_from_proto, path_kind_to_proto
 from ztna.access.identity import VerifiedPeer
+from ztna.address import TransportAddress
 from ztna.errors import AuthenticationError, LocalProtocolError
+from ztna.path import traffic
+from ztna.path.path import PathKind
 from ztna.quic import demux, events
 from ztna.quic.connection import Connection
 from ztna.quic.endpoint import MIN_CLIENT_CID_BYTES, MIN_INITIAL_BYTES
 from ztna.v1 import (
+    keepalive_pb2,
     path_manager_pb2,
     quic_session_pb2,
     relay_leg_pb2,
@@ -47,6 +53,9 @@ INVALID = 10
 # Set in the number of a stream that the server opened (RFC 9000 §2.1), which a connector never does.
 SERVER_INITIATED = 1
 
+# Sealed packets that begin with less than this are STUN, never QUIC (RFC 9443 §2).
+STUN_BELOW = 4
+
 # Between the numbers of two streams of one kind (RFC 9000 §2.1).
 STREAM_ID_STEP = 4
 
@@ -67,6 +76,7 @@ class QuicSession(Concern):
     name = "quic_session"
     handlers: ClassVar = {
         path_manager_pb2.PathSelected: "path_selected",
+        keepalive_pb2.PathConfirmed: "path_confirmed",
         relay_leg_pb2.SealedReceived: "sealed_received",
         udp_socket_pb2.DatagramsReceived: "datagrams_received",
         quic_session_pb2.SendPayload: "send_payload",
@@ -77,6 +87,12 @@ class QuicSession(Concern):
     }
     emits = (
         relay_leg_pb2.SendSealed,
+        udp_socket_pb2.SendDatagrams,
+        udp_socket_pb2.UpdateConnectionIds,
+        keepalive_pb2.RelayedStunReceived,
+        quic_session_pb2.PathSuspected,
+        quic_session_pb2.PathSilent,
+        quic_session_pb2.PeerOnPath,
         quic_session_pb2.SessionEstablished,
         quic_session_pb2.SessionClosed,
         quic_session_pb2.PayloadReceived,
@@ -105,7 +121,13 @@ class QuicSession(Concern):
         self._connection: Connection | None = None
         self._is_client = is_client
         self._max_stream_id = -STREAM_ID_STEP
+        self._traffic = traffic.Traffic()
         self._intermediate_id = ""
+        self._direct: TransportAddress | None = None
+        self._direct_host = ""
+        self._early_selection: path_manager_pb2.PathSelected | None = None
+        self._direct_bytes_sent = self._direct_bytes_received = self._payload_bytes = 0
+        self._has_told_ids = False
         self._opened_at = self.now
         self._is_closed = False
         self._end: _End | None = None
@@ -124,33 +146,61 @@ class QuicSession(Concern):
             self._report_closed()
 
     def path_selected(self, message: path_manager_pb2.PathSelected) -> None:
-        """Move to a path; the first one starts the handshake of a client."""
-        self._intermediate_id = message.intermediate_id
-        if message.kind == types_pb2.PATH_KIND_UNSPECIFIED or self._is_closed:
+        """Move to a path; the first relayed one starts the handshake of a client."""
+        kind = path_kind_from_proto(message.kind)
+        self._early_selection = None
+        if kind is PathKind.DIRECT and not self._was_established:
+            self._early_selection = message
+            kind = PathKind.RELAY if message.standby_intermediate_id else PathKind.NONE
+        self._intermediate_id = message.intermediate_id or message.standby_intermediate_id
+        is_switch = self._select(kind, message)
+        if kind is PathKind.NONE or self._is_closed:
             return
         if self._connection is None:
             if not self._is_client:
                 return
             self._connection = self._open_connection(b"")
             self._connection.connect(self.now)
-        elif message.is_resumed:
+        elif message.is_resumed and not is_switch:
             self._connection.reset_recovery_and_ping(self.now)
+        self._act(self._connection)
         self._drive(self._connection)
+
+    def path_confirmed(self, message: keepalive_pb2.PathConfirmed) -> None:
+        """A path answered a check: what was in doubt about it is no more."""
+        kind = path_kind_from_proto(message.kind)
+        if kind is PathKind.DIRECT and address_from_proto(message.remote) != self._direct:
+            return
+        self._traffic.handle_confirmed(kind, message.rtt_us / 1e6 if message.rtt_us else None, self.now)
 
     def sealed_received(self, message: relay_leg_pb2.SealedReceived) -> None:
         """Packets through a relay. Only here may a client's first packet make a connection."""
-        packets: Sequence[bytes] = message.packets
+        packets: list[bytes] = list(message.packets)
+        if stun := [each for each in packets if each and each[0] < STUN_BELOW]:
+            packets = [each for each in packets if not each or each[0] >= STUN_BELOW]
+            self.emit(
+                keepalive_pb2.RelayedStunReceived(
+                    session_id=self._session_id, intermediate_id=message.intermediate_id, datagrams=stun
+                )
+            )
         if self._connection is None and not self._is_client and not self._is_closed:
             start = next((number for number, each in enumerate(packets) if _is_client_initial(each)), None)
             if start is None:
                 return
             packets = packets[start:]
             self._connection = self._open_connection(demux.destination_cid(packets[0]) or b"")
-        self._receive(packets)
+        if packets:
+            self._receive(packets, PathKind.RELAY)
 
     def datagrams_received(self, message: udp_socket_pb2.DatagramsReceived) -> None:
-        """Packets on a direct path."""
-        self._receive(message.datagrams)
+        """Packets on a direct path; on which, only their source tells."""
+        if self._connection is None:
+            return
+        direct, remote = self._direct, message.remote
+        is_known = direct is not None and remote.port == direct.port and remote.host == direct.host
+        before = self._connection.bytes_moved[1]
+        self._receive(message.datagrams, PathKind.DIRECT if is_known else None)
+        self._direct_bytes_received += self._connection.bytes_moved[1] - before
 
     def send_payload(self, message: quic_session_pb2.SendPayload) -> None:
         """Bytes for a stream; a new stream is opened by its first bytes."""
@@ -164,7 +214,9 @@ class QuicSession(Concern):
                 self._stream_aborted(message.stream_id, STREAM_LIMIT, is_reset=True)
                 return
             self._max_stream_id = connection.open_stream()
-        connection.send_stream(message.stream_id, message.data, message.end_of_stream)
+        data = message.data
+        self._payload_bytes += len(data)
+        connection.send_stream(message.stream_id, data, message.end_of_stream)
         self._drive(connection)
 
     def payload_consumed(self, message: quic_session_pb2.PayloadConsumed) -> None:
@@ -193,6 +245,7 @@ class QuicSession(Concern):
             if connection.datagrams_pending >= MAX_DATAGRAMS_PENDING:
                 self._datagrams_dropped += 1
             else:
+                self._payload_bytes += len(payload)
                 connection.send_datagram(payload)
         self._drive(connection)
 
@@ -201,9 +254,11 @@ class QuicSession(Concern):
         self._close(message.code, message.reason)
 
     def handle_timeout(self, now: float) -> None:
-        """QUIC's timers and the statistics."""
+        """QUIC's timers, doubt about the selected path, and the statistics."""
         if self._connection is not None:
             self._connection.handle_timeout(now)
+            self._traffic.handle_timeout(now)
+            self._act(self._connection)
             self._drive(self._connection)
         if self._report_at is not None and now >= self._report_at:
             self._report_at = now + STATISTICS_INTERVAL_S
@@ -211,34 +266,129 @@ class QuicSession(Concern):
             self._recheck_peer()
 
     def next_deadline(self) -> float | None:
-        """The earlier of QUIC's deadline and the next report."""
+        """The earliest of QUIC's deadline, the next doubt about the path, and the next report."""
         deadline = self._connection.next_deadline() if self._connection is not None else None
-        if deadline is not None and not self._intermediate_id:
+        if deadline is not None and self._routes() == traffic.NOWHERE:
             # What is due (an ACK, say) stays due while nothing can be sent.
             deadline = max(deadline, self.now + NO_PATH_INTERVAL_S)
-        if self._report_at is None or (deadline is not None and deadline < self._report_at):
-            return deadline
-        return self._report_at
+        for other in (self._report_at, self._traffic.next_deadline() if self._was_established else None):
+            if other is not None and (deadline is None or other < deadline):
+                deadline = other
+        return deadline
 
     @property
     def _live(self) -> Connection | None:
         return None if self._is_closed else self._connection
 
-    def _receive(self, packets: Sequence[bytes]) -> None:
-        if self._connection is not None:
-            self._connection.receive(packets, self.now)
-            self._drive(self._connection)
+    def _select(self, kind: PathKind, message: path_manager_pb2.PathSelected) -> bool:
+        """Tell the core; whether packets take another path than before, in either of the two kinds."""
+        former = self._traffic.selected
+        is_moved = False
+        if kind is PathKind.DIRECT:
+            direct = address_from_proto(message.remote)
+            is_moved = former is kind and direct != self._direct
+            self._direct, self._direct_host = direct, message.local_host
+        self._traffic.handle_selected(
+            kind,
+            self.now,
+            has_relay=bool(self._intermediate_id),
+            is_moved=is_moved,
+            rtt_s=message.rtt_us / 1e6 if message.rtt_us else None,
+            former_rtt_s=message.former_rtt_us / 1e6 if message.former_rtt_us else None,
+        )
+        return is_moved or (former is not kind and former is not PathKind.NONE)
+
+    def _receive(self, packets: Sequence[bytes], kind: PathKind | None) -> None:
+        connection = self._connection
+        if connection is None:
+            return
+        connection.receive(packets, self.now)
+        self._traffic.handle_received(kind, connection.packets_seen, self.now)
+        self._act(connection)
+        self._drive(connection)
+
+    def _routes(self) -> traffic.Routes:
+        return (
+            self._traffic.routes(self.now) if self._traffic.selected is not PathKind.NONE else traffic.NOWHERE
+        )
 
     def _drive(self, connection: Connection) -> None:
         self._take_events(connection)
-        if self._intermediate_id and (packets := connection.transmit(self.now)):
+        routes = self._routes()
+        if routes != traffic.NOWHERE and self._transmit(connection, *routes):
+            self._take_events(connection)
+        self._traffic.handle_progress(
+            awaits=connection.awaits_acknowledgement,
+            acknowledged=connection.largest_acknowledged,
+            next_number=connection.next_packet_number,
+            now=self.now,
+        )
+        self._report_closed()
+        if self._early_selection is not None and self._was_established:
+            self.path_selected(self._early_selection)
+
+    def _transmit(self, connection: Connection, by_relay: bool, by_direct: bool) -> bool:
+        before = connection.bytes_moved[0]
+        packets = connection.transmit(self.now)
+        if not packets:
+            return False
+        if by_direct and self._direct is not None:
+            self.emit(
+                udp_socket_pb2.SendDatagrams(
+                    remote=address_to_proto(self._direct), local_host=self._direct_host, datagrams=packets
+                )
+            )
+            self._direct_bytes_sent += connection.bytes_moved[0] - before
+        if by_relay:
             self.emit(
                 relay_leg_pb2.SendSealed(
                     intermediate_id=self._intermediate_id, session_id=self._session_id, packets=packets
                 )
             )
-            self._take_events(connection)
-        self._report_closed()
+        return True
+
+    def _act(self, connection: Connection) -> None:
+        """Do what the core asks for; whoever calls drives the connection afterwards."""
+        for effect in self._traffic.drain():
+            match effect:
+                case traffic.ForgetRtt(old_rtt_s, new_rtt_s):
+                    connection.path_switched(old_rtt_s, self.now, new_rtt_s)
+                case traffic.ProbeBoth(alone):
+                    # Whatever else waits leaves with the first probe, or twice with the second.
+                    connection.probe(self.now)
+                    self._transmit(connection, alone is PathKind.RELAY, alone is PathKind.DIRECT)
+                    connection.probe(self.now)
+                case traffic.PathSuspected(kind, silent_s):
+                    self.log.info(
+                        "quic_session.path_suspected", path=kind.value, silent_ms=round(silent_s * 1e3)
+                    )
+                    self.emit(
+                        quic_session_pb2.PathSuspected(
+                            session_id=self._session_id,
+                            kind=path_kind_to_proto(kind),
+                            silent_ms=round(silent_s * 1e3),
+                        )
+                    )
+                case traffic.PathSilent(kind, silent_s):
+                    self.log.warning(
+                        "quic_session.path_silent", path=kind.value, silent_ms=round(silent_s * 1e3)
+                    )
+                    self.emit(
+                        quic_session_pb2.PathSilent(
+                            session_id=self._session_id,
+                            kind=path_kind_to_proto(kind),
+                            remote=address_to_proto(self._direct)
+                            if kind is PathKind.DIRECT and self._direct is not None
+                            else None,
+                            silent_ms=round(silent_s * 1e3),
+                        )
+                    )
+                case traffic.PeerOnPath(kind):
+                    self.emit(
+                        quic_session_pb2.PeerOnPath(
+                            session_id=self._session_id, kind=path_kind_to_proto(kind)
+                        )
+                    )
 
     def _recheck_peer(self) -> None:
         peer = self._connection.peer if self._connection is not None else None
@@ -281,6 +431,7 @@ class QuicSession(Concern):
                 self._take_event(connection, event)
         self._flush(payloads)
         if datagrams:
+            self._payload_bytes += sum(map(len, datagrams))
             self.emit(
                 quic_session_pb2.DatagramPayloadsReceived(session_id=self._session_id, payloads=datagrams)
             )
@@ -303,6 +454,13 @@ class QuicSession(Concern):
                 self._stream_aborted(event.stream_id, event.code, is_reset=False)
             case events.HandshakeCompleted():
                 self._established(connection)
+            case events.ConnectionIdsChanged():
+                self._has_told_ids = True
+                self.emit(
+                    udp_socket_pb2.UpdateConnectionIds(
+                        session_id=self._session_id, added=event.added, retired=event.retired
+                    )
+                )
             case events.ConnectionClosed():
                 self._end = self._end or _End(
                     event.reason, event.message, event.is_remote, event.is_authentication_failure
@@ -314,11 +472,13 @@ class QuicSession(Concern):
         payloads.clear()
 
     def _payload_received(self, stream_id: int, chunks: list[bytes], *, end: bool = False) -> None:
+        data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        self._payload_bytes += len(data)
         self.emit(
             quic_session_pb2.PayloadReceived(
                 session_id=self._session_id,
                 stream_id=stream_id,
-                data=chunks[0] if len(chunks) == 1 else b"".join(chunks),
+                data=data,
                 end_of_stream=end,
             )
         )
@@ -369,8 +529,11 @@ class QuicSession(Concern):
             bytes_sent=statistics.bytes_sent if statistics else 0,
             bytes_received=statistics.bytes_received if statistics else 0,
             packets_lost=statistics.packets_lost if statistics else 0,
-            path="relay" if self._intermediate_id else "none",
+            path=self._traffic.selected.value,
+            dual_sends=self._traffic.dual_sends,
         )
+        if self._has_told_ids:
+            self.emit(udp_socket_pb2.UpdateConnectionIds(session_id=self._session_id, forget_owner=True))
         self.emit(
             quic_session_pb2.SessionClosed(
                 session_id=self._session_id,
@@ -403,6 +566,10 @@ class QuicSession(Concern):
                 packets_lost=statistics.packets_lost,
                 datagrams_dropped=self._datagrams_dropped,
                 congestion_window_bytes=statistics.congestion_window_bytes,
+                payload_bytes=self._payload_bytes,
+                dual_sends=self._traffic.dual_sends,
+                direct_bytes_sent=self._direct_bytes_sent,
+                direct_bytes_received=self._direct_bytes_received,
             )
         )
 

@@ -20,10 +20,13 @@ from ztna.access.profile import UNREADABLE
 from ztna.address import TransportAddress
 from ztna.errors import RemoteProtocolError
 from ztna.ice.candidate import Candidate, CandidateType
+from ztna.ice.consent import Credentials as IceCredentials
+from ztna.ice.timing import PathState
 from ztna.nat.behaviour import Dependence, NatBehaviour, PortAllocation
+from ztna.path.path import PathKind
 from ztna.settings.values import ServiceProtocol
 from ztna.signaling.values import Code, Party
-from ztna.v1 import grant_pb2, signaling_pb2, types_pb2
+from ztna.v1 import grant_pb2, path_manager_pb2, signaling_pb2, types_pb2
 
 _ROLES: Final = {
     Role.AGENT: types_pb2.ROLE_AGENT,
@@ -68,6 +71,19 @@ _ALLOCATIONS: Final = {
     PortAllocation.RANDOM: types_pb2.NAT_PORT_ALLOCATION_RANDOM,
 }
 _ALLOCATIONS_BACK: Final = {value: allocation for allocation, value in _ALLOCATIONS.items()}
+
+_PATH_KINDS: Final = {
+    PathKind.NONE: types_pb2.PATH_KIND_UNSPECIFIED,
+    PathKind.RELAY: types_pb2.PATH_KIND_RELAY,
+    PathKind.DIRECT: types_pb2.PATH_KIND_DIRECT,
+}
+_PATH_KINDS_BACK: Final = {value: kind for kind, value in _PATH_KINDS.items()}
+
+_PATH_STATES: Final = {
+    state: path_manager_pb2.PathState.Value(f"PATH_STATE_{state.name}")  # the names are the same by design
+    for state in PathState
+}
+_PATH_STATES_BACK: Final = {value: state for state, value in _PATH_STATES.items()}
 
 MAX_FOUNDATION_CHARACTERS: Final = 32
 """RFC 8839 §5.1."""
@@ -144,6 +160,31 @@ def nat_from_proto(message: types_pb2.NatBehaviour) -> NatBehaviour:
         port_step=max(-MAX_PORT_STEP, min(message.port_step, MAX_PORT_STEP)),
         is_udp_blocked=message.is_udp_blocked,
     )
+
+
+def path_kind_to_proto(kind: PathKind) -> types_pb2.PathKind.ValueType:
+    """How packets travel, as messages carry it."""
+    return _PATH_KINDS[kind]
+
+
+def path_kind_from_proto(value: types_pb2.PathKind.ValueType) -> PathKind:
+    """The same read; an unknown kind is none."""
+    return _PATH_KINDS_BACK.get(value, PathKind.NONE)
+
+
+def path_state_to_proto(state: PathState) -> path_manager_pb2.PathState.ValueType:
+    """How a path fares, as messages carry it."""
+    return _PATH_STATES[state]
+
+
+def path_state_from_proto(value: path_manager_pb2.PathState.ValueType) -> PathState | None:
+    """The same read; None for an unknown state."""
+    return _PATH_STATES_BACK.get(value)
+
+
+def credentials_from_proto(message: types_pb2.IceCredentials) -> IceCredentials:
+    """Credentials of one side and generation, as its own checks carry them."""
+    return IceCredentials(message.ufrag, message.pwd)
 
 
 def party_to_proto(party: Party) -> types_pb2.NodeIdentity:

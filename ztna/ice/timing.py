@@ -27,8 +27,17 @@ KEEPALIVE_ACTIVITY_S = 30.0
 """How long ago payload may have flowed and still count."""
 KEEPALIVE_TIMEOUT_S = 5.0
 """Unanswered for this long is missed; the next check follows at once."""
+KEEPALIVE_SENDS_S = (0.0, 0.5, 1.5)
+"""Sends of one check: a single lost packet is no missed check. Later ones on paths slower than these gaps."""
+KEEPALIVE_URGENT_SENDS_S = (0.0, 0.1, 0.3, 0.7)
+"""Of a check that decides whether a suspected path is given up, within a second."""
 DEGRADED_AFTER_MISSED = 1
 FAILED_AFTER_MISSED = 3
+DEGRADED_LOSS_SHARE = 0.05
+DEGRADED_LOSS_WINDOW_S = 5.0
+"""A path that loses more than the share of what was sent within the window is degraded."""
+DEGRADED_RTT_FACTOR = 3.0
+"""So is one whose round trips take more than this factor of their minimum."""
 CONSENT_LIMIT_S = 30.0
 """No payload to a pair that was not confirmed for so long (RFC 7675 §5.1)."""
 
@@ -42,6 +51,13 @@ COOLDOWN_JITTER = 0.2
 """A pair that never worked is tried again after the first, doubling to the maximum, ± jitter."""
 RECHECK_S = (1.0, 2.0, 4.0)
 """A pair that carried data and failed is checked again after these."""
+RECHECK_MAX_S = 30.0
+"""Then twice as late each time, up to this: a path that stays dead costs two packets a minute."""
+ADOPTED_AFTER_ANSWERS = 2
+ADOPTED_AFTER_S = 3.0
+"""A failed pair that answers is selected again after so many answers over so many seconds."""
+RESTART_INTERVAL_S = 30.0
+"""Between two ICE restarts of a session, unless an address changed."""
 
 LOWEST_RTT_SHARE = 0.5
 """Policy `lowest_rtt` goes direct below this share of the relay's RTT, and back the same way."""

@@ -474,6 +474,25 @@ class Engine(QuicConnection):
         return any(space.ack_eliciting_in_flight for space in self._loss.spaces)
 
     @property
+    def packets_seen(self) -> tuple[int, int]:
+        """1-RTT packets of the peer so far: those that were new, and those that came again.
+
+        Both passed decryption, so none of them was made by a stranger; a stranger can only repeat one.
+        """
+        window = self._spaces[tls.Epoch.ONE_RTT].received_packets if self._spaces else None
+        return (window.added, window.repeated) if isinstance(window, PacketNumberWindow) else (0, 0)
+
+    @property
+    def largest_acknowledged(self) -> int:
+        """Highest number of a 1-RTT packet that the peer acknowledged."""
+        return self._spaces[tls.Epoch.ONE_RTT].largest_acked_packet if self._spaces else 0
+
+    @property
+    def next_packet_number(self) -> int:
+        """Number of the next packet to be sent."""
+        return self._packet_number
+
+    @property
     def key_updates(self) -> int:
         """Key updates so far, whoever asked for them."""
         return self._key_updates_seen
@@ -588,6 +607,14 @@ class Engine(QuicConnection):
     def forget_rtt(self) -> None:
         """Drop all RTT samples and the probe timeout's backoff."""
         self._loss.forget_rtt()
+
+    def probe(self) -> None:
+        """Drop the probe timeout's backoff and send an ack-eliciting packet, whatever the window says.
+
+        A congestion window full of packets that a dead path swallowed would hold back a mere PING.
+        """
+        self._loss._pto_count = 0
+        self._probe_pending = True
 
     def forget_minimum_rtt(self) -> None:
         """Drop the minimum alone, once no more samples mix two paths."""

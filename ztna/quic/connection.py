@@ -182,6 +182,26 @@ class Connection:
         """Whether packets are out that the peer has to acknowledge: then its silence means something."""
         return self._engine.awaits_acknowledgement
 
+    @property
+    def packets_seen(self) -> tuple[int, int]:
+        """1-RTT packets received so far: those that were new, and those that came again; all authentic."""
+        return self._engine.packets_seen
+
+    @property
+    def largest_acknowledged(self) -> int:
+        """Highest packet number that the peer acknowledged."""
+        return self._engine.largest_acknowledged
+
+    @property
+    def next_packet_number(self) -> int:
+        """Number of the next packet to be sent."""
+        return self._engine.next_packet_number
+
+    @property
+    def bytes_moved(self) -> tuple[int, int]:
+        """UDP payload bytes sent and received so far."""
+        return self._bytes_sent, self._bytes_received
+
     def statistics(self) -> ConnectionStatistics:
         """Counters of this moment."""
         window, in_flight, lost = self._engine.congestion
@@ -386,6 +406,14 @@ class Connection:
         """Forget RTT and backoff and ping, after an outage or a switch of paths."""
         self._engine.forget_rtt()
         self.ping(now)
+        if not self._engine.is_ending:
+            self._engine.probe()
+
+    def probe(self, now: float) -> None:
+        """Forget the probe timeout's backoff and have one ack-eliciting packet sent, a full window or not."""
+        self._engine.advance(now)
+        if not self._engine.is_ending:
+            self._engine.probe()
 
     def set_max_datagram_size(self, size: int) -> int:
         """Change the UDP payload size.

@@ -12,18 +12,25 @@ class PacketNumberWindow:
     """The packet numbers received lately, as one integer of bits.
 
     Bit n stands for the number n below the highest. Whatever fell out of the window counts as received.
+
+    Attributes:
+        added: numbers noted so far.
+        repeated: how often a number was asked for that had been received: packets that came again.
     """
 
-    __slots__ = ("_bits", "_highest", "_mask", "_size")
+    __slots__ = ("_bits", "_highest", "_mask", "_size", "added", "repeated")
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._mask = (1 << size) - 1
         self._bits = 0
         self._highest = -1
+        self.added = 0
+        self.repeated = 0
 
     def add(self, packet_number: int) -> None:
         """Note a packet as received."""
+        self.added += 1
         step = packet_number - self._highest
         if step > 0:
             # A jump past the window leaves no bit worth shifting, however far it goes.
@@ -34,4 +41,7 @@ class PacketNumberWindow:
 
     def __contains__(self, packet_number: int) -> bool:
         distance = self._highest - packet_number
-        return distance >= 0 and (distance >= self._size or bool(self._bits >> distance & 1))
+        if distance >= 0 and (distance >= self._size or self._bits >> distance & 1):
+            self.repeated += 1
+            return True
+        return False
