@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from ztna.v1 import types_pb2 as ztna_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15ztna/v1/control.proto\x12\x07ztna.v1\x1a\x13ztna/v1/types.proto\"\x12\n\x10GetStatusRequest\":\n\x11GetStatusResponse\x12%\n\x06status\x18\x01 \x01(\x0b\x32\x15.ztna.v1.DaemonStatus\"\x14\n\x12WatchStatusRequest\"<\n\x13WatchStatusResponse\x12%\n\x06status\x18\x01 \x01(\x0b\x32\x15.ztna.v1.DaemonStatus\"%\n\x12OpenSessionRequest\x12\x0f\n\x07service\x18\x01 \x01(\t\"?\n\x13OpenSessionResponse\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x14\n\x0c\x63onnector_id\x18\x02 \x01(\t\")\n\x13\x43loseSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\"\x16\n\x14\x43loseSessionResponse\"\x0f\n\rReloadRequest\"8\n\x0eReloadResponse\x12\x0f\n\x07\x61pplied\x18\x01 \x03(\t\x12\x15\n\rneeds_restart\x18\x02 \x03(\t\"\x9b\x05\n\x0c\x44\x61\x65monStatus\x12\x0e\n\x06\x64\x61\x65mon\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x10\n\x08uptime_s\x18\x04 \x01(\x01\x12\x10\n\x08is_ready\x18\x05 \x01(\x08\x12\x18\n\x10not_ready_reason\x18\x06 \x01(\t\x12\x30\n\rudp_addresses\x18\x07 \x03(\x0b\x32\x19.ztna.v1.TransportAddress\x12\x32\n\rintermediates\x18\x08 \x03(\x0b\x32\x1b.ztna.v1.IntermediateStatus\x12(\n\x08services\x18\t \x03(\x0b\x32\x16.ztna.v1.ServiceStatus\x12(\n\x08sessions\x18\n \x03(\x0b\x32\x16.ztna.v1.SessionStatus\x12\"\n\x05nodes\x18\x0b \x03(\x0b\x32\x13.ztna.v1.NodeStatus\x12\x37\n\x13registered_services\x18\x0c \x03(\x0b\x32\x1a.ztna.v1.RegisteredService\x12$\n\x06\x61\x63tors\x18\r \x03(\x0b\x32\x14.ztna.v1.ActorStatus\x12\"\n\x08problems\x18\x0e \x03(\x0b\x32\x10.ztna.v1.Problem\x12\x35\n\x08\x63ounters\x18\x0f \x03(\x0b\x32#.ztna.v1.DaemonStatus.CountersEntry\x12 \n\x18\x63\x65rtificate_expires_at_s\x18\x10 \x01(\x01\x12\x17\n\x0f\x63\x61_expires_at_s\x18\x11 \x01(\x01\x12\x1c\n\x14\x63rl_next_update_at_s\x18\x12 \x01(\x01\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\xab\x01\n\x12IntermediateStatus\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x11\n\tis_leg_up\x18\x04 \x01(\x08\x12\x12\n\nleg_reason\x18\x05 \x01(\t\x12\x0e\n\x06rtt_ms\x18\x06 \x01(\x01\x12\x33\n\x10observed_address\x18\x07 \x01(\x0b\x32\x19.ztna.v1.TransportAddress\"\xed\x01\n\rServiceStatus\x12\n\n\x02id\x18\x01 \x01(\t\x12*\n\x08protocol\x18\x02 \x01(\x0e\x32\x18.ztna.v1.ServiceProtocol\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0e\n\x06\x61\x63tive\x18\x06 \x01(\r\x12\r\n\x05total\x18\x07 \x01(\x04\x12\x0f\n\x07refused\x18\x08 \x01(\x04\x12\x0e\n\x06\x65rrors\x18\t \x01(\x04\x12\x18\n\x10\x62ytes_to_service\x18\n \x01(\x04\x12\x1a\n\x12\x62ytes_from_service\x18\x0b \x01(\x04\"\xb6\x02\n\rSessionStatus\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x0f\n\x07peer_id\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x0c\n\x04path\x18\x04 \x01(\t\x12\x0b\n\x03via\x18\x05 \x01(\t\x12\x13\n\x0bpath_reason\x18\x06 \x01(\t\x12\x0e\n\x06rtt_ms\x18\x07 \x01(\x01\x12\x12\n\nbytes_sent\x18\x08 \x01(\x04\x12\x16\n\x0e\x62ytes_received\x18\t \x01(\x04\x12\x14\n\x0cpackets_lost\x18\n \x01(\x04\x12\x14\n\x0copen_streams\x18\x0b \x01(\r\x12\r\n\x05\x61ge_s\x18\x0c \x01(\x01\x12\x10\n\x08\x61gent_id\x18\r \x01(\t\x12\x14\n\x0c\x63onnector_id\x18\x0e \x01(\t\x12\x10\n\x08services\x18\x0f \x03(\t\x12\x10\n\x08outage_s\x18\x10 \x01(\x01\"m\n\nNodeStatus\x12\x1b\n\x04role\x18\x01 \x01(\x0e\x32\r.ztna.v1.Role\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0f\n\x07\x63\x61rrier\x18\x03 \x01(\t\x12\x11\n\tis_leg_up\x18\x04 \x01(\x08\x12\x12\n\nattached_s\x18\x05 \x01(\x01\"_\n\x11RegisteredService\x12\n\n\x02id\x18\x01 \x01(\t\x12*\n\x08protocol\x18\x02 \x01(\x0e\x32\x18.ztna.v1.ServiceProtocol\x12\x12\n\nconnectors\x18\x03 \x03(\t\"\x8b\x01\n\x0b\x41\x63torStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x10\n\x08restarts\x18\x03 \x01(\r\x12\x13\n\x0binbox_depth\x18\x04 \x01(\r\x12\x10\n\x08messages\x18\x05 \x01(\x04\x12\x12\n\nhandling_s\x18\x06 \x01(\x01\x12\x12\n\nslowest_ms\x18\x07 \x01(\x01\"F\n\x07Problem\x12\x0c\n\x04\x61t_s\x18\x01 \x01(\x01\x12\r\n\x05\x65vent\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\r\n\x05\x63ount\x18\x04 \x01(\r2\xf2\x02\n\x0e\x43ontrolService\x12\x42\n\tGetStatus\x12\x19.ztna.v1.GetStatusRequest\x1a\x1a.ztna.v1.GetStatusResponse\x12J\n\x0bWatchStatus\x12\x1b.ztna.v1.WatchStatusRequest\x1a\x1c.ztna.v1.WatchStatusResponse0\x01\x12H\n\x0bOpenSession\x12\x1b.ztna.v1.OpenSessionRequest\x1a\x1c.ztna.v1.OpenSessionResponse\x12K\n\x0c\x43loseSession\x12\x1c.ztna.v1.CloseSessionRequest\x1a\x1d.ztna.v1.CloseSessionResponse\x12\x39\n\x06Reload\x12\x16.ztna.v1.ReloadRequest\x1a\x17.ztna.v1.ReloadResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15ztna/v1/control.proto\x12\x07ztna.v1\x1a\x13ztna/v1/types.proto\"\x12\n\x10GetStatusRequest\":\n\x11GetStatusResponse\x12%\n\x06status\x18\x01 \x01(\x0b\x32\x15.ztna.v1.DaemonStatus\"\x14\n\x12WatchStatusRequest\"<\n\x13WatchStatusResponse\x12%\n\x06status\x18\x01 \x01(\x0b\x32\x15.ztna.v1.DaemonStatus\"%\n\x12OpenSessionRequest\x12\x0f\n\x07service\x18\x01 \x01(\t\"?\n\x13OpenSessionResponse\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x14\n\x0c\x63onnector_id\x18\x02 \x01(\t\")\n\x13\x43loseSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\"\x16\n\x14\x43loseSessionResponse\"\'\n\x11RestartIceRequest\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\")\n\x12RestartIceResponse\x12\x13\n\x0bsession_ids\x18\x01 \x03(\x0c\"\x0f\n\rReloadRequest\"8\n\x0eReloadResponse\x12\x0f\n\x07\x61pplied\x18\x01 \x03(\t\x12\x15\n\rneeds_restart\x18\x02 \x03(\t\"\x9b\x05\n\x0c\x44\x61\x65monStatus\x12\x0e\n\x06\x64\x61\x65mon\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x10\n\x08uptime_s\x18\x04 \x01(\x01\x12\x10\n\x08is_ready\x18\x05 \x01(\x08\x12\x18\n\x10not_ready_reason\x18\x06 \x01(\t\x12\x30\n\rudp_addresses\x18\x07 \x03(\x0b\x32\x19.ztna.v1.TransportAddress\x12\x32\n\rintermediates\x18\x08 \x03(\x0b\x32\x1b.ztna.v1.IntermediateStatus\x12(\n\x08services\x18\t \x03(\x0b\x32\x16.ztna.v1.ServiceStatus\x12(\n\x08sessions\x18\n \x03(\x0b\x32\x16.ztna.v1.SessionStatus\x12\"\n\x05nodes\x18\x0b \x03(\x0b\x32\x13.ztna.v1.NodeStatus\x12\x37\n\x13registered_services\x18\x0c \x03(\x0b\x32\x1a.ztna.v1.RegisteredService\x12$\n\x06\x61\x63tors\x18\r \x03(\x0b\x32\x14.ztna.v1.ActorStatus\x12\"\n\x08problems\x18\x0e \x03(\x0b\x32\x10.ztna.v1.Problem\x12\x35\n\x08\x63ounters\x18\x0f \x03(\x0b\x32#.ztna.v1.DaemonStatus.CountersEntry\x12 \n\x18\x63\x65rtificate_expires_at_s\x18\x10 \x01(\x01\x12\x17\n\x0f\x63\x61_expires_at_s\x18\x11 \x01(\x01\x12\x1c\n\x14\x63rl_next_update_at_s\x18\x12 \x01(\x01\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\xab\x01\n\x12IntermediateStatus\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x11\n\tis_leg_up\x18\x04 \x01(\x08\x12\x12\n\nleg_reason\x18\x05 \x01(\t\x12\x0e\n\x06rtt_ms\x18\x06 \x01(\x01\x12\x33\n\x10observed_address\x18\x07 \x01(\x0b\x32\x19.ztna.v1.TransportAddress\"\xed\x01\n\rServiceStatus\x12\n\n\x02id\x18\x01 \x01(\t\x12*\n\x08protocol\x18\x02 \x01(\x0e\x32\x18.ztna.v1.ServiceProtocol\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0e\n\x06\x61\x63tive\x18\x06 \x01(\r\x12\r\n\x05total\x18\x07 \x01(\x04\x12\x0f\n\x07refused\x18\x08 \x01(\x04\x12\x0e\n\x06\x65rrors\x18\t \x01(\x04\x12\x18\n\x10\x62ytes_to_service\x18\n \x01(\x04\x12\x1a\n\x12\x62ytes_from_service\x18\x0b \x01(\x04\"\xb6\x02\n\rSessionStatus\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x0f\n\x07peer_id\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x0c\n\x04path\x18\x04 \x01(\t\x12\x0b\n\x03via\x18\x05 \x01(\t\x12\x13\n\x0bpath_reason\x18\x06 \x01(\t\x12\x0e\n\x06rtt_ms\x18\x07 \x01(\x01\x12\x12\n\nbytes_sent\x18\x08 \x01(\x04\x12\x16\n\x0e\x62ytes_received\x18\t \x01(\x04\x12\x14\n\x0cpackets_lost\x18\n \x01(\x04\x12\x14\n\x0copen_streams\x18\x0b \x01(\r\x12\r\n\x05\x61ge_s\x18\x0c \x01(\x01\x12\x10\n\x08\x61gent_id\x18\r \x01(\t\x12\x14\n\x0c\x63onnector_id\x18\x0e \x01(\t\x12\x10\n\x08services\x18\x0f \x03(\t\x12\x10\n\x08outage_s\x18\x10 \x01(\x01\"m\n\nNodeStatus\x12\x1b\n\x04role\x18\x01 \x01(\x0e\x32\r.ztna.v1.Role\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0f\n\x07\x63\x61rrier\x18\x03 \x01(\t\x12\x11\n\tis_leg_up\x18\x04 \x01(\x08\x12\x12\n\nattached_s\x18\x05 \x01(\x01\"_\n\x11RegisteredService\x12\n\n\x02id\x18\x01 \x01(\t\x12*\n\x08protocol\x18\x02 \x01(\x0e\x32\x18.ztna.v1.ServiceProtocol\x12\x12\n\nconnectors\x18\x03 \x03(\t\"\x8b\x01\n\x0b\x41\x63torStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x10\n\x08restarts\x18\x03 \x01(\r\x12\x13\n\x0binbox_depth\x18\x04 \x01(\r\x12\x10\n\x08messages\x18\x05 \x01(\x04\x12\x12\n\nhandling_s\x18\x06 \x01(\x01\x12\x12\n\nslowest_ms\x18\x07 \x01(\x01\"F\n\x07Problem\x12\x0c\n\x04\x61t_s\x18\x01 \x01(\x01\x12\r\n\x05\x65vent\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\r\n\x05\x63ount\x18\x04 \x01(\r2\xb9\x03\n\x0e\x43ontrolService\x12\x42\n\tGetStatus\x12\x19.ztna.v1.GetStatusRequest\x1a\x1a.ztna.v1.GetStatusResponse\x12J\n\x0bWatchStatus\x12\x1b.ztna.v1.WatchStatusRequest\x1a\x1c.ztna.v1.WatchStatusResponse0\x01\x12H\n\x0bOpenSession\x12\x1b.ztna.v1.OpenSessionRequest\x1a\x1c.ztna.v1.OpenSessionResponse\x12K\n\x0c\x43loseSession\x12\x1c.ztna.v1.CloseSessionRequest\x1a\x1d.ztna.v1.CloseSessionResponse\x12\x45\n\nRestartIce\x12\x1a.ztna.v1.RestartIceRequest\x1a\x1b.ztna.v1.RestartIceResponse\x12\x39\n\x06Reload\x12\x16.ztna.v1.ReloadRequest\x1a\x17.ztna.v1.ReloadResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -50,28 +50,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CLOSESESSIONREQUEST']._serialized_end=364
   _globals['_CLOSESESSIONRESPONSE']._serialized_start=366
   _globals['_CLOSESESSIONRESPONSE']._serialized_end=388
-  _globals['_RELOADREQUEST']._serialized_start=390
-  _globals['_RELOADREQUEST']._serialized_end=405
-  _globals['_RELOADRESPONSE']._serialized_start=407
-  _globals['_RELOADRESPONSE']._serialized_end=463
-  _globals['_DAEMONSTATUS']._serialized_start=466
-  _globals['_DAEMONSTATUS']._serialized_end=1133
-  _globals['_DAEMONSTATUS_COUNTERSENTRY']._serialized_start=1086
-  _globals['_DAEMONSTATUS_COUNTERSENTRY']._serialized_end=1133
-  _globals['_INTERMEDIATESTATUS']._serialized_start=1136
-  _globals['_INTERMEDIATESTATUS']._serialized_end=1307
-  _globals['_SERVICESTATUS']._serialized_start=1310
-  _globals['_SERVICESTATUS']._serialized_end=1547
-  _globals['_SESSIONSTATUS']._serialized_start=1550
-  _globals['_SESSIONSTATUS']._serialized_end=1860
-  _globals['_NODESTATUS']._serialized_start=1862
-  _globals['_NODESTATUS']._serialized_end=1971
-  _globals['_REGISTEREDSERVICE']._serialized_start=1973
-  _globals['_REGISTEREDSERVICE']._serialized_end=2068
-  _globals['_ACTORSTATUS']._serialized_start=2071
-  _globals['_ACTORSTATUS']._serialized_end=2210
-  _globals['_PROBLEM']._serialized_start=2212
-  _globals['_PROBLEM']._serialized_end=2282
-  _globals['_CONTROLSERVICE']._serialized_start=2285
-  _globals['_CONTROLSERVICE']._serialized_end=2655
+  _globals['_RESTARTICEREQUEST']._serialized_start=390
+  _globals['_RESTARTICEREQUEST']._serialized_end=429
+  _globals['_RESTARTICERESPONSE']._serialized_start=431
+  _globals['_RESTARTICERESPONSE']._serialized_end=472
+  _globals['_RELOADREQUEST']._serialized_start=474
+  _globals['_RELOADREQUEST']._serialized_end=489
+  _globals['_RELOADRESPONSE']._serialized_start=491
+  _globals['_RELOADRESPONSE']._serialized_end=547
+  _globals['_DAEMONSTATUS']._serialized_start=550
+  _globals['_DAEMONSTATUS']._serialized_end=1217
+  _globals['_DAEMONSTATUS_COUNTERSENTRY']._serialized_start=1170
+  _globals['_DAEMONSTATUS_COUNTERSENTRY']._serialized_end=1217
+  _globals['_INTERMEDIATESTATUS']._serialized_start=1220
+  _globals['_INTERMEDIATESTATUS']._serialized_end=1391
+  _globals['_SERVICESTATUS']._serialized_start=1394
+  _globals['_SERVICESTATUS']._serialized_end=1631
+  _globals['_SESSIONSTATUS']._serialized_start=1634
+  _globals['_SESSIONSTATUS']._serialized_end=1944
+  _globals['_NODESTATUS']._serialized_start=1946
+  _globals['_NODESTATUS']._serialized_end=2055
+  _globals['_REGISTEREDSERVICE']._serialized_start=2057
+  _globals['_REGISTEREDSERVICE']._serialized_end=2152
+  _globals['_ACTORSTATUS']._serialized_start=2155
+  _globals['_ACTORSTATUS']._serialized_end=2294
+  _globals['_PROBLEM']._serialized_start=2296
+  _globals['_PROBLEM']._serialized_end=2366
+  _globals['_CONTROLSERVICE']._serialized_start=2369
+  _globals['_CONTROLSERVICE']._serialized_end=2810
 # @@protoc_insertion_point(module_scope)
