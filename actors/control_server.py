@@ -14,7 +14,7 @@ import stat
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar, runtime_checkable
 
 import grpc
 from grpc import aio
@@ -106,6 +106,14 @@ class CloseWish(_Wish[control_pb2.CloseSessionResponse]):
         self.session_id = session_id
 
 
+class RestartWish(_Wish[control_pb2.RestartIceResponse]):
+    """A new search for the direct path of a session; without `session_id`, of every session."""
+
+    def __init__(self, session_id: bytes) -> None:
+        super().__init__()
+        self.session_id = session_id
+
+
 class ReloadWish(_Wish[control_pb2.ReloadResponse]):
     """The files read again."""
 
@@ -123,6 +131,14 @@ class ControlOwner(Protocol):
         """Answer the wish, now or later."""
 
     def reload(self, wish: ReloadWish) -> None:
+        """Answer the wish, now or later."""
+
+
+@runtime_checkable
+class RestartOwner(Protocol):
+    """An owner whose sessions end here, and have a direct path to look for."""
+
+    def restart_ice(self, wish: RestartWish) -> None:
         """Answer the wish, now or later."""
 
 
@@ -202,6 +218,17 @@ class ControlServer(control_pb2_grpc.ControlServiceServicer):
         """End a session."""
         wish = CloseWish(request.session_id)
         self._owner.close_session(wish)
+        return await wish.granted(context)
+
+    async def RestartIce(  # noqa: N802 - named by the schema
+        self, request: control_pb2.RestartIceRequest, context: Any
+    ) -> control_pb2.RestartIceResponse:
+        """Search anew for direct paths."""
+        wish = RestartWish(request.session_id)
+        if isinstance(self._owner, RestartOwner):
+            self._owner.restart_ice(wish)
+        else:
+            wish.answer(Refusal("unsupported", "only agents and connectors look for direct paths"))
         return await wish.granted(context)
 
     async def Reload(  # noqa: N802 - named by the schema

@@ -24,6 +24,7 @@ from actors.control_server import (
     OpenWish,
     Refusal,
     ReloadWish,
+    RestartWish,
     check_path,
 )
 from actors.daemon_hooks import DaemonHooks
@@ -203,6 +204,27 @@ def test_a_session_is_opened_and_one_that_is_not_there_cannot_be_closed(path: Pa
             with pytest.raises(aio.AioRpcError) as caught:
                 await stub.CloseSession(control_pb2.CloseSessionRequest(session_id=SESSION))
             assert (caught.value.code(), caught.value.details()) == (grpc.StatusCode.NOT_FOUND, "not found")
+        server.close()
+
+    run(main)
+
+
+def test_a_search_begins_anew_where_there_are_searches(path: Path) -> None:
+    class Searcher(Owner):
+        def restart_ice(self, wish: RestartWish) -> None:
+            wish.answer(control_pb2.RestartIceResponse(session_ids=[wish.session_id or SESSION]))
+
+    async def main() -> None:
+        request = control_pb2.RestartIceRequest()
+        server = ControlServer(path, Searcher())
+        async with client(path) as stub:
+            assert list((await stub.RestartIce(request)).session_ids) == [SESSION]
+        server.close()
+        server = ControlServer(path, Owner())
+        async with client(path) as stub:
+            with pytest.raises(aio.AioRpcError) as caught:
+                await stub.RestartIce(request)
+            assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
         server.close()
 
     run(main)

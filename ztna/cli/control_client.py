@@ -61,6 +61,12 @@ class FaultyCredentialsError(SocketError):
     exit_code = EXIT_AUTHENTICATION
 
 
+class WrongRequestError(SocketError):
+    """The daemon has no such thing, or does not do that."""
+
+    exit_code = EXIT_CONFIG
+
+
 def socket_options(command: CommandT) -> CommandT:
     """Add the options that tell which daemon is meant: `config` and `path`."""
     for option in (
@@ -185,6 +191,8 @@ def _call_error(path: Path, error: Any) -> SocketError:
             return FaultyFilesError(error.details())
         case "FAILED_PRECONDITION":
             return FaultyCredentialsError(error.details())
+        case "NOT_FOUND" | "UNIMPLEMENTED" if error.details():
+            return WrongRequestError(error.details())
         case code:
             words = code.lower().replace("_", " ")
             return DaemonUnreachableError(f"the daemon at {path}: {error.details() or words}")

@@ -23,6 +23,7 @@ COMMANDS: Final = {
     "intermediate": ("ztna.cli.run", "intermediate", "Run an intermediate: signaling and relay for both."),
     "status": ("ztna.cli.status", "status", "Show what a running daemon is doing."),
     "sessions": ("ztna.cli.status", "sessions", "Show the sessions of a running daemon."),
+    "restart": ("ztna.cli.restart", "restart", "Search anew for the direct path of one session, or all."),
     "reload": ("ztna.cli.reload", "reload", "Have a running daemon read its configuration and files again."),
     "config": ("ztna.cli.config", "config", "Check a configuration file, or show what it comes to."),
     "pki": ("ztna.cli.pki", "pki", "Create and revoke the identities of a deployment's nodes."),

@@ -54,6 +54,11 @@ class ControlServiceStub:
                 request_serializer=ztna_dot_v1_dot_control__pb2.CloseSessionRequest.SerializeToString,
                 response_deserializer=ztna_dot_v1_dot_control__pb2.CloseSessionResponse.FromString,
                 _registered_method=True)
+        self.RestartIce = channel.unary_unary(
+                '/ztna.v1.ControlService/RestartIce',
+                request_serializer=ztna_dot_v1_dot_control__pb2.RestartIceRequest.SerializeToString,
+                response_deserializer=ztna_dot_v1_dot_control__pb2.RestartIceResponse.FromString,
+                _registered_method=True)
         self.Reload = channel.unary_unary(
                 '/ztna.v1.ControlService/Reload',
                 request_serializer=ztna_dot_v1_dot_control__pb2.ReloadRequest.SerializeToString,
@@ -91,6 +96,13 @@ class ControlServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RestartIce(self, request, context):
+        """Agent and connector: search anew for a direct path; the sessions go on meanwhile.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Reload(self, request, context):
         """Reads configuration, certificates and revocation list again. INVALID_ARGUMENT or FAILED_PRECONDITION (the
         node's own credentials) name what is wrong; then nothing has changed.
@@ -121,6 +133,11 @@ def add_ControlServiceServicer_to_server(servicer, server):
                     servicer.CloseSession,
                     request_deserializer=ztna_dot_v1_dot_control__pb2.CloseSessionRequest.FromString,
                     response_serializer=ztna_dot_v1_dot_control__pb2.CloseSessionResponse.SerializeToString,
+            ),
+            'RestartIce': grpc.unary_unary_rpc_method_handler(
+                    servicer.RestartIce,
+                    request_deserializer=ztna_dot_v1_dot_control__pb2.RestartIceRequest.FromString,
+                    response_serializer=ztna_dot_v1_dot_control__pb2.RestartIceResponse.SerializeToString,
             ),
             'Reload': grpc.unary_unary_rpc_method_handler(
                     servicer.Reload,
@@ -236,6 +253,33 @@ class ControlService:
             '/ztna.v1.ControlService/CloseSession',
             ztna_dot_v1_dot_control__pb2.CloseSessionRequest.SerializeToString,
             ztna_dot_v1_dot_control__pb2.CloseSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestartIce(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ztna.v1.ControlService/RestartIce',
+            ztna_dot_v1_dot_control__pb2.RestartIceRequest.SerializeToString,
+            ztna_dot_v1_dot_control__pb2.RestartIceResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -38,6 +38,8 @@ class ControlServiceStub:
     """Agent only: bring up the session that reaches a service, and wait for it."""
     CloseSession: _grpc.UnaryUnaryMultiCallable[_control_pb2.CloseSessionRequest, _control_pb2.CloseSessionResponse]
     """Agent and connector: end a session."""
+    RestartIce: _grpc.UnaryUnaryMultiCallable[_control_pb2.RestartIceRequest, _control_pb2.RestartIceResponse]
+    """Agent and connector: search anew for a direct path; the sessions go on meanwhile."""
     Reload: _grpc.UnaryUnaryMultiCallable[_control_pb2.ReloadRequest, _control_pb2.ReloadResponse]
     """Reads configuration, certificates and revocation list again. INVALID_ARGUMENT or FAILED_PRECONDITION (the
     node's own credentials) name what is wrong; then nothing has changed.
@@ -53,6 +55,8 @@ class ControlServiceAsyncStub(ControlServiceStub):
     """Agent only: bring up the session that reaches a service, and wait for it."""
     CloseSession: _aio.UnaryUnaryMultiCallable[_control_pb2.CloseSessionRequest, _control_pb2.CloseSessionResponse]  # type: ignore[assignment]
     """Agent and connector: end a session."""
+    RestartIce: _aio.UnaryUnaryMultiCallable[_control_pb2.RestartIceRequest, _control_pb2.RestartIceResponse]  # type: ignore[assignment]
+    """Agent and connector: search anew for a direct path; the sessions go on meanwhile."""
     Reload: _aio.UnaryUnaryMultiCallable[_control_pb2.ReloadRequest, _control_pb2.ReloadResponse]  # type: ignore[assignment]
     """Reads configuration, certificates and revocation list again. INVALID_ARGUMENT or FAILED_PRECONDITION (the
     node's own credentials) name what is wrong; then nothing has changed.
@@ -89,6 +93,14 @@ class ControlServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.CloseSessionResponse, _abc.Awaitable[_control_pb2.CloseSessionResponse]]:
         """Agent and connector: end a session."""
+
+    @_abc_1.abstractmethod
+    def RestartIce(
+        self,
+        request: _control_pb2.RestartIceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.RestartIceResponse, _abc.Awaitable[_control_pb2.RestartIceResponse]]:
+        """Agent and connector: search anew for a direct path; the sessions go on meanwhile."""
 
     @_abc_1.abstractmethod
     def Reload(

@@ -996,12 +996,15 @@ class PunchingResult(_message.Message):
     SUCCESS_FIELD_NUMBER: _builtins.int
     WORKING_ADDRESS_FIELD_NUMBER: _builtins.int
     RTT_US_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     session_id: _builtins.bytes
     """16 bytes"""
     success: _builtins.bool
     """a direct path works"""
     rtt_us: _builtins.int
     """round-trip time of the direct path, on success"""
+    reason: _builtins.str
+    """snake_case, without success"""
     @_builtins.property
     def working_address(self) -> _types_pb2.TransportAddress:
         """the peer's, on success"""
@@ -1013,10 +1016,11 @@ class PunchingResult(_message.Message):
         success: _builtins.bool = ...,
         working_address: _types_pb2.TransportAddress | None = ...,
         rtt_us: _builtins.int = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["working_address", b"working_address"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["rtt_us", b"rtt_us", "session_id", b"session_id", "success", b"success", "working_address", b"working_address"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "rtt_us", b"rtt_us", "session_id", b"session_id", "success", b"success", "working_address", b"working_address"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -182,6 +182,14 @@ class Servicer(control_pb2_grpc.ControlServiceServicer):
     def CloseSession(self, request: Any, context: Any) -> Any:  # noqa: N802
         raise NotImplementedError
 
+    def RestartIce(self, request: control_pb2.RestartIceRequest, context: Any) -> Any:  # noqa: N802
+        known = [session.session_id for session in self.statuses[0].sessions] if self.statuses else []
+        if request.session_id and request.session_id not in known:
+            context.abort(grpc.StatusCode.NOT_FOUND, "it has just ended")
+        return control_pb2.RestartIceResponse(
+            session_ids=[request.session_id] if request.session_id else known
+        )
+
     def Reload(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         if not isinstance(self.reload, control_pb2.ReloadResponse):
             context.abort(*self.reload)
