@@ -27,8 +27,17 @@ SEARCHING_REASONS: Final = {
 }
 
 
+_PEER_IS_KNOWN: Final = frozenset(
+    {
+        hole_punch_pb2.HOLE_PUNCH_STATE_WAITING_TO_START,
+        hole_punch_pb2.HOLE_PUNCH_STATE_CHECKING,
+        hole_punch_pb2.HOLE_PUNCH_STATE_CONNECTED,
+    }
+)
+
+
 class DirectPathRecord:
-    """Keeps the latest of each kind of message. Plain bookkeeping, without time or I/O."""
+    """Keeps the latest of each kind of message. Plain bookkeeping, without I/O; `now` is monotonic."""
 
     def __init__(self) -> None:
         self._search = hole_punch_pb2.HolePunchChanged()
@@ -38,12 +47,23 @@ class DirectPathRecord:
         self._keepalive = keepalive_pb2.KeepaliveStatistics()
         self._nominated: checklist_pb2.PairNominated | None = None
         self._success: hole_punch_pb2.HolePunchFinished | None = None
+        self._answered_at: float | None = None
+        self._succeeded_at: float | None = None
         self._attempts = 0
         self._successes = 0
 
-    def searched(self, message: hole_punch_pb2.HolePunchChanged) -> None:
+    def searched(self, message: hole_punch_pb2.HolePunchChanged, now: float) -> None:
         """How far the search is."""
+        if message.generation != self._search.generation:
+            self._answered_at = self._succeeded_at = None
+        if self._answered_at is None and message.state in _PEER_IS_KNOWN:
+            self._answered_at = now
         self._search = message
+
+    def succeeded(self, message: checklist_pb2.PairSucceeded, now: float) -> None:
+        """A check was answered; the first of a search counts."""
+        if message.generation == self._search.generation and self._succeeded_at is None:
+            self._succeeded_at = now
 
     def finished(self, message: hole_punch_pb2.HolePunchFinished) -> None:
         """An attempt ended."""
@@ -118,6 +138,8 @@ class DirectPathRecord:
         if self._success is not None:
             status.time_to_direct_ms = self._success.offer_to_direct_ms
             status.answer_to_direct_ms = self._success.answer_to_direct_ms
+        if self._answered_at is not None and self._succeeded_at is not None:
+            status.answer_to_succeeded_ms = max(0.0, self._succeeded_at - self._answered_at) * 1e3
         for path in paths.paths:
             status.paths.add(
                 kind=path.kind,

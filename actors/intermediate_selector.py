@@ -9,7 +9,11 @@ from actors.base import Concern, Context
 from ztna.signaling.client import REATTACHING
 from ztna.signaling.selection import IntermediateSelector as Core
 from ztna.signaling.selection import UseIntermediate
-from ztna.v1 import relay_leg_pb2, reload_pb2, signaling_client_pb2
+from ztna.v1 import candidate_gatherer_pb2, relay_leg_pb2, reload_pb2, signaling_client_pb2
+
+
+# Of `NetworkChanged`.
+ROUTE_CHANGED = "default_route_changed"
 
 
 class IntermediateSelector(Concern):
@@ -20,6 +24,7 @@ class IntermediateSelector(Concern):
         signaling_client_pb2.Attached: "attached",
         signaling_client_pb2.Detached: "detached",
         reload_pb2.ConfigurationReloaded: "configuration_reloaded",
+        candidate_gatherer_pb2.NetworkChanged: "network_changed",
     }
     emits = (
         signaling_client_pb2.Attach,
@@ -27,6 +32,7 @@ class IntermediateSelector(Concern):
         relay_leg_pb2.ConnectLeg,
         relay_leg_pb2.DisconnectLeg,
         relay_leg_pb2.RedialLeg,
+        relay_leg_pb2.ProbeLeg,
         signaling_client_pb2.Reattach,
     )
 
@@ -43,6 +49,7 @@ class IntermediateSelector(Concern):
         self._intermediate_ids = tuple(intermediate_ids)
         self._own_certificate = own_certificate
         self._shown = own_certificate()
+        self._hosts: frozenset[str] = frozenset()
         self._core = Core(intermediate_ids, context.io.random, use_all=use_all)
 
     def on_start(self) -> None:
@@ -72,6 +79,19 @@ class IntermediateSelector(Concern):
             # Those that are not used have no connection, and do nothing.
             self.emit(relay_leg_pb2.RedialLeg(intermediate_id=name))
             self.emit(signaling_client_pb2.Reattach(intermediate_id=name))
+
+    def network_changed(self, message: candidate_gatherer_pb2.NetworkChanged) -> None:
+        """Let the intermediates see our new address.
+
+        The leg goes on by itself once it has sent something. A TCP connection whose address has vanished
+        only hangs, so signaling is attached anew when an address, or the way out, is no longer there.
+        """
+        former, self._hosts = self._hosts, frozenset(each.host for each in message.hosts)
+        is_lost = bool(former - self._hosts) or message.reason == ROUTE_CHANGED
+        for name in self._intermediate_ids:
+            self.emit(relay_leg_pb2.ProbeLeg(intermediate_id=name))
+            if is_lost:
+                self.emit(signaling_client_pb2.Reattach(intermediate_id=name))
 
     def handle_timeout(self, now: float) -> None:
         """Move on from an intermediate that does not answer."""

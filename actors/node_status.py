@@ -15,6 +15,7 @@ from actors.status_book import MAX_LISTED, BookSettings, ServiceLine, StatusBook
 from actors.supervisor import ChildStatus
 from ztna.quic.events import CloseReason
 from ztna.v1 import (
+    candidate_gatherer_pb2,
     checklist_pb2,
     control_pb2,
     hole_punch_pb2,
@@ -95,7 +96,9 @@ class NodeStatusBook(StatusBook):
         hole_punch_pb2.HolePunchChanged: "search_changed",
         hole_punch_pb2.HolePunchFinished: "search_finished",
         checklist_pb2.ChecklistReport: "pairs_reported",
+        checklist_pb2.PairSucceeded: "pair_succeeded",
         checklist_pb2.PairNominated: "pair_nominated",
+        candidate_gatherer_pb2.NatBehaviourLearned: "nat_behaviour_learned",
         keepalive_pb2.KeepaliveStatistics: "keepalive_statistics",
         quic_session_pb2.SessionEstablished: "session_established",
         quic_session_pb2.SessionClosed: "session_closed",
@@ -124,6 +127,7 @@ class NodeStatusBook(StatusBook):
         self._sessions = SessionList()
         self._datagrams_dropped = 0
         self._attempts: Counter[str] = Counter()
+        self._nat = types_pb2.NatBehaviour()
         self._direct_bytes = self._switches = self._fail_overs = 0
 
     def configure(self, services: Sequence[ServiceLine]) -> None:
@@ -262,7 +266,7 @@ class NodeStatusBook(StatusBook):
     def search_changed(self, message: hole_punch_pb2.HolePunchChanged) -> None:
         """The search for a direct path went on."""
         if record := self._sessions.direct_path_of(message.session_id):
-            record.searched(message)
+            record.searched(message, self.now)
 
     def search_finished(self, message: hole_punch_pb2.HolePunchFinished) -> None:
         """An attempt at a direct path ended."""
@@ -274,6 +278,15 @@ class NodeStatusBook(StatusBook):
         """How the candidate pairs of a session fare."""
         if record := self._sessions.direct_path_of(message.session_id):
             record.checked(message)
+
+    def pair_succeeded(self, message: checklist_pb2.PairSucceeded) -> None:
+        """A pair of a session was answered."""
+        if record := self._sessions.direct_path_of(message.session_id):
+            record.succeeded(message, self.now)
+
+    def nat_behaviour_learned(self, message: candidate_gatherer_pb2.NatBehaviourLearned) -> None:
+        """More is known of the NATs before this node."""
+        self._nat = message.nat
 
     def pair_nominated(self, message: checklist_pb2.PairNominated) -> None:
         """A pair is to carry a session."""
@@ -357,6 +370,7 @@ class NodeStatusBook(StatusBook):
                 observed_address=each.observed,
             )
         status.services.extend(self._service_status(each) for each in self._services.values())
+        status.nat.CopyFrom(self._nat)
         status.sessions.extend(self._sessions.newest_first(self.now, MAX_LISTED))
 
     @staticmethod

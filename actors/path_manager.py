@@ -36,7 +36,7 @@ class PathManager(Concern):
     handlers: ClassVar = {
         relay_leg_pb2.RelayPathChanged: "relay_path_changed",
         checklist_pb2.PairNominated: "pair_nominated",
-        candidate_gatherer_pb2.NetworkChanged: "network_changed",
+        candidate_gatherer_pb2.CandidatesGathered: "candidates_gathered",
         keepalive_pb2.PathConfirmed: "path_confirmed",
         keepalive_pb2.KeepaliveMissed: "keepalive_missed",
         keepalive_pb2.ConsentExpired: "consent_expired",
@@ -61,6 +61,7 @@ class PathManager(Concern):
         self._core = manager.PathManager(policy, max_missed=max_missed)
         self._session_id = bytes.fromhex(context.key)
         self._report_at: float | None = None
+        self._network = 0
 
     def relay_path_changed(self, message: relay_leg_pb2.RelayPathChanged) -> None:
         """A channel of this session works, or no longer does."""
@@ -82,8 +83,11 @@ class PathManager(Concern):
             )
         self._settle()
 
-    def network_changed(self, _message: candidate_gatherer_pb2.NetworkChanged) -> None:
-        """Our addresses are others: a search for another path need not wait."""
+    def candidates_gathered(self, message: candidate_gatherer_pb2.CandidatesGathered) -> None:
+        """When our addresses are others, a search for another path need not wait."""
+        if message.network == self._network:
+            return
+        self._network = message.network
         self._core.handle_network_changed(self.now)
         self._settle(is_news=False)
 

@@ -17,13 +17,17 @@ from cryptography import x509
 
 from actors import topology
 from actors.base import Context
+from actors.candidate_gatherer import CandidateGatherer
+from actors.checklist import Checklist
 from actors.child_group import ChildSpec, Restart
 from actors.credentials import Credentials, load_credentials
 from actors.daemon import Node, Plan
 from actors.daemon_hooks import Validity
 from actors.grpc_carrier import CarrierOwner, GrpcCarrier
 from actors.grpc_signaling import GrpcSignalingServer, StreamOwner
+from actors.hole_punch import HolePunch
 from actors.intermediate_selector import IntermediateSelector
+from actors.keepalive import Keepalive
 from actors.path_manager import PathManager
 from actors.quic_relay import QuicRelay
 from actors.quic_session import QuicSession
@@ -54,6 +58,8 @@ from actors.wiring import Wiring
 from ztna.access.identity import Role, VerifiedPeer
 from ztna.access.policy import AccessPolicy, AccessRule, AccessRules, OfferPolicy, OfferRule
 from ztna.errors import AuthenticationError, LocalProtocolError
+from ztna.ice.hole_punch import HolePunchLimits
+from ztna.path.manager import Policy
 from ztna.quic.connection import Connection
 from ztna.quic.options import ConnectionOptions
 from ztna.session.effects import Peer
@@ -65,6 +71,7 @@ from ztna.settings import (
     DaemonSettings,
     IntermediateAddress,
     IntermediateSettings,
+    PathPolicy,
     PeerDaemonSettings,
     ServiceProtocol,
     SignalingTransport,
@@ -210,6 +217,14 @@ class NodePlan(_Configured[PeerSettingsT]):
             ),
             *self._health_specs(),
             ChildSpec(
+                "candidate_gatherer",
+                lambda context: CandidateGatherer(
+                    context,
+                    loopback=settings.ice.loopback,
+                    advertise=settings.ice.advertise,
+                ),
+            ),
+            ChildSpec(
                 "intermediate_selector",
                 lambda context: IntermediateSelector(
                     context,
@@ -276,6 +291,7 @@ class NodePlan(_Configured[PeerSettingsT]):
         return open_grpc
 
     def _session_specs(self, node: Node, peer: Peer) -> Sequence[ChildSpec]:
+        settings = self._settings
         return (
             ChildSpec(
                 "quic_session",
@@ -293,7 +309,36 @@ class NodePlan(_Configured[PeerSettingsT]):
                 # table that freed this session, and the service sockets that it carries, have forgotten it.
                 after="session_table",
             ),
-            ChildSpec("path_manager", PathManager),
+            # A crash among these costs the direct path for a while, never the session.
+            ChildSpec(
+                "path_manager",
+                lambda context: PathManager(
+                    context, Policy(settings.path.policy.value), max_missed=settings.keepalive.max_missed
+                ),
+            ),
+            ChildSpec(
+                "keepalive",
+                lambda context: Keepalive(
+                    context,
+                    interval_s=settings.keepalive.interval_s,
+                    timeout_s=settings.keepalive.timeout_s,
+                    max_missed=settings.keepalive.max_missed,
+                ),
+            ),
+            ChildSpec("checklist", lambda context: Checklist(context, settings.ice.pacing_ms / 1e3)),
+            ChildSpec(
+                "hole_punch",
+                lambda context: HolePunch(
+                    context,
+                    HolePunchLimits(
+                        check_limit_s=settings.ice.check_limit_s,
+                        cooldown_s=settings.path.cooldown_s,
+                        is_relay_only=settings.path.policy is PathPolicy.RELAY_ONLY,
+                    ),
+                    frozenset,
+                    is_controlling=self.is_client,
+                ),
+            ),
         )
 
     def _open_session(self, node: Node, peer: Peer, destination_cid: bytes) -> Connection:

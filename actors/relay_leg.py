@@ -31,6 +31,7 @@ class RelayLeg(Concern):
         relay_leg_pb2.ConnectLeg: "connect_leg",
         relay_leg_pb2.DisconnectLeg: "disconnect_leg",
         relay_leg_pb2.RedialLeg: "redial_leg",
+        relay_leg_pb2.ProbeLeg: "probe_leg",
         relay_leg_pb2.PresentAttachment: "present_attachment",
         relay_leg_pb2.BindChannel: "bind_channel",
         relay_leg_pb2.ReleaseChannel: "release_channel",
@@ -94,6 +95,11 @@ class RelayLeg(Concern):
     def redial_leg(self, _message: relay_leg_pb2.RedialLeg) -> None:
         """Show the certificate of now."""
         self._core.redial(self.now)
+        self._act()
+
+    def probe_leg(self, _message: relay_leg_pb2.ProbeLeg) -> None:
+        """Let the intermediate see where we are."""
+        self._core.probe(self.now)
         self._act()
 
     def present_attachment(self, message: relay_leg_pb2.PresentAttachment) -> None:

@@ -192,7 +192,10 @@ class NodeStatusBoard(_StatusBoard):
     """What the boards of agent and connector share."""
 
     book_class: ClassVar[type[NodeStatusBook]]
-    emits: ClassVar[tuple[type[Message], ...]] = (session_table_pb2.CloseSessionRequested,)
+    emits: ClassVar[tuple[type[Message], ...]] = (
+        session_table_pb2.CloseSessionRequested,
+        hole_punch_pb2.RestartIce,
+    )
 
     def __init__(self, context: Context, settings: Callable[[], BoardSettings], hooks: DaemonHooks) -> None:
         """`settings` gives the present ones."""

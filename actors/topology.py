@@ -6,7 +6,11 @@ these tables, and a test holds every dispatch table against them.
 
 from __future__ import annotations
 
+from actors.candidate_gatherer import CandidateGatherer
+from actors.checklist import Checklist
+from actors.hole_punch import HolePunch
 from actors.intermediate_selector import IntermediateSelector
+from actors.keepalive import Keepalive
 from actors.path_manager import PathManager
 from actors.quic_relay import QuicRelay
 from actors.quic_session import QuicSession
@@ -23,6 +27,10 @@ from actors.status_board import AgentStatusBoard, ConnectorStatusBoard, Intermed
 from actors.udp_socket import IntermediateUdpSocket, UdpSocket
 from actors.wiring import Row, Scope, Wiring
 from ztna.v1 import (
+    candidate_gatherer_pb2,
+    checklist_pb2,
+    hole_punch_pb2,
+    keepalive_pb2,
     path_manager_pb2,
     quic_relay_pb2,
     quic_session_pb2,
@@ -63,6 +71,52 @@ _COMMON_ROWS = (
     Row(quic_session_pb2.AbortStream, QuicSession, _SESSION),
     Row(quic_session_pb2.SendDatagramPayloads, QuicSession, _SESSION),
     Row(quic_session_pb2.CloseQuicSession, QuicSession, _SESSION),
+    Row(udp_socket_pb2.AcceptChecks, UdpSocket, _NODE),
+    Row(udp_socket_pb2.RefuseChecks, UdpSocket, _NODE),
+    Row(udp_socket_pb2.SendStunRequest, UdpSocket, _NODE),
+    Row(udp_socket_pb2.SocketsBound, CandidateGatherer, _NODE),
+    Row(udp_socket_pb2.StunResponseReceived, CandidateGatherer, _NODE),
+    Row(relay_leg_pb2.LegConnected, CandidateGatherer, _NODE),
+    Row(relay_leg_pb2.RelayLegDown, CandidateGatherer, _NODE),
+    Row(relay_leg_pb2.AddressObserved, CandidateGatherer, _NODE),
+    Row(relay_leg_pb2.ProbeLeg, RelayLeg, _INTERMEDIATE),
+    Row(candidate_gatherer_pb2.GatherCandidates, CandidateGatherer, _NODE),
+    Row(candidate_gatherer_pb2.StopGathering, CandidateGatherer, _NODE),
+    Row(candidate_gatherer_pb2.NetworkChanged, IntermediateSelector, _NODE),
+    Row(candidate_gatherer_pb2.CandidatesGathered, HolePunch, _SESSION),
+    Row(candidate_gatherer_pb2.CandidatesGathered, PathManager, _SESSION),
+    Row(udp_socket_pb2.CheckReceived, Checklist, _SESSION),
+    Row(checklist_pb2.PrepareChecks, Checklist, _SESSION),
+    Row(checklist_pb2.StartChecks, Checklist, _SESSION),
+    Row(checklist_pb2.BeginChecks, Checklist, _SESSION),
+    Row(checklist_pb2.AddCandidates, Checklist, _SESSION),
+    Row(checklist_pb2.StopChecks, Checklist, _SESSION),
+    Row(relay_leg_pb2.RelayPathChanged, HolePunch, _SESSION),
+    Row(quic_session_pb2.SessionEstablished, HolePunch, _SESSION),
+    Row(quic_session_pb2.SessionStatistics, HolePunch, _SESSION),
+    Row(path_manager_pb2.PathSelected, HolePunch, _SESSION),
+    Row(signaling_client_pb2.IceSignalReceived, HolePunch, _SESSION),
+    Row(checklist_pb2.ChecksBegan, HolePunch, _SESSION),
+    Row(checklist_pb2.PairNominated, HolePunch, _SESSION),
+    Row(checklist_pb2.ChecklistFailed, HolePunch, _SESSION),
+    Row(hole_punch_pb2.RestartIce, HolePunch, _SESSION),
+    Row(checklist_pb2.PrepareChecks, Keepalive, _SESSION),
+    Row(checklist_pb2.StartChecks, Keepalive, _SESSION),
+    Row(checklist_pb2.PairNominated, Keepalive, _SESSION),
+    Row(relay_leg_pb2.RelayPathChanged, Keepalive, _SESSION),
+    Row(path_manager_pb2.PathStateChanged, Keepalive, _SESSION),
+    Row(quic_session_pb2.SessionStatistics, Keepalive, _SESSION),
+    Row(quic_session_pb2.PathSuspected, Keepalive, _SESSION),
+    Row(quic_session_pb2.PeerOnPath, Keepalive, _SESSION),
+    Row(udp_socket_pb2.KeepaliveResponseReceived, Keepalive, _SESSION),
+    Row(keepalive_pb2.RelayedStunReceived, Keepalive, _SESSION),
+    Row(checklist_pb2.PairNominated, PathManager, _SESSION),
+    Row(keepalive_pb2.PathConfirmed, PathManager, _SESSION),
+    Row(keepalive_pb2.KeepaliveMissed, PathManager, _SESSION),
+    Row(keepalive_pb2.ConsentExpired, PathManager, _SESSION),
+    Row(quic_session_pb2.PathSilent, PathManager, _SESSION),
+    Row(quic_session_pb2.SessionStatistics, PathManager, _SESSION),
+    Row(keepalive_pb2.PathConfirmed, QuicSession, _SESSION),
     Row(signaling_client_pb2.Attached, IntermediateSelector, _NODE),
     Row(signaling_client_pb2.Detached, IntermediateSelector, _NODE),
     Row(reload_pb2.ConfigurationReloaded, IntermediateSelector, _NODE, is_external=True),
@@ -95,6 +149,7 @@ def _client_rows(
         Row(signaling_client_pb2.Reattach, client, _INTERMEDIATE),
         Row(signaling_client_pb2.ReportSessionClosed, client, _INTERMEDIATE),
         Row(signaling_client_pb2.KeepResumable, client, _INTERMEDIATE),
+        Row(signaling_client_pb2.SendIceSignal, client, _INTERMEDIATE),
     )
 
 
@@ -107,6 +162,7 @@ def _payload_rows(port: type[ServicePort | ServiceBackend]) -> tuple[Row, ...]:
         Row(quic_session_pb2.StreamAborted, port, _NODE),
         Row(quic_session_pb2.DatagramPayloadsReceived, port, _NODE),
         Row(session_table_pb2.SessionAccessLimited, port, _NODE),
+        Row(service_port_pb2.SendInSessionSignal, port, _NODE),
         Row(reload_pb2.ConfigurationReloaded, port, _NODE, is_external=True),
     )
 

@@ -234,6 +234,12 @@ class Leg:
         self._lose(REDIALLED, "", now, is_authentication_failure=False, again=True)
         self._dial()
 
+    def probe(self, now: float) -> None:
+        """Send something at once that wants an answer: our address may be another one."""
+        if self._connection is not None and self._connection.is_established:
+            self._connection.reset_recovery_and_ping(now)
+            self._transmit(now)
+
     def handle_resolved(self, addresses: list[TransportAddress], error: str, now: float) -> None:
         """Dial one of the addresses, each attempt the next, or try again later when there is none."""
         if self._state is not LegState.CONNECTING or self._connection is not None:
