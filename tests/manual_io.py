@@ -279,7 +279,12 @@ class ManualIo(ManualScheduler):
 
     def watch_network(self, callback: Callable[[], None]) -> Callable[[], None]:
         self.network_watchers.append(callback)
-        return lambda: self.network_watchers.remove(callback)
+
+        def cancel() -> None:
+            if callback in self.network_watchers:
+                self.network_watchers.remove(callback)
+
+        return cancel
 
     def change_network(
         self, interfaces: list[InterfaceAddress], sources: Mapping[Family, str] | None = None

@@ -12,7 +12,7 @@ import pytest
 
 from actors.io import Io, TcpStream
 from tests.actors.io_worlds import RealWorld, SimWorld, Sockets, TcpRecorder, World, has_ipv6_loopback
-from ztna.address import TransportAddress
+from ztna.address import Family, TransportAddress
 
 needs_ipv6 = pytest.mark.skipif(not has_ipv6_loopback(), reason="this machine has no IPv6 loopback")
 WORLDS = [
@@ -395,3 +395,15 @@ def test_interface_addresses_are_sorted_and_include_loopback(world: World) -> No
     found = world.left.interface_addresses()
     assert found == sorted(found, key=lambda item: (item.interface, item.host))
     assert ("lo", "127.0.0.1", 8) in {(item.interface, item.host, item.prefix_length) for item in found}
+
+
+def test_source_address_is_of_the_family_or_none(world: World) -> None:
+    for family in Family:
+        found = world.left.source_address(family)
+        assert found is None or TransportAddress(found, 0).family is family
+
+
+def test_a_watch_of_the_network_can_end_twice(world: World) -> None:
+    cancel = world.left.watch_network(world.changed)
+    cancel()
+    cancel()

@@ -17,7 +17,7 @@ from tests.simnet.link import TCP_RETRANSMISSION_S, Link, LinkConfig, Packet
 from tests.simnet.network import MAX_TRACE_ENTRIES, VirtualNetwork, WaitTimeoutError
 from tests.simnet.sim_io import UDP_RECEIVE_BUFFER_BYTES, WALL_EPOCH, Host, SimIo
 from tests.simnet.sim_tcp import TCP_WINDOW_BYTES
-from ztna.address import TransportAddress
+from ztna.address import Family, TransportAddress
 
 ONE, TWO = "10.0.0.1", "10.0.0.2"
 LATENCY_S = 0.01
@@ -467,3 +467,23 @@ def test_packets_under_way_keep_their_time_when_the_link_changes() -> None:
     link.carry(packet)
     clock.run_for(2)
     assert arrived == [pytest.approx(START_TIME + 0.01), pytest.approx(START_TIME + 1.0)]
+
+
+def test_change_of_addresses_is_told_to_those_who_watch() -> None:
+    network = VirtualNetwork(seed=1)
+    host = network.host("a", "10.0.0.1")
+    io = host.io()
+    seen: list[tuple[list[str], str | None]] = []
+
+    def look() -> None:
+        found = [each.host for each in io.interface_addresses() if each.interface == "eth0"]
+        seen.append((found, io.source_address(Family.IPV4)))
+
+    cancel = io.watch_network(look)
+    host.change_addresses("10.0.0.9", "fd00::9")
+    network.run_for(0)
+    assert seen == [(["10.0.0.9", "fd00::9"], "10.0.0.9")]
+    cancel()
+    host.change_addresses("10.0.0.1")
+    network.run_for(0)
+    assert len(seen) == 1
