@@ -38,6 +38,9 @@ CONSTANTS: list[tuple[str, str, str, Any]] = [
     ("RFC 8445 §5.1.2.2", "ztna.ice.candidate", "CandidateType.RELAY.preference", 0),
     ("RFC 8445 §6.1.2.5", "ztna.ice.pair", "MAX_PAIRS", 100),
     ("ours, ta", "ztna.ice.timing", "CHECK_PACING_S", 0.02),
+    ("ours, better pairs after a nomination", "ztna.ice.timing", "NOMINATION_SETTLE_S", 5.0),
+    ("RFC 9000 §14, proof of a path", "ztna.ice.checks", "PADDED_CHECK_BYTES", 1200),
+    ("ours, candidates per side", "ztna.ice.pair_table", "MAX_CANDIDATES", 32),
     ("ours, direct path limit", "ztna.ice.timing", "DIRECT_PATH_LIMIT_S", 5.0),
     ("ours, relay reported", "ztna.ice.timing", "RELAY_REPORTED_LIMIT_S", 10.0),
     # Keepalive, which is the consent check

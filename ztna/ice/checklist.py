@@ -243,7 +243,7 @@ class Checklist:
                 self._take_request(message, source, local_host, now)
             case MessageClass.SUCCESS_RESPONSE | MessageClass.ERROR_RESPONSE:
                 self._take_response(message, source, now)
-            case MessageClass.INDICATION:
+            case _:
                 raise RemoteProtocolError("unexpected_class")
 
     def _take_request(self, message: Message, source: TransportAddress, local_host: str, now: float) -> None:
@@ -511,5 +511,5 @@ def _failure(result: TransactionFailed, *, is_padded: bool) -> str:
             return "mtu" if is_padded else "no_answer"
         case FailureReason.UNKNOWN_ATTRIBUTE:
             return "malformed_answer"
-        case FailureReason.ERROR_RESPONSE:
+        case _:
             return "refused" if result.error_code is None else f"refused_{result.error_code}"

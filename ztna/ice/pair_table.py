@@ -38,6 +38,7 @@ class PairTable:
         self._pairs: dict[PairKey, CheckedPair] = {}
         self._ordered: list[CheckedPair] | None = None
         self._learned = 0
+        self._names = 0
         self.triggered: dict[PairKey, CheckedPair] = {}
         self.refused = 0
 
@@ -107,9 +108,9 @@ class PairTable:
                 self.refused += 1
                 return None
             self._learned += 1
-            remote = Candidate(
-                CandidateType.PEER_REFLEXIVE, source, source, priority, f"prflx{self._learned}"
-            )
+            self._names += 1
+            name = f"prflx{self._names}"
+            remote = Candidate(CandidateType.PEER_REFLEXIVE, source, source, priority, name)
             self._remote[source] = remote
         return self._insert(local, remote)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import TypeVar
 
 import pytest
@@ -346,6 +347,15 @@ def test_triggered_check_goes_before_those_in_order() -> None:
     driver.now = 0.01
     driver.hear(low.address)
     assert [each.request.remote for each in of(driver.at(0.04), SendCheck)] == [low.address, OTHER.address]
+
+
+def test_frozen_pair_has_its_turn_when_its_foundation_failed() -> None:
+    driver = Driver()
+    twin = replace(OTHER, foundation=REMOTE.foundation)
+    driver.start(REMOTE, twin)
+    driver.at(4.6)
+    assert driver.states() == [PairState.IN_PROGRESS, PairState.FROZEN]
+    assert only(driver.at(4.71), SendCheck).request.remote == twin.address
 
 
 def test_failed_pair_is_checked_again_when_the_peer_is_heard() -> None:

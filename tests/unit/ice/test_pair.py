@@ -16,6 +16,7 @@ from ztna.ice.pair_table import MAX_CANDIDATES, MAX_PEER_REFLEXIVE, PairTable
 HOST = host_candidate("192.0.2.1")
 REFLEXIVE = reflexive_candidate(TransportAddress("198.51.100.1", 5000), HOST.base)
 REMOTE = host_candidate("192.0.2.9")
+STRANGER = TransportAddress("198.51.100.77", 7777)
 
 
 def relay(host: str) -> Candidate:
@@ -206,6 +207,21 @@ def test_learned_candidate_gets_its_proper_type_when_it_is_told_of() -> None:
     assert table.pairs == [pair]
     assert pair.remote == REMOTE
     assert pair.priority > low
+    # Its room is free again, and its name is not.
+    for number in range(MAX_PEER_REFLEXIVE):
+        assert table.learn(TransportAddress("198.51.100.7", 1000 + number), "", 5) is not None
+    assert "prflx1" not in {each.remote.foundation for each in table.pairs}
+    table.add_remote([host_candidate("198.51.100.7", 1000)])
+    assert sum(each.remote.type is CandidateType.HOST for each in table.pairs) == 2
+
+
+def test_known_source_that_is_heard_at_another_base_makes_another_pair() -> None:
+    table = PairTable(is_controlling=True)
+    second = host_candidate("192.0.2.2", preference=1)
+    table.add_local([HOST, second])
+    pairs = [table.learn(STRANGER, host, 5) for host in (HOST.base.host, second.base.host)]
+    assert [pair.local for pair in pairs if pair is not None] == [HOST, second]
+    assert len({pair.remote for pair in table.pairs}) == 1
 
 
 def test_source_that_no_base_can_answer_is_not_learned() -> None:
