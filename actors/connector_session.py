@@ -11,6 +11,7 @@ from actors.udp_backend import UdpBackend
 from ztna.errors import RemoteProtocolError
 from ztna.service.connector_flows import ConnectorFlows
 from ztna.token_bucket import TokenBucket
+from ztna.v1 import service_port_pb2
 
 # Distance of the client's bidirectional stream IDs (RFC 9000 §2.1); the first is the control stream.
 STREAM_ID_STEP: Final = 4
@@ -45,6 +46,7 @@ class ConnectorSession(ServiceSession):
         gate: judges what the agent shows.
         usage: shared by the sessions of that agent.
         backends: by flow ID.
+        early_signals: what is to be said as soon as the agent has opened the control stream.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class ConnectorSession(ServiceSession):
         self.usage = usage
         self.backends: dict[int, BackendFlow] = {}
         self.is_greeted = False
+        self.early_signals: list[service_port_pb2.SendInSessionSignal] = []
         self._next_stream_id = STREAM_ID_STEP
         self._unseen: dict[int, None] = {}
 

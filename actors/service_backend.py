@@ -38,6 +38,10 @@ from ztna.v1 import (
 # Answers that an agent does not read: ten thousand, while it has a few hundred flows to hear of.
 MAX_CONTROL_BACKLOG_BYTES = 1 << 20
 
+# What a search says before the agent's hello, which comes with the first packets of a session: an answer and
+# all its candidates.
+MAX_EARLY_SIGNALS = 64
+
 
 class ServiceBackend(ServiceConcern[ConnectorSession]):
     """The connector's end of every service."""
@@ -93,6 +97,14 @@ class ServiceBackend(ServiceConcern[ConnectorSession]):
             session.usage.sessions -= 1
             if not session.usage.sessions:
                 del self._usage[session.peer_id]
+
+    def send_in_session_signal(self, message: service_port_pb2.SendInSessionSignal) -> None:
+        """Tell the agent, as soon as it has opened the stream for that."""
+        session = self._sessions.get(message.session_id)
+        if session is None or session.is_greeted:
+            super().send_in_session_signal(message)
+        elif len(session.early_signals) < MAX_EARLY_SIGNALS:
+            session.early_signals.append(message)
 
     def stream_aborted(self, message: quic_session_pb2.StreamAborted) -> None:
         """The agent gave up a direction of a stream."""
@@ -256,6 +268,8 @@ class ServiceBackend(ServiceConcern[ConnectorSession]):
                 self._act_on_flows(session)
             case "renewed_grant":
                 self._grant_renewed(session, frame.renewed_grant.grant)
+            case "ice_signal":
+                self._ice_signal_received(session, frame.ice_signal)
             case _:
                 pass  # a draining agent opens nothing more by itself; a newer one may say more
 
@@ -264,6 +278,9 @@ class ServiceBackend(ServiceConcern[ConnectorSession]):
             # The agent opened the stream, so only now can we write to it.
             session.is_greeted = True
             self._send_control(session, service_wire.hello())
+            early, session.early_signals = session.early_signals, []
+            for signal in early:
+                self.send_in_session_signal(signal)
         super()._control_bytes(session, message)
 
     def _send_control(self, session: ConnectorSession, frame: session_pb2.ControlFrame) -> None:

@@ -15,6 +15,7 @@ from google.protobuf.message import Message
 from actors import service_wire, translate
 from actors.base import Concern, Context
 from actors.burst_log import BurstLog
+from actors.ice_signals import session_id_of, with_session_id
 from actors.service_counters import ServiceCounters
 from actors.service_session import ServiceSession
 from actors.tcp_pump import TcpPump
@@ -28,6 +29,8 @@ from ztna.v1 import (
     service_port_pb2,
     session_pb2,
     session_table_pb2,
+    signaling_client_pb2,
+    signaling_pb2,
     types_pb2,
 )
 
@@ -54,6 +57,7 @@ COMMON_HANDLERS: dict[type[Message], str] = {
     quic_session_pb2.StreamAborted: "stream_aborted",
     quic_session_pb2.DatagramPayloadsReceived: "datagram_payloads_received",
     session_table_pb2.SessionAccessLimited: "session_access_limited",
+    service_port_pb2.SendInSessionSignal: "send_in_session_signal",
     reload_pb2.ConfigurationReloaded: "configuration_reloaded",
 }
 COMMON_EMITS: tuple[type[Message], ...] = (
@@ -66,6 +70,7 @@ COMMON_EMITS: tuple[type[Message], ...] = (
     service_port_pb2.FlowClosed,
     service_port_pb2.FlowRefusedReported,
     service_port_pb2.ServiceStatistics,
+    signaling_client_pb2.IceSignalReceived,
 )
 
 SessionT = TypeVar("SessionT", bound=ServiceSession)
@@ -135,6 +140,13 @@ class ServiceConcern(Concern, Generic[SessionT]):
         if session is not None:
             session.allowed = translate.allowed_from_proto(message.allowed)
             self._cut(session, session.may_carry, StreamError.ACCESS_DENIED, "access_withdrawn")
+
+    def send_in_session_signal(self, message: service_port_pb2.SendInSessionSignal) -> None:
+        """Tell the peer something about the direct path."""
+        session = self._sessions.get(message.session_id)
+        if session is not None:
+            signal = with_session_id(message.signal, message.session_id)
+            self._send_control(session, service_wire.ice_signal(signal))
 
     def payload_received(self, message: quic_session_pb2.PayloadReceived) -> None:
         """Bytes of a stream."""
@@ -322,6 +334,18 @@ class ServiceConcern(Concern, Generic[SessionT]):
         except RemoteProtocolError as error:
             self._protocol_broken(session, error)
         self._act_on_flows(session)
+
+    def _ice_signal_received(self, session: SessionT, signal: signaling_pb2.IceSignal) -> None:
+        """Pass on what the peer says of the direct path; raises `RemoteProtocolError`."""
+        if session_id_of(signal) not in {b"", session.session_id}:
+            raise RemoteProtocolError("foreign_session", "a signal about another session")
+        if not session.ice_signals.take(self.now):
+            raise RemoteProtocolError("too_many_signals", "about the direct path")
+        self.emit(
+            signaling_client_pb2.IceSignalReceived(
+                session_id=session.session_id, signal=with_session_id(signal, session.session_id)
+            )
+        )
 
     def _protocol_broken(self, session: SessionT, error: RemoteProtocolError) -> None:
         self.log.warning(

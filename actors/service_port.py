@@ -388,6 +388,8 @@ class ServicePort(ServiceConcern[AgentSession]):
                     "service_port.peer_draining", session=session.session_id.hex(), peer=session.peer_id
                 )
                 self._close_if_drained(session)
+            case "ice_signal":
+                self._ice_signal_received(session, frame.ice_signal)
             case _:
                 pass  # a newer connector may say more
 

@@ -9,6 +9,7 @@ from actors.io import MAX_READ_BYTES
 from actors.service_wire import ControlDecoder
 from ztna.service.agent_flows import AgentFlows
 from ztna.service.connector_flows import ConnectorFlows
+from ztna.token_bucket import TokenBucket
 
 if TYPE_CHECKING:
     from actors.tcp_pump import TcpPump
@@ -21,6 +22,11 @@ RESUME_SESSION_BELOW_BYTES = MAX_SESSION_IN_FLIGHT_BYTES // 2
 # MAX_STREAMS times one read of a socket. It and what makes a session full stay below MAX_SEND_BACKLOG_BYTES.
 SHARED_BYTES = 64 * 1024 * 1024
 
+# What a peer says of the direct path: an exchange takes some 40 frames, and there is one in 30 s, or a few
+# when addresses change.
+ICE_SIGNALS_PER_SECOND = 50.0
+ICE_SIGNALS_BURST = 400.0
+
 
 class ServiceSession:
     """A session that is established: who is at the other end, and what runs over it.
@@ -31,6 +37,7 @@ class ServiceSession:
         is_open: False once `SessionClosed` came; nothing is sent then.
         is_draining: the peer wants nothing new.
         control_backlog_bytes: of the control stream, not yet acknowledged.
+        ice_signals: how many of them the peer may still send.
         allowed: services that it may carry, by the rules of an intermediate; None: whatever is granted.
     """
 
@@ -44,6 +51,7 @@ class ServiceSession:
         self.is_draining = False
         self.allowed: frozenset[str] | None = None
         self.control_backlog_bytes = 0
+        self.ice_signals = TokenBucket(ICE_SIGNALS_PER_SECOND, ICE_SIGNALS_BURST, 0.0)
         self._in_flight = 0
         self._is_full = False
         # Streams that are over for us and not yet for QUIC: it still holds these bytes.

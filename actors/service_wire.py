@@ -12,7 +12,7 @@ from ztna import __version__
 from ztna.errors import RemoteProtocolError
 from ztna.service.tcp_effects import Answer, StreamError
 from ztna.signaling import framing
-from ztna.v1 import grant_pb2, session_pb2
+from ztna.v1 import grant_pb2, session_pb2, signaling_pb2
 
 CONTROL_STREAM_ID = 0
 FIRST_SERVICE_STREAM_ID = 4
@@ -101,6 +101,11 @@ def draining() -> session_pb2.ControlFrame:
 def renewed_grant(grant: grant_pb2.SealedGrant) -> session_pb2.ControlFrame:
     """A fresh grant of the session, shown without opening anything."""
     return session_pb2.ControlFrame(renewed_grant=session_pb2.RenewedGrant(grant=grant))
+
+
+def ice_signal(signal: signaling_pb2.IceSignal) -> session_pb2.ControlFrame:
+    """Something about the direct path."""
+    return session_pb2.ControlFrame(ice_signal=signal)
 
 
 def shorten(text: str) -> str:

@@ -61,6 +61,7 @@ class SessionManager(Concern):
         signaling_service_pb2.SessionFrameReceived: "session_frame_received",
         signaling_service_pb2.NodeAttached: "node_attached",
         signaling_service_pb2.NodeDetached: "node_detached",
+        signaling_service_pb2.RoundTripMeasured: "round_trip_measured",
         reload_pb2.ConfigurationReloaded: "configuration_reloaded",
     }
     emits = (
@@ -109,6 +110,10 @@ class SessionManager(Concern):
         self._resumptions.drop(message.attach_id)
         self._core.handle_detached(message.attach_id, is_clean=message.is_clean, reason=message.reason)
         self._act()
+
+    def round_trip_measured(self, message: signaling_service_pb2.RoundTripMeasured) -> None:
+        """How far away a node is."""
+        self._core.handle_round_trip(message.attach_id, message.rtt_us / 1e6)
 
     def connector_chosen(self, message: registry_pb2.ConnectorChosen) -> None:
         """Open a session, or extend the one that exists; it may be among those to be brought back."""

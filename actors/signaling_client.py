@@ -65,6 +65,7 @@ class SignalingClient(Concern):
         signaling_client_pb2.Reattach: "reattach",
         signaling_client_pb2.ReportSessionClosed: "report_session_closed",
         signaling_client_pb2.KeepResumable: "keep_resumable",
+        signaling_client_pb2.SendIceSignal: "send_ice_signal",
         relay_leg_pb2.LegConnected: "leg_connected",
         relay_leg_pb2.RelayLegDown: "leg_down",
         relay_leg_pb2.LegSignalingReceived: "leg_signaling_received",
@@ -75,6 +76,7 @@ class SignalingClient(Concern):
         signaling_client_pb2.SessionReboundReceived,
         signaling_client_pb2.SessionRevoked,
         signaling_client_pb2.SessionAccessReceived,
+        signaling_client_pb2.IceSignalReceived,
         relay_leg_pb2.PresentAttachment,
         relay_leg_pb2.SendLegSignaling,
     )
@@ -145,6 +147,18 @@ class SignalingClient(Concern):
         self._resumable.pop(message.session_id, None)
         if message.HasField("grant"):
             self._resumable[message.session_id] = message.grant
+
+    def send_ice_signal(self, message: signaling_client_pb2.SendIceSignal) -> None:
+        """Tell the other party of a session; while not attached, nobody hears it."""
+        body = message.signal.WhichOneof("body")
+        if body is None or self._core.state is not client.ClientState.ATTACHED:
+            self.log.debug("signaling_client.signal_dropped", session=message.session_id.hex(), body=body)
+            return
+        frame = signaling_pb2.SignalingFrame()
+        signal = getattr(frame, body)
+        signal.CopyFrom(getattr(message.signal, body))
+        signal.session_id = message.session_id
+        self._send(frame)
 
     def leg_connected(self, _message: relay_leg_pb2.LegConnected) -> None:
         """The leg can carry signaling; at least the intermediate is there."""
@@ -408,10 +422,27 @@ class SignalingClient(Concern):
             self._core.handle_superseded(detail, self.now)
             return
         code = _code_name(error.code)
+        if error.session_id and not error.request_id:
+            # Whoever looks for the direct path of that session says what comes of it.
+            self._ice_signal(frame)
+            return
         if error.request_id and self._core.handle_answered(error.request_id):
             self._request_failed(error.request_id, code, error.message, is_final=error.code in _FINAL_CODES)
             return
         self.log.warning("signaling_client.error_received", code=code, detail=error.message)
+
+    def _ice_signal(self, frame: signaling_pb2.SignalingFrame) -> None:
+        body = frame.WhichOneof("body") or ""
+        said = getattr(frame, body)
+        if len(said.session_id) != SESSION_ID_BYTES:
+            raise RemoteProtocolError("malformed_session")
+        signal = signaling_pb2.IceSignal()
+        getattr(signal, body).CopyFrom(said)
+        self.emit(
+            signaling_client_pb2.IceSignalReceived(
+                session_id=said.session_id, intermediate_id=self.key, signal=signal
+            )
+        )
 
     def _request_failed(self, request_id: int, code: str, message: str, *, is_final: bool = False) -> None:
         """Report a request that came to nothing; only agents make requests."""
@@ -425,6 +456,13 @@ class SignalingClient(Concern):
         "session_ended": "_session_ended",
         "access_changed": "_access_changed",
         "error": "_error",
+        # Who may say which of these is known where the search is (`ztna.ice.hole_punch`).
+        "candidate_offer": "_ice_signal",
+        "candidate_answer": "_ice_signal",
+        "candidate_added": "_ice_signal",
+        "start_punching": "_ice_signal",
+        "restart_requested": "_ice_signal",
+        "punching_result": "_ice_signal",
     }
 
 

@@ -27,6 +27,7 @@ from ztna.access.identity import Role, VerifiedPeer
 from ztna.access.profile import UNREADABLE
 from ztna.errors import AccessDenied, AuthenticationError, LocalProtocolError, RemoteProtocolError
 from ztna.signaling import attachments
+from ztna.signaling.exchange import MAX_ROUND_TRIP_S
 from ztna.signaling.values import Code
 from ztna.v1 import quic_relay_pb2, signaling_pb2, signaling_service_pb2
 
@@ -88,6 +89,7 @@ class SignalingService(Concern):
         signaling_service_pb2.ServiceWithdrawn,
         signaling_service_pb2.SessionWanted,
         signaling_service_pb2.SessionFrameReceived,
+        signaling_service_pb2.RoundTripMeasured,
         signaling_service_pb2.SignalingStatistics,
         quic_relay_pb2.SendLegSignalingBytes,
     )
@@ -447,6 +449,13 @@ class SignalingService(Concern):
             signature=sign_nonce(self._credentials.private_key, request.nonce, stream.peer.fingerprint),
         )
         self._send(stream, signaling_pb2.SignalingFrame(attach_accepted=accepted))
+        self._measure(stream)
+
+    def _measure(self, stream: Stream) -> None:
+        ping_id = stream.round_trip.next_ping(self.now)
+        if ping_id is not None:
+            ping = signaling_pb2.SignalingPing(id=ping_id)
+            self._send(stream, signaling_pb2.SignalingFrame(ping=ping))
 
     def _dispatch(self, stream: Stream, frame: signaling_pb2.SignalingFrame, body: str | None) -> None:
         attach_id = stream.attach_id
@@ -454,8 +463,12 @@ class SignalingService(Concern):
             case "ping":
                 pong = signaling_pb2.SignalingPong(id=frame.ping.id)
                 self._send(stream, signaling_pb2.SignalingFrame(pong=pong))
+                self._measure(stream)
             case "pong":
-                pass  # a sign of life; gRPC and QUIC watch their connections themselves
+                round_trip_s = stream.round_trip.handle_pong(frame.pong.id, self.now)
+                if round_trip_s is not None:
+                    rtt_us = round(min(round_trip_s, MAX_ROUND_TRIP_S) * 1e6)
+                    self.emit(signaling_service_pb2.RoundTripMeasured(attach_id=attach_id, rtt_us=rtt_us))
             case "register_service":
                 wanted = frame.register_service
                 self._table.handle_offered(attach_id, wanted.service)

@@ -13,6 +13,7 @@ from ztna.errors import RemoteProtocolError
 from ztna.signaling.attachments import Carrier
 from ztna.signaling.framing import MAX_FRAME_BYTES, FrameDecoder, encode
 from ztna.signaling.resume import MAX_RESUME_BYTES, MAX_RESUMED_SESSIONS
+from ztna.signaling.round_trip import RoundTrip
 from ztna.signaling.values import Party
 from ztna.v1 import quic_relay_pb2, signaling_pb2, signaling_service_pb2
 
@@ -106,6 +107,7 @@ class Stream:
     sent: int = 0
     received: int = 0
     is_over: bool = False
+    round_trip: RoundTrip = field(default_factory=RoundTrip)
 
     @property
     def party(self) -> Party:

@@ -8,7 +8,8 @@ from actors import service_wire
 from actors.connector_session import MAX_UNSEEN_STREAMS
 from actors.grant_gate import MAX_GRANTS
 from actors.io import DatagramBatch, Shortage, TcpOwner
-from actors.service_backend import MAX_CONTROL_BACKLOG_BYTES, ServiceBackend
+from actors.service_backend import MAX_CONTROL_BACKLOG_BYTES, MAX_EARLY_SIGNALS, ServiceBackend
+from actors.service_session import ICE_SIGNALS_BURST
 from actors.tcp_pump import CONSUMED_STEP_BYTES
 from tests.actors.service_world import (
     AGENT_ID,
@@ -40,7 +41,15 @@ from ztna.service.tcp_connection import MAX_EARLY_BYTES, MAX_IN_FLIGHT_BYTES, en
 from ztna.service.tcp_effects import BACKEND_FAILED_MESSAGE, Answer, StreamError
 from ztna.settings import ConnectorLimits, ConnectorService
 from ztna.signaling.framing import FrameDecoder
-from ztna.v1 import grant_pb2, quic_session_pb2, service_port_pb2, session_pb2, types_pb2
+from ztna.v1 import (
+    grant_pb2,
+    quic_session_pb2,
+    service_port_pb2,
+    session_pb2,
+    signaling_client_pb2,
+    signaling_pb2,
+    types_pb2,
+)
 
 Backend = ActorHarness[ServiceBackend]
 
@@ -692,3 +701,64 @@ def test_peer_that_is_no_agent_of_the_grant_gets_nothing(backend: Backend) -> No
     stolen = make_grant("web", session_id=OTHER_SESSION)
     backend.tell(received(4, header(grant=stolen), session_id=OTHER_SESSION))
     assert answer(backend).message.startswith("wrong_agent")
+
+
+# The direct path
+
+OFFERED = signaling_pb2.IceSignal(
+    candidate_offer=signaling_pb2.CandidateOffer(session_id=SESSION, generation=2, ufrag="u", pwd="p")
+)
+GREETING = control(hello=session_pb2.SessionHello(protocol_version=1))
+
+
+def ice_signal(signal: signaling_pb2.IceSignal = OFFERED) -> quic_session_pb2.PayloadReceived:
+    return control(ice_signal=signal)
+
+
+def test_signal_of_the_search_leaves_on_the_control_stream_of_its_session(backend: Backend) -> None:
+    backend.tell(GREETING)
+    backend.take_emitted()
+    foreign = signaling_pb2.IceSignal(restart_requested=signaling_pb2.RestartRequested(session_id=b"x"))
+    backend.tell(service_port_pb2.SendInSessionSignal(session_id=SESSION, signal=foreign))
+    (frame,) = control_frames(backend)
+    assert frame.ice_signal.restart_requested.session_id == SESSION
+    backend.take_emitted()
+    backend.tell(service_port_pb2.SendInSessionSignal(session_id=b"?" * 16, signal=foreign))
+    assert not backend.take_emitted()
+
+
+@pytest.mark.parametrize("named", [SESSION, b""], ids=["named", "not named"])
+def test_signal_of_the_peer_is_told_to_the_search_of_this_session(backend: Backend, named: bytes) -> None:
+    signal = signaling_pb2.IceSignal()
+    signal.CopyFrom(OFFERED)
+    signal.candidate_offer.session_id = named
+    backend.tell(GREETING, ice_signal(signal))
+    (heard,) = of_type(backend.take_emitted(), signaling_client_pb2.IceSignalReceived)
+    assert (heard.session_id, heard.intermediate_id, heard.signal) == (SESSION, "", OFFERED)
+
+
+def test_signal_about_another_session_closes_this_one(backend: Backend) -> None:
+    signal = signaling_pb2.IceSignal(restart_requested=signaling_pb2.RestartRequested(session_id=b"x" * 16))
+    backend.tell(GREETING, ice_signal(signal))
+    emitted = backend.take_emitted()
+    assert not of_type(emitted, signaling_client_pb2.IceSignalReceived)
+    (close,) = of_type(emitted, quic_session_pb2.CloseQuicSession)
+    assert close.reason == "foreign_session"
+
+
+def test_flood_of_signals_closes_the_session(backend: Backend) -> None:
+    backend.tell(GREETING, *[ice_signal()] * int(ICE_SIGNALS_BURST))
+    assert not of_type(backend.take_emitted(), quic_session_pb2.CloseQuicSession)
+    backend.tell(ice_signal())
+    (close,) = of_type(backend.take_emitted(), quic_session_pb2.CloseQuicSession)
+    assert close.reason == "too_many_signals"
+
+
+def test_signal_waits_for_the_agent_to_open_the_control_stream(backend: Backend) -> None:
+    command = service_port_pb2.SendInSessionSignal(session_id=SESSION, signal=OFFERED)
+    backend.tell(*[command] * (MAX_EARLY_SIGNALS + 10))
+    assert not of_type(backend.emitted, quic_session_pb2.SendPayload)
+    backend.tell(GREETING)
+    hello, *signals = control_frames(backend)
+    assert hello.HasField("hello")
+    assert [each.ice_signal for each in signals] == [OFFERED] * MAX_EARLY_SIGNALS

@@ -10,7 +10,7 @@ from actors.client_pump import ANSWER_GRACE_S
 from actors.io import MAX_READ_BYTES, DatagramBatch, Shortage, TcpOwner
 from actors.local_service import MAX_WAIT_S, MAX_WAITING_DATAGRAMS
 from actors.service_port import ServicePort
-from actors.service_session import MAX_SESSION_IN_FLIGHT_BYTES, SHARED_BYTES
+from actors.service_session import ICE_SIGNALS_BURST, MAX_SESSION_IN_FLIGHT_BYTES, SHARED_BYTES
 from actors.tcp_pump import CONSUMED_DELAY_S, CONSUMED_STEP_BYTES
 from tests.actors.service_world import (
     CLIENT,
@@ -34,7 +34,15 @@ from ztna.service.tcp_connection import MAX_IN_FLIGHT_BYTES, encode_prefixed
 from ztna.service.tcp_effects import Answer, StreamError
 from ztna.settings import AgentLimits, AgentService
 from ztna.signaling.framing import FrameDecoder
-from ztna.v1 import quic_session_pb2, service_port_pb2, session_pb2, session_table_pb2, types_pb2
+from ztna.v1 import (
+    quic_session_pb2,
+    service_port_pb2,
+    session_pb2,
+    session_table_pb2,
+    signaling_client_pb2,
+    signaling_pb2,
+    types_pb2,
+)
 
 Port = ActorHarness[ServicePort]
 
@@ -613,3 +621,58 @@ def test_figures_are_reported_once_a_second_while_they_change(port: Port) -> Non
     assert (figures.service, figures.active, figures.total) == ("web", 1, 1)
     port.advance(5)
     assert not of_type(port.take_emitted(), service_port_pb2.ServiceStatistics)
+
+
+# The direct path
+
+OFFERED = signaling_pb2.IceSignal(
+    candidate_offer=signaling_pb2.CandidateOffer(session_id=SESSION, generation=2, ufrag="u", pwd="p")
+)
+GREETING = control(hello=session_pb2.SessionHello(protocol_version=1))
+
+
+def ice_signal(signal: signaling_pb2.IceSignal = OFFERED) -> quic_session_pb2.PayloadReceived:
+    return control(ice_signal=signal)
+
+
+def test_signal_of_the_search_leaves_on_the_control_stream_of_its_session(port: Port) -> None:
+    establish(port)
+    port.tell(GREETING)
+    port.take_emitted()
+    foreign = signaling_pb2.IceSignal(restart_requested=signaling_pb2.RestartRequested(session_id=b"x"))
+    port.tell(service_port_pb2.SendInSessionSignal(session_id=SESSION, signal=foreign))
+    (frame,) = control_frames(port)
+    assert frame.ice_signal.restart_requested.session_id == SESSION
+    port.take_emitted()
+    port.tell(service_port_pb2.SendInSessionSignal(session_id=b"?" * 16, signal=foreign))
+    assert not port.take_emitted()
+
+
+@pytest.mark.parametrize("named", [SESSION, b""], ids=["named", "not named"])
+def test_signal_of_the_peer_is_told_to_the_search_of_this_session(port: Port, named: bytes) -> None:
+    establish(port)
+    signal = signaling_pb2.IceSignal()
+    signal.CopyFrom(OFFERED)
+    signal.candidate_offer.session_id = named
+    port.tell(GREETING, ice_signal(signal))
+    (heard,) = of_type(port.take_emitted(), signaling_client_pb2.IceSignalReceived)
+    assert (heard.session_id, heard.intermediate_id, heard.signal) == (SESSION, "", OFFERED)
+
+
+def test_signal_about_another_session_closes_this_one(port: Port) -> None:
+    establish(port)
+    signal = signaling_pb2.IceSignal(restart_requested=signaling_pb2.RestartRequested(session_id=b"x" * 16))
+    port.tell(GREETING, ice_signal(signal))
+    emitted = port.take_emitted()
+    assert not of_type(emitted, signaling_client_pb2.IceSignalReceived)
+    (close,) = of_type(emitted, quic_session_pb2.CloseQuicSession)
+    assert close.reason == "foreign_session"
+
+
+def test_flood_of_signals_closes_the_session(port: Port) -> None:
+    establish(port)
+    port.tell(GREETING, *[ice_signal()] * int(ICE_SIGNALS_BURST))
+    assert not of_type(port.take_emitted(), quic_session_pb2.CloseQuicSession)
+    port.tell(ice_signal())
+    (close,) = of_type(port.take_emitted(), quic_session_pb2.CloseQuicSession)
+    assert close.reason == "too_many_signals"

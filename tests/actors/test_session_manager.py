@@ -226,6 +226,81 @@ def test_candidates_pass_unchanged_between_the_parties_only(manager: Manager) ->
     assert manager.send(b"C", Frame(restart_requested=restart)) == [(b"A", Frame(restart_requested=restart))]
 
 
+def exchange(manager: Manager, session_id: bytes, generation: int = 1) -> dict[bytes, int]:
+    """The start delays that the parties are told after an offer and its answer."""
+    offer = signaling_pb2.CandidateOffer(session_id=session_id, generation=generation)
+    answer = signaling_pb2.CandidateAnswer(session_id=session_id, generation=generation)
+    manager.send(b"A", Frame(candidate_offer=offer))
+    frames = manager.send(b"C", Frame(candidate_answer=answer))
+    return {to: f.start_punching.start_delay_ms for to, f in frames if f.HasField("start_punching")}
+
+
+def measure(manager: Manager, **rtt_ms: int) -> None:
+    for attach_id, each in rtt_ms.items():
+        manager.tell(
+            signaling_service_pb2.RoundTripMeasured(attach_id=attach_id.encode(), rtt_us=each * 1000)
+        )
+
+
+def test_nearer_party_waits_for_the_farther_one_before_it_starts(manager: Manager) -> None:
+    _, opened = manager.open()
+    measure(manager, A=200, C=40)
+    assert exchange(manager, opened.session_id) == {b"A": 0, b"C": 80}
+    measure(manager, A=40, C=40)
+    assert exchange(manager, opened.session_id, 2) == {b"A": 0, b"C": 0}
+
+
+def test_unknown_round_trip_to_either_party_means_the_agreed_delay_for_both(manager: Manager) -> None:
+    _, opened = manager.open()
+    measure(manager, A=200, gone=1)
+    assert exchange(manager, opened.session_id) == {b"A": 100, b"C": 100}
+
+
+def test_restart_is_asked_for_by_either_party_and_a_newer_offer_follows(manager: Manager) -> None:
+    _, opened = manager.open()
+    exchange(manager, opened.session_id)
+    wish = Frame(restart_requested=signaling_pb2.RestartRequested(session_id=opened.session_id, reason="x"))
+    assert manager.send(b"C", wish) == [(b"A", wish)]
+    assert manager.send(b"A", wish) == [(b"C", wish)]
+    assert len(exchange(manager, opened.session_id, 2)) == 2
+
+
+def test_answer_of_another_connector_is_refused_counted_and_logged(manager: Manager) -> None:
+    _, opened = manager.open()
+    manager.attach(b"X", node(Role.CONNECTOR, "c2"))
+    offer = signaling_pb2.CandidateOffer(session_id=opened.session_id, generation=1)
+    manager.send(b"A", Frame(candidate_offer=offer))
+    answer = Frame(candidate_answer=signaling_pb2.CandidateAnswer(session_id=opened.session_id, generation=1))
+    ((to, refused),) = manager.send(b"X", answer)
+    assert (to, refused.error.code) == (b"X", signaling_pb2.SIGNALING_CODE_NOT_A_PARTY)
+    assert manager.send(b"C", answer)[0] == (b"A", answer), "that of the chosen one counts still"
+    line = next(each for each in manager.harness.logs if each["event"] == "session_manager.session_refused")
+    assert (line["peer"], line["code"]) == ("connector 'c2'", "not_a_party")
+    manager.harness.advance(1)
+    manager.take()
+    assert manager.reports[-1].refused["not_a_party"] == 1
+
+
+def test_answer_that_comes_too_late_is_refused(manager: Manager) -> None:
+    _, opened = manager.open()
+    offer = signaling_pb2.CandidateOffer(session_id=opened.session_id, generation=1)
+    manager.send(b"A", Frame(candidate_offer=offer))
+    manager.harness.advance(ANSWER_LIMIT_S)
+    manager.take()
+    answer = Frame(candidate_answer=signaling_pb2.CandidateAnswer(session_id=opened.session_id, generation=1))
+    ((to, refused),) = manager.send(b"C", answer)
+    assert (to, refused.error.code) == (b"C", signaling_pb2.SIGNALING_CODE_INVALID_MESSAGE)
+
+
+def test_offer_of_a_generation_that_was_is_refused_with_the_session_it_is_about(manager: Manager) -> None:
+    _, opened = manager.open()
+    exchange(manager, opened.session_id, 4)
+    offer = signaling_pb2.CandidateOffer(session_id=opened.session_id, generation=4)
+    ((to, refused),) = manager.send(b"A", Frame(candidate_offer=offer))
+    assert (to, refused.error.session_id) == (b"A", opened.session_id)
+    assert refused.error.code == signaling_pb2.SIGNALING_CODE_INVALID_MESSAGE
+
+
 def test_what_only_an_intermediate_sends_is_refused(manager: Manager) -> None:
     _, opened = manager.open()
     frame = Frame(start_punching=signaling_pb2.StartPunching(session_id=opened.session_id))

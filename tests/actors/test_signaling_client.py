@@ -357,6 +357,96 @@ def test_news_of_a_former_carrier_changes_nothing() -> None:
     assert world.client.take_emitted() == []
 
 
+# The direct path
+
+SIGNALS = {
+    "candidate_offer": signaling_pb2.CandidateOffer(generation=1, ufrag="u", pwd="p"),
+    "candidate_answer": signaling_pb2.CandidateAnswer(generation=1, ufrag="u", pwd="p"),
+    "candidate_added": signaling_pb2.CandidateAdded(generation=1, end_of_candidates=True),
+    "restart_requested": signaling_pb2.RestartRequested(reason="path_failed"),
+    "punching_result": signaling_pb2.PunchingResult(success=True),
+}
+HEARD = {
+    **SIGNALS,
+    "start_punching": signaling_pb2.StartPunching(generation=1, start_delay_ms=40),
+    "error": signaling_pb2.SignalingError(code=signaling_pb2.SIGNALING_CODE_SESSION_TIMEOUT),
+}
+
+
+def signal(body: str) -> signaling_pb2.IceSignal:
+    said = signaling_pb2.IceSignal()
+    getattr(said, body).CopyFrom(HEARD[body])
+    return said
+
+
+def send_signal(body: str) -> signaling_client_pb2.SendIceSignal:
+    return signaling_client_pb2.SendIceSignal(intermediate_id="i1", session_id=S1, signal=signal(body))
+
+
+@pytest.mark.parametrize("body", SIGNALS)
+def test_signal_leaves_as_a_frame_about_its_session(body: str) -> None:
+    world = World().attached()
+    world.client.tell(send_signal(body))
+    frame = world.carrier.sent[-1]
+    assert (frame.seq, frame.WhichOneof("body")) == (2, body)
+    said = getattr(frame, body)
+    assert said.session_id == S1
+    said.ClearField("session_id")
+    assert said == SIGNALS[body]
+
+
+def test_signal_without_an_attachment_or_without_words_goes_nowhere() -> None:
+    world = World()
+    world.client.tell(send_signal("candidate_offer"))
+    assert not world.client.take_emitted()
+    world.attached()
+    world.client.tell(signaling_client_pb2.SendIceSignal(intermediate_id="i1", session_id=S1))
+    assert [frame.WhichOneof("body") for frame in world.carrier.sent] == ["attach_request"]
+
+
+@pytest.mark.parametrize("client", [AgentClient, ConnectorClient])
+@pytest.mark.parametrize("body", HEARD)
+def test_frame_about_the_direct_path_is_told_to_its_session_with_who_carried_it(
+    body: str, client: type[SignalingClient]
+) -> None:
+    world = World(client).attached()
+    said = signal(body)
+    getattr(said, body).session_id = S1
+    frame = Frame()
+    getattr(frame, body).CopyFrom(getattr(said, body))
+    assert of(world.hear(frame), signaling_client_pb2.IceSignalReceived) == [
+        signaling_client_pb2.IceSignalReceived(session_id=S1, intermediate_id="i1", signal=said)
+    ]
+
+
+def test_signals_travel_on_the_leg_as_well() -> None:
+    harness = attached_over_leg()
+    harness.tell(send_signal("candidate_answer"))
+    (frame,) = frames(harness.take_emitted())
+    assert (frame.seq, frame.WhichOneof("body")) == (2, "candidate_answer")
+    heard = Frame(start_punching=signaling_pb2.StartPunching(session_id=S1, generation=1))
+    data = encode(heard.SerializeToString())
+    harness.tell(relay_leg_pb2.LegSignalingReceived(intermediate_id="i1", data=data))
+    (told,) = of(harness.take_emitted(), signaling_client_pb2.IceSignalReceived)
+    assert told.signal.start_punching.generation == 1
+
+
+@pytest.mark.parametrize("body", ["candidate_offer", "start_punching"])
+def test_signal_about_something_that_is_no_session_is_a_protocol_error(body: str) -> None:
+    world = World().attached()
+    frame = Frame()
+    getattr(frame, body).session_id = b"short"
+    (detached,) = of(world.hear(frame), signaling_client_pb2.Detached)
+    assert detached.reason == "protocol_error"
+
+
+def test_signal_before_the_intermediate_has_proved_itself_is_ignored() -> None:
+    world = World()
+    world.client.tell(ATTACH)
+    frame = Frame(candidate_answer=signaling_pb2.CandidateAnswer(session_id=S1))
+    assert not of(world.hear(frame), signaling_client_pb2.IceSignalReceived)
+
+
 def test_error_that_answers_no_request_is_only_logged() -> None:
     world = World().attached()
     assert world.hear(Frame(error=signaling_pb2.SignalingError(request_id=5)), Frame()) == []
@@ -447,7 +537,7 @@ def frames(messages: list[Message]) -> list[Frame]:
     return [Frame.FromString(body) for body in FrameDecoder().feed(data)]
 
 
-def test_leg_carries_signaling_once_it_is_connected() -> None:
+def attached_over_leg() -> ActorHarness[AgentClient]:
     harness = over_leg()
     harness.tell(relay_leg_pb2.LegConnected(intermediate_id="i1"))
     (request,) = frames(harness.take_emitted())
@@ -467,6 +557,11 @@ def test_leg_carries_signaling_once_it_is_connected() -> None:
     for piece in (data[:5], data[5:]):
         harness.tell(relay_leg_pb2.LegSignalingReceived(intermediate_id="i1", data=piece))
     assert len(of(harness.take_emitted(), signaling_client_pb2.Attached)) == 1
+    return harness
+
+
+def test_leg_carries_signaling_once_it_is_connected() -> None:
+    harness = attached_over_leg()
     harness.tell(relay_leg_pb2.LegConnected(intermediate_id="i1"))  # told again: nothing begins anew
     assert harness.take_emitted() == []
     harness.tell(relay_leg_pb2.RelayLegDown(intermediate_id="i1", reason="no_answer"))

@@ -45,6 +45,7 @@ class World:
         )
         self.decoders: dict[int, FrameDecoder] = {}
         self.closed: list[int] = []
+        self.pings: list[int] = []
 
     def open(self, connection: int, node: Issued) -> None:
         self.decoders[connection] = FrameDecoder()
@@ -68,12 +69,14 @@ class World:
         self.harness.tell(quic_relay_pb2.LegSignalingBytesReceived(connection=connection, data=data))
 
     def received(self, connection: int) -> list[Frame]:
-        """Frames that a node was sent since the last call."""
+        """Frames that a node was sent since the last call, pings apart: `pings` has their ids."""
         frames: list[Frame] = []
         kept: list[Message] = []
         for message in self.harness.take_emitted():
             if isinstance(message, quic_relay_pb2.SendLegSignalingBytes) and message.connection == connection:
                 frames += map(Frame.FromString, self.decoders[connection].feed(message.data))
+                self.pings += [frame.ping.id for frame in frames if frame.HasField("ping")]
+                frames = [frame for frame in frames if not frame.HasField("ping")]
                 if message.close:
                     self.closed.append(connection)
             else:
@@ -259,7 +262,7 @@ def test_frame_that_no_node_sends_is_answered_and_an_unknown_one_ignored(agent: 
     )
     error, pong = world.received(5)
     assert error.error.code == signaling_pb2.SIGNALING_CODE_INVALID_MESSAGE
-    assert (pong.seq, pong.pong.id) == (3, 77)
+    assert (pong.seq, pong.pong.id) == (4, 77)
 
 
 def test_other_actors_frames_are_numbered_and_sent(agent: Issued) -> None:
@@ -271,7 +274,7 @@ def test_other_actors_frames_are_numbered_and_sent(agent: Issued) -> None:
         signaling_service_pb2.SendFrame(attach_id=b"gone", frame=ended),
     )
     (frame,) = world.received(5)
-    assert (frame.seq, frame.session_ended.session_id) == (2, b"s" * 16)
+    assert (frame.seq, frame.session_ended.session_id) == (3, b"s" * 16)
 
 
 def test_flood_is_cut_and_a_wish_in_it_is_answered(agent: Issued) -> None:
@@ -411,7 +414,7 @@ def test_figures_are_reported_at_most_once_a_second(agent: Issued) -> None:
     world.harness.advance(1)
     report = world.take(signaling_service_pb2.SignalingStatistics)[-1]
     assert (report.attachments, report.attached_total) == (1, 1)
-    assert (report.frames_received, report.frames_sent) == (1, 1)
+    assert (report.frames_received, report.frames_sent) == (1, 2)
     world.harness.advance(10)
     assert not world.take(signaling_service_pb2.SignalingStatistics)
 
@@ -557,3 +560,44 @@ def test_beginning_anew_is_no_way_around_the_limit_of_frames(connector: Issued) 
     assert codes(answers)[-1] == signaling_pb2.SIGNALING_CODE_RATE_LIMITED
     assert len(answers) <= 12
     assert world.closed == [5]
+
+
+def pong(seq: int, ping_id: int) -> Frame:
+    return Frame(seq=seq, pong=signaling_pb2.SignalingPong(id=ping_id))
+
+
+def test_round_trip_to_a_node_is_measured_as_soon_as_it_is_attached(agent: Issued) -> None:
+    world = World()
+    attach_id = world.attached(5, agent)
+    assert world.pings == [1]
+    world.harness.advance(0.08)
+    world.send(5, pong(2, 1))
+    (measured,) = world.take(signaling_service_pb2.RoundTripMeasured)
+    assert (measured.attach_id, measured.rtt_us) == (attach_id, 80_000)
+
+
+def test_node_that_shows_that_it_lives_is_measured_again_but_not_as_often_as_it_likes(agent: Issued) -> None:
+    world = World()
+    world.attached(5, agent)
+    world.send(5, pong(2, 1))
+    world.harness.advance(10)
+    for seq in range(3, 23):
+        world.send(5, Frame(seq=seq, ping=signaling_pb2.SignalingPing(id=seq)))
+    assert len(world.received(5)) == 20
+    assert world.pings == [1, 2]
+
+
+def test_answer_to_a_ping_that_nobody_sent_measures_nothing(agent: Issued) -> None:
+    world = World()
+    world.attached(5, agent)
+    world.send(5, pong(2, 0), pong(3, 7), pong(4, 1), pong(5, 1))
+    assert len(world.take(signaling_service_pb2.RoundTripMeasured)) == 1
+
+
+def test_node_that_answers_late_is_not_farther_away_than_anybody_can_be(agent: Issued) -> None:
+    world = World()
+    world.attached(5, agent)
+    world.harness.advance(3600)
+    world.send(5, pong(2, 1))
+    (measured,) = world.take(signaling_service_pb2.RoundTripMeasured)
+    assert measured.rtt_us == 2_000_000

@@ -151,6 +151,10 @@ async def attach(channel: aio.Channel) -> tuple[Call, signaling_pb2.AttachAccept
     await call.write(attach_request())
     frame = await read(call)
     assert frame.WhichOneof("body") == "attach_accepted"
+    # Right behind it; the status of a call comes only when every frame before it was read.
+    ping = await call.read()
+    assert isinstance(ping, Frame)
+    assert ping.HasField("ping")
     return call, frame.attach_accepted
 
 
@@ -183,7 +187,7 @@ def test_agent_attaches_and_the_intermediate_proves_its_key() -> None:
             assert attached.node.fingerprint == fingerprint(node.certificate)
             await call.write(Frame(seq=2, ping=signaling_pb2.SignalingPing(id=7)))
             pong = await read(call)
-            assert (pong.seq, pong.pong.id) == (2, 7)
+            assert (pong.seq, pong.pong.id) == (3, 7)
             await call.write(Frame(seq=3, goodbye=signaling_pb2.Goodbye(reason="done")))
             detached = await service.wait_for(signaling_service_pb2.NodeDetached)
             assert (detached.is_clean, detached.reason) == (True, "done")
@@ -390,6 +394,7 @@ def test_many_sessions_are_shown_and_answered_in_one_burst() -> None:
                         frame=Frame(session_ended=signaling_pb2.SessionEnded(message=str(number))),
                     )
                 )
+            assert (await read(call)).HasField("ping")
             for number in range(count):
                 assert (await read(call)).session_ended.message == str(number)
 

@@ -10,6 +10,7 @@ order, direction and amount are ours.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
 
 from ztna.access.identity import Role
@@ -26,7 +27,22 @@ MAX_CANDIDATES = 32
 reflexive ones."""
 
 START_DELAY_MS = 100
-"""Until checks start, while the signaling round trips to the parties are unknown."""
+"""Until checks start, while a signaling round trip to either party is unknown."""
+
+MAX_ROUND_TRIP_S = 2.0
+"""A party that seems to be farther away is not waited for: its own frames tell us, and it may lie."""
+
+
+def start_delays_ms(round_trips_s: Mapping[Role, float | None]) -> dict[Role, int]:
+    """How long each party waits from its StartPunching, so that the first checks of both leave together.
+
+    Half of a round trip is the way of a frame; whoever gets it earlier waits for the other.
+    """
+    known = {role: min(each, MAX_ROUND_TRIP_S) for role, each in round_trips_s.items() if each is not None}
+    if len(known) < len(round_trips_s):
+        return dict.fromkeys(round_trips_s, START_DELAY_MS)
+    farthest = max(known.values())
+    return {role: round((farthest - each) / 2 * 1000) for role, each in known.items()}
 
 
 class ExchangeState(Enum):

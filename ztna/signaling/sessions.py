@@ -24,7 +24,7 @@ from ztna.access.identity import Role
 from ztna.access.policy import ANY, AccessRules
 from ztna.deadlines import Deadlines
 from ztna.errors import RemoteProtocolError
-from ztna.signaling.exchange import START_DELAY_MS
+from ztna.signaling.exchange import start_delays_ms
 from ztna.signaling.resume import MAX_RESUMED_SESSIONS, judge_grant, parties_of
 from ztna.signaling.session import DIRECTIONS, FrameKind, Session, SessionFrame, SessionState
 from ztna.signaling.session_effects import (
@@ -86,6 +86,7 @@ class _Node:
     party: Party
     opens: TokenBucket
     resumed: int = 0
+    round_trip_s: float | None = None
 
 
 _OTHER: Final = {Role.AGENT: Role.CONNECTOR, Role.CONNECTOR: Role.AGENT}
@@ -317,10 +318,13 @@ class SessionManager:
         if other is not None:
             self._effects.append(Forwarded(other, frame.payload))
         if frame.kind is FrameKind.CANDIDATE_ANSWER:
-            for target in session.attachments.values():
-                self._effects.append(
-                    PunchingStarted(target, frame.session_id, frame.generation, START_DELAY_MS)
-                )
+            self._start_both(session, frame.generation)
+
+    def handle_round_trip(self, attach_id: bytes, round_trip_s: float) -> None:
+        """Note how long frames take to a node and back; harmless for one that is gone."""
+        node = self._nodes.get(attach_id)
+        if node is not None:
+            node.round_trip_s = round_trip_s
 
     def handle_timeout(self, now: float) -> None:
         """Tell both parties of answers that did not come, and end what waited too long."""
@@ -490,6 +494,13 @@ class SessionManager:
             case _:
                 pass  # a request to restart carries no state: the agent's next offer does
         self._watch(session)
+
+    def _start_both(self, session: Session, generation: int) -> None:
+        delays = start_delays_ms(
+            {role: self._nodes[target].round_trip_s for role, target in session.attachments.items()}
+        )
+        for role, target in session.attachments.items():
+            self._effects.append(PunchingStarted(target, session.session_id, generation, delays[role]))
 
     def _end(self, session: Session, code: Code, message: str, *, except_for: Role | None = None) -> None:
         del self._sessions[session.session_id]

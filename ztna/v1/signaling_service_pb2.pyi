@@ -301,6 +301,32 @@ class SessionFrameReceived(_message.Message):
 Global___SessionFrameReceived: _TypeAlias = SessionFrameReceived  # noqa: Y015
 
 @_typing.final
+class RoundTripMeasured(_message.Message):
+    """Event: how long frames take to an attached node and back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTACH_ID_FIELD_NUMBER: _builtins.int
+    RTT_US_FIELD_NUMBER: _builtins.int
+    attach_id: _builtins.bytes
+    """16 bytes"""
+    rtt_us: _builtins.int
+    """the least of the last few measurements"""
+    def __init__(
+        self,
+        *,
+        attach_id: _builtins.bytes = ...,
+        rtt_us: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach_id", b"attach_id", "rtt_us", b"rtt_us"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RoundTripMeasured: _TypeAlias = RoundTripMeasured  # noqa: Y015
+
+@_typing.final
 class SignalingStatistics(_message.Message):
     """Event, once a second while anything changed."""
 
