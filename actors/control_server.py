@@ -14,7 +14,7 @@ import stat
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 import grpc
 from grpc import aio
@@ -130,15 +130,10 @@ class ControlOwner(Protocol):
     def close_session(self, wish: CloseWish) -> None:
         """Answer the wish, now or later."""
 
-    def reload(self, wish: ReloadWish) -> None:
+    def restart_ice(self, wish: RestartWish) -> None:
         """Answer the wish, now or later."""
 
-
-@runtime_checkable
-class RestartOwner(Protocol):
-    """An owner whose sessions end here, and have a direct path to look for."""
-
-    def restart_ice(self, wish: RestartWish) -> None:
+    def reload(self, wish: ReloadWish) -> None:
         """Answer the wish, now or later."""
 
 
@@ -225,10 +220,7 @@ class ControlServer(control_pb2_grpc.ControlServiceServicer):
     ) -> control_pb2.RestartIceResponse:
         """Search anew for direct paths."""
         wish = RestartWish(request.session_id)
-        if isinstance(self._owner, RestartOwner):
-            self._owner.restart_ice(wish)
-        else:
-            wish.answer(Refusal("unsupported", "only agents and connectors look for direct paths"))
+        self._owner.restart_ice(wish)
         return await wish.granted(context)
 
     async def Reload(  # noqa: N802 - named by the schema

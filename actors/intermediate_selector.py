@@ -11,7 +11,6 @@ from ztna.signaling.selection import IntermediateSelector as Core
 from ztna.signaling.selection import UseIntermediate
 from ztna.v1 import candidate_gatherer_pb2, relay_leg_pb2, reload_pb2, signaling_client_pb2
 
-
 # Of `NetworkChanged`.
 ROUTE_CHANGED = "default_route_changed"
 

@@ -327,6 +327,10 @@ class NodeStatusBook(StatusBook):
         super().tick(now, wall, lag_s)
         self._sessions.forget_stale(now)
 
+    def session_ids(self) -> list[bytes]:
+        """Every session, oldest first."""
+        return self._sessions.ids()
+
     def has_session(self, session_id: bytes) -> bool:
         """Whether a session is listed."""
         return session_id in self._sessions

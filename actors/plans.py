@@ -71,13 +71,13 @@ from ztna.settings import (
     DaemonSettings,
     IntermediateAddress,
     IntermediateSettings,
-    PathPolicy,
     PeerDaemonSettings,
     ServiceProtocol,
     SignalingTransport,
 )
 from ztna.settings.live import Change, take_over
 from ztna.settings.loader import load
+from ztna.settings.values import PathPolicy
 from ztna.v1 import types_pb2
 
 SettingsT = TypeVar("SettingsT", bound=DaemonSettings)

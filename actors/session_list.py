@@ -54,6 +54,10 @@ class SessionList:
     def __contains__(self, session_id: bytes) -> bool:
         return session_id in self._sessions
 
+    def ids(self) -> list[bytes]:
+        """All of them, oldest first."""
+        return list(self._sessions)
+
     def open(self, session_id: bytes, peer_id: str, now: float) -> None:
         """A session begins; nothing changes when it is listed already."""
         if session_id not in self._sessions and len(self._sessions) < MAX_SESSIONS:

@@ -20,7 +20,7 @@ from actors import translate
 from actors.agent_status import AgentStatusBook
 from actors.base import Concern, Context, loop_callback
 from actors.connector_status import ConnectorStatusBook
-from actors.control_server import CloseWish, ControlServer, OpenWish, Refusal, ReloadWish
+from actors.control_server import CloseWish, ControlServer, OpenWish, Refusal, ReloadWish, RestartWish
 from actors.daemon_hooks import DaemonHooks
 from actors.http_server import HttpServer
 from actors.intermediate_status import IntermediateStatusBook
@@ -30,7 +30,7 @@ from actors.status_book import BookSettings, ServiceLine, StatusBook
 from ztna.address import TransportAddress
 from ztna.errors import AuthenticationError, ConfigError
 from ztna.settings import AgentSettings, ConnectorSettings, DaemonSettings, PeerDaemonSettings
-from ztna.v1 import control_pb2, reload_pb2, session_table_pb2
+from ztna.v1 import control_pb2, hole_punch_pb2, reload_pb2, session_table_pb2
 
 TICK_S: Final = 1.0
 """How often the loop's lag is measured and actors are counted: often enough to catch a stall of some 100
@@ -166,6 +166,11 @@ class _StatusBoard(Concern):
         self._close_session(wish)
 
     @loop_callback
+    def restart_ice(self, wish: RestartWish) -> None:
+        """Somebody at the control socket wants direct paths searched anew."""
+        self._restart_ice(wish)
+
+    @loop_callback
     def reload(self, wish: ReloadWish) -> None:
         """Somebody at the control socket wants the files read again."""
         try:
@@ -186,6 +191,9 @@ class _StatusBoard(Concern):
 
     def _close_session(self, wish: CloseWish) -> None:
         wish.answer(Refusal("unsupported", "only an agent or a connector closes sessions"))
+
+    def _restart_ice(self, wish: RestartWish) -> None:
+        wish.answer(Refusal("unsupported", "only agents and connectors look for direct paths"))
 
 
 class NodeStatusBoard(_StatusBoard):
@@ -215,6 +223,16 @@ class NodeStatusBoard(_StatusBoard):
             return
         self.emit(session_table_pb2.CloseSessionRequested(session_id=wish.session_id, reason=OPERATOR))
         wish.answer(control_pb2.CloseSessionResponse())
+
+    def _restart_ice(self, wish: RestartWish) -> None:
+        known = self._node.session_ids()
+        wanted = [wish.session_id] if wish.session_id else known
+        if unknown := [each for each in wanted if each not in known]:
+            wish.answer(Refusal("not_found", f"there is no session {unknown[0].hex()}"))
+            return
+        for session_id in wanted:
+            self.emit(hole_punch_pb2.RestartIce(session_id=session_id, reason=OPERATOR))
+        wish.answer(control_pb2.RestartIceResponse(session_ids=wanted))
 
 
 class ConnectorStatusBoard(NodeStatusBoard):

@@ -72,6 +72,9 @@ class Owner:
     def close_session(self, wish: CloseWish) -> None:
         wish.answer(Refusal("not_found", ""))
 
+    def restart_ice(self, wish: RestartWish) -> None:
+        wish.answer(Refusal("unsupported", "only agents and connectors look for direct paths"))
+
     def reload(self, wish: ReloadWish) -> None:
         wish.answer(control_pb2.ReloadResponse(applied=["policy"], needs_restart=["quic.listen"]))
 

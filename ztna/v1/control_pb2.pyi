@@ -304,6 +304,7 @@ class DaemonStatus(_message.Message):
     CERTIFICATE_EXPIRES_AT_S_FIELD_NUMBER: _builtins.int
     CA_EXPIRES_AT_S_FIELD_NUMBER: _builtins.int
     CRL_NEXT_UPDATE_AT_S_FIELD_NUMBER: _builtins.int
+    NAT_FIELD_NUMBER: _builtins.int
     daemon: _builtins.str
     """agent, connector or intermediate"""
     id: _builtins.str
@@ -358,6 +359,10 @@ class DaemonStatus(_message.Message):
     def counters(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """metric name without the ztna_ prefix"""
 
+    @_builtins.property
+    def nat(self) -> _types_pb2.NatBehaviour:
+        """agent and connector: the NATs before this node"""
+
     def __init__(
         self,
         *,
@@ -379,10 +384,11 @@ class DaemonStatus(_message.Message):
         certificate_expires_at_s: _builtins.float = ...,
         ca_expires_at_s: _builtins.float = ...,
         crl_next_update_at_s: _builtins.float = ...,
+        nat: _types_pb2.NatBehaviour | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["nat", b"nat"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actors", b"actors", "ca_expires_at_s", b"ca_expires_at_s", "certificate_expires_at_s", b"certificate_expires_at_s", "counters", b"counters", "crl_next_update_at_s", b"crl_next_update_at_s", "daemon", b"daemon", "id", b"id", "intermediates", b"intermediates", "is_ready", b"is_ready", "nodes", b"nodes", "not_ready_reason", b"not_ready_reason", "problems", b"problems", "registered_services", b"registered_services", "services", b"services", "sessions", b"sessions", "udp_addresses", b"udp_addresses", "uptime_s", b"uptime_s", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actors", b"actors", "ca_expires_at_s", b"ca_expires_at_s", "certificate_expires_at_s", b"certificate_expires_at_s", "counters", b"counters", "crl_next_update_at_s", b"crl_next_update_at_s", "daemon", b"daemon", "id", b"id", "intermediates", b"intermediates", "is_ready", b"is_ready", "nat", b"nat", "nodes", b"nodes", "not_ready_reason", b"not_ready_reason", "problems", b"problems", "registered_services", b"registered_services", "services", b"services", "sessions", b"sessions", "udp_addresses", b"udp_addresses", "uptime_s", b"uptime_s", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -664,6 +670,7 @@ class DirectPathStatus(_message.Message):
     KEEPALIVES_SENT_FIELD_NUMBER: _builtins.int
     KEEPALIVES_ANSWERED_FIELD_NUMBER: _builtins.int
     KEEPALIVES_MISSED_FIELD_NUMBER: _builtins.int
+    ANSWER_TO_SUCCEEDED_MS_FIELD_NUMBER: _builtins.int
     state: _hole_punch_pb2.HolePunchState.ValueType
     """how far the search is"""
     reason: _builtins.str
@@ -706,6 +713,8 @@ class DirectPathStatus(_message.Message):
     """of those"""
     keepalives_missed: _builtins.int
     """of those"""
+    answer_to_succeeded_ms: _builtins.float
+    """of the last search: from the peer's candidates to the first answered check"""
     @_builtins.property
     def local_nat(self) -> _types_pb2.NatBehaviour:
         """before this node"""
@@ -765,10 +774,11 @@ class DirectPathStatus(_message.Message):
         keepalives_sent: _builtins.int = ...,
         keepalives_answered: _builtins.int = ...,
         keepalives_missed: _builtins.int = ...,
+        answer_to_succeeded_ms: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["local_nat", b"local_nat", "remote_nat", b"remote_nat", "selected_pair", b"selected_pair"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_to_direct_ms", b"answer_to_direct_ms", "attempts", b"attempts", "detail", b"detail", "direct_bytes_received", b"direct_bytes_received", "direct_bytes_sent", b"direct_bytes_sent", "dual_sends", b"dual_sends", "fail_overs", b"fail_overs", "generation", b"generation", "keepalives_answered", b"keepalives_answered", "keepalives_missed", b"keepalives_missed", "keepalives_sent", b"keepalives_sent", "local_candidates", b"local_candidates", "local_nat", b"local_nat", "pairs", b"pairs", "path_reason", b"path_reason", "paths", b"paths", "policy", b"policy", "reason", b"reason", "remote_candidates", b"remote_candidates", "remote_nat", b"remote_nat", "rtt_direct_ms", b"rtt_direct_ms", "rtt_relay_ms", b"rtt_relay_ms", "selected_pair", b"selected_pair", "signaling", b"signaling", "state", b"state", "successes", b"successes", "switches", b"switches", "time_to_direct_ms", b"time_to_direct_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_to_direct_ms", b"answer_to_direct_ms", "answer_to_succeeded_ms", b"answer_to_succeeded_ms", "attempts", b"attempts", "detail", b"detail", "direct_bytes_received", b"direct_bytes_received", "direct_bytes_sent", b"direct_bytes_sent", "dual_sends", b"dual_sends", "fail_overs", b"fail_overs", "generation", b"generation", "keepalives_answered", b"keepalives_answered", "keepalives_missed", b"keepalives_missed", "keepalives_sent", b"keepalives_sent", "local_candidates", b"local_candidates", "local_nat", b"local_nat", "pairs", b"pairs", "path_reason", b"path_reason", "paths", b"paths", "policy", b"policy", "reason", b"reason", "remote_candidates", b"remote_candidates", "remote_nat", b"remote_nat", "rtt_direct_ms", b"rtt_direct_ms", "rtt_relay_ms", b"rtt_relay_ms", "selected_pair", b"selected_pair", "signaling", b"signaling", "state", b"state", "successes", b"successes", "switches", b"switches", "time_to_direct_ms", b"time_to_direct_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -86,6 +86,28 @@ class RedialLeg(_message.Message):
 Global___RedialLeg: _TypeAlias = RedialLeg  # noqa: Y015
 
 @_typing.final
+class ProbeLeg(_message.Message):
+    """Command: our address may be another one: let the intermediate see it at once."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INTERMEDIATE_ID_FIELD_NUMBER: _builtins.int
+    intermediate_id: _builtins.str
+    """id of the intermediate, a DNS label"""
+    def __init__(
+        self,
+        *,
+        intermediate_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["intermediate_id", b"intermediate_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProbeLeg: _TypeAlias = ProbeLeg  # noqa: Y015
+
+@_typing.final
 class PresentAttachment(_message.Message):
     """Command: bind the leg to an attachment."""
 
