@@ -315,7 +315,8 @@ class QuicSession(Concern):
     def _drive(self, connection: Connection) -> None:
         self._take_events(connection)
         routes = self._routes()
-        if routes != traffic.NOWHERE and self._transmit(connection, *routes):
+        if routes != traffic.NOWHERE and self._transmit(connection, routes):
+            self._traffic.handle_sent(routes)
             self._take_events(connection)
         self._traffic.handle_progress(
             awaits=connection.awaits_acknowledgement,
@@ -327,7 +328,8 @@ class QuicSession(Concern):
         if self._early_selection is not None and self._was_established:
             self.path_selected(self._early_selection)
 
-    def _transmit(self, connection: Connection, by_relay: bool, by_direct: bool) -> bool:
+    def _transmit(self, connection: Connection, routes: traffic.Routes) -> bool:
+        by_relay, by_direct = routes
         before = connection.bytes_moved[0]
         packets = connection.transmit(self.now)
         if not packets:
@@ -356,7 +358,7 @@ class QuicSession(Concern):
                 case traffic.ProbeBoth(alone):
                     # Whatever else waits leaves with the first probe, or twice with the second.
                     connection.probe(self.now)
-                    self._transmit(connection, alone is PathKind.RELAY, alone is PathKind.DIRECT)
+                    self._transmit(connection, (alone is PathKind.RELAY, alone is PathKind.DIRECT))
                     connection.probe(self.now)
                 case traffic.PathSuspected(kind, silent_s):
                     self.log.info(

@@ -78,7 +78,7 @@ Routes = tuple[bool, bool]
 NOWHERE: Routes = (False, False)
 _RELAY: Routes = (True, False)
 _DIRECT: Routes = (False, True)
-_BOTH: Routes = (True, True)
+BOTH: Routes = (True, True)
 
 
 @dataclass(slots=True)
@@ -228,12 +228,16 @@ class Traffic:
             or now < self._mirror_until
             or (selected is PathKind.DIRECT and now > self._trusted_until)
         ) and self._is_live(selected.other, now)
+        if is_dual:
+            return BOTH
+        return _DIRECT if selected is PathKind.DIRECT else _RELAY
+
+    def handle_sent(self, routes: Routes) -> None:
+        """Take note that a batch left these ways."""
+        is_dual = routes == BOTH
         if is_dual is not self._is_dual:
             self._is_dual = is_dual
             self.dual_sends += is_dual
-        if is_dual:
-            return _BOTH
-        return _DIRECT if selected is PathKind.DIRECT else _RELAY
 
     def handle_timeout(self, now: float) -> None:
         """Suspect the selected path, or give it up, whichever is due."""

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator
 
 from ztna.address import TransportAddress
 from ztna.settings.values import (
+    AdvertisedAddress,
     Choice,
     DaemonKind,
     DialAddress,
@@ -21,6 +22,7 @@ from ztna.settings.values import (
     Many,
     OptionalListenAddress,
     OptionalSocketPath,
+    PathPolicy,
     Section,
     SignalingTransport,
 )
@@ -209,6 +211,87 @@ class SessionSettings(Section):
         allow_inf_nan=False,
         description="Seconds without a packet from the peer after which a session closes (the smaller of "
         "both ends holds).",
+    )
+
+
+class IceSettings(Section):
+    """The search for a direct path."""
+
+    loopback: bool = Field(
+        default=False,
+        description="Offer loopback addresses as candidates, too: for a trial on one machine.",
+    )
+    advertise: Many[AdvertisedAddress] = Field(
+        default=(),
+        description="Addresses at which this node can be reached besides those that it finds, say behind a "
+        "port forwarding; without a port, that of its own socket.",
+    )
+    pacing_ms: int = Field(
+        default=20,
+        ge=5,
+        le=500,
+        description="Milliseconds between two new checks (RFC 8445 §14.2: not below 5).",
+    )
+    check_limit_s: float = Field(
+        default=5,
+        ge=0.5,
+        le=60,
+        allow_inf_nan=False,
+        description="Seconds of checks after which the session is reported as relayed for now; attempts go "
+        "on.",
+    )
+
+    @field_validator("advertise")
+    @classmethod
+    def _distinct(cls, value: tuple[TransportAddress, ...]) -> tuple[TransportAddress, ...]:
+        if twice := repeated(str(address) for address in value):
+            raise ValueError(f"{twice[0]} is listed twice")
+        return value
+
+
+class KeepaliveSettings(Section):
+    """Whether a direct path still answers (RFC 7675)."""
+
+    # Below 4 s a check would cost more than it tells; above 15 s a NAT with 30 s mappings forgets the path.
+    interval_s: float = Field(
+        default=5,
+        ge=1,
+        le=15,
+        allow_inf_nan=False,
+        description="Seconds between two checks while payload flows, ± 20 %; an idle path is checked every "
+        "15 s.",
+    )
+    timeout_s: float = Field(
+        default=5,
+        ge=0.5,
+        le=10,
+        allow_inf_nan=False,
+        description="Seconds after which an unanswered check counts as missed; the next one follows at once.",
+    )
+    max_missed: int = Field(
+        default=3,
+        ge=1,
+        le=10,
+        description="Checks missed in a row after which a path has failed; 30 s without an answer end it in "
+        "any case.",
+    )
+
+
+class PathSettings(Section):
+    """Which path carries a session."""
+
+    policy: Choice[PathPolicy] = Field(
+        default=PathPolicy.PREFER_DIRECT,
+        description="What carries a session: `prefer_direct` a direct path whenever one works, `lowest_rtt` "
+        "the faster of both (with a margin), `relay_only` never a direct one. Set the same at both ends.",
+    )
+    cooldown_s: float = Field(
+        default=30,
+        ge=1,
+        le=600,
+        allow_inf_nan=False,
+        description="Seconds until a direct path that never worked is tried again, doubling up to 600; a "
+        "change of address starts over.",
     )
 
 

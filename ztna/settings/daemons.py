@@ -14,13 +14,16 @@ from ztna.settings.common import (
     AgentMetricsSettings,
     ConnectorMetricsSettings,
     ControlSettings,
+    IceSettings,
     IntermediateAddress,
     IntermediateMetricsSettings,
+    KeepaliveSettings,
     LimitsSettings,
     LogSettings,
     MetricsSettings,
     NodeSettings,
     NodeUdpSettings,
+    PathSettings,
     RelaySettings,
     SessionSettings,
     SignalingSettings,
@@ -232,6 +235,9 @@ class PeerDaemonSettings(DaemonSettings):
     relay: RelaySettings = RelaySettings()
     access: AccessSettings = AccessSettings()
     session: SessionSettings = SessionSettings()
+    ice: IceSettings = IceSettings()
+    keepalive: KeepaliveSettings = KeepaliveSettings()
+    path: PathSettings = PathSettings()
 
     @property
     def bind_addresses(self) -> tuple[TransportAddress, ...]:

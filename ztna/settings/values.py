@@ -77,6 +77,14 @@ class HealthKind(StrEnum):
     UDP = "udp"
 
 
+class PathPolicy(StrEnum):
+    """What decides between a direct path and the relay."""
+
+    PREFER_DIRECT = "prefer_direct"
+    LOWEST_RTT = "lowest_rtt"
+    RELAY_ONLY = "relay_only"
+
+
 class ConnectMode(StrEnum):
     """When the agent opens its sessions: on first use, or at start."""
 
@@ -182,6 +190,17 @@ def _parse_dial(value: object) -> HostPort:
     return target
 
 
+def _parse_advertised(value: object) -> TransportAddress:
+    """An address literal with or without a port; port 0 stands for the port of our own socket."""
+    if isinstance(value, TransportAddress):
+        return value
+    text = _text(value, "an IP address, with or without a port")
+    try:
+        return TransportAddress.of(text.removeprefix("[").removesuffix("]"), 0)
+    except ValueError:
+        return _parse_public(text)
+
+
 def _parse_path(value: object, info: ValidationInfo) -> Path:
     if isinstance(value, Path):
         return value
@@ -216,6 +235,9 @@ Id = Annotated[str, PlainValidator(_parse_id), TypeName("id")]
 IdPattern = Annotated[str, PlainValidator(_parse_pattern), TypeName('id or "*"')]
 ListenAddress = Annotated[TransportAddress, PlainValidator(_parse_listen), TypeName("address:port")]
 PublicAddress = Annotated[TransportAddress, PlainValidator(_parse_public), TypeName("address:port")]
+AdvertisedAddress = Annotated[
+    TransportAddress, PlainValidator(_parse_advertised), TypeName("address or address:port")
+]
 OptionalListenAddress = Annotated[
     TransportAddress | None, PlainValidator(_parse_listen_or_off), TypeName("address:port or empty")
 ]
