@@ -198,6 +198,7 @@ class CandidateGatherer:
         known.remote, known.is_up, known.has_failed = remote, True, False
         if has_moved:
             self._forget_strays()
+        if remote not in self._mappings and not self._client.is_asking(remote):
             self._test(remote, now)
         self._publish(now)
 

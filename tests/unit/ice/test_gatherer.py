@@ -245,6 +245,28 @@ class TestCandidates:
         assert len(node.addresses(CandidateType.RELAY)) == 4
         assert len(node.last.candidates) <= 32
 
+    def test_server_of_a_family_without_socket_is_not_asked(self) -> None:
+        node = Node()
+        node.core.handle_leg_up("i1", TransportAddress("2001:db8::1", 3478), node.now)
+        assert node.core.drain() == []
+
+    def test_mapping_of_a_family_without_base_is_no_candidate(self) -> None:
+        node = Node(servers=silent())
+        node.core.handle_leg_up("i1", TransportAddress("2001:db8::1", 3478), node.now)
+        node.core.handle_observed("i1", TransportAddress("2001:db8:7::7", 9), node.now)
+        node.gather()
+        assert node.addresses(CandidateType.SERVER_REFLEXIVE) == []
+
+    def test_leg_that_comes_back_asks_again_where_nobody_answered(self) -> None:
+        node = Node(servers=silent())
+        node.up()
+        node.advance(GATHERING_LIMIT_S)
+        node.core.handle_leg_down("i1", node.now, is_refusal=False)
+        asked = len(node.bindings)
+        node.up()
+        node.up()
+        assert len(node.bindings) == asked + 1
+
 
 class TestNetworkChange:
     def test_new_source_forgets_mappings_and_counts(self) -> None:
