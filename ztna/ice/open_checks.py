@@ -100,6 +100,9 @@ class OpenChecks:
         sends: list[SendCheck] = []
         outcomes: list[Outcome] = []
         for transaction_id, check in list(self._pending.items()):
+            deadline = check.transaction.next_deadline()
+            if deadline is None or deadline > now:
+                continue
             check.transaction.handle_timeout(now)
             more, results = self._collect(check)
             sends += more

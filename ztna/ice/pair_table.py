@@ -162,16 +162,18 @@ class PairTable:
 
         The first that waits; if none does, the first frozen one of whose foundation nothing is checked.
         """
-        frozen: CheckedPair | None = None
-        busy = {pair.foundation for pair in self._pairs.values() if pair.state is PairState.IN_PROGRESS}
+        frozen = []
         for pair in self.pairs:
             if pair.priority <= above:
                 break
             if pair.state is PairState.WAITING:
                 return pair
-            if frozen is None and pair.state is PairState.FROZEN and pair.foundation not in busy:
-                frozen = pair
-        return frozen
+            if pair.state is PairState.FROZEN:
+                frozen.append(pair)
+        if not frozen:
+            return None
+        busy = {pair.foundation for pair in self._pairs.values() if pair.state is PairState.IN_PROGRESS}
+        return next((pair for pair in frozen if pair.foundation not in busy), None)
 
     def _rename(self, candidate: Candidate) -> None:
         """Give a learned candidate of the peer its proper type, priority and foundation (RFC 8838 §11)."""
