@@ -43,6 +43,7 @@ class CandidateGatherer(Concern):
         candidate_gatherer_pb2.StopGathering: "stop_gathering",
         udp_socket_pb2.SocketsBound: "sockets_bound",
         udp_socket_pb2.StunResponseReceived: "stun_response_received",
+        relay_leg_pb2.LegReported: "leg_reported",
         relay_leg_pb2.LegConnected: "leg_connected",
         relay_leg_pb2.RelayLegDown: "relay_leg_down",
         relay_leg_pb2.AddressObserved: "address_observed",
@@ -52,16 +53,26 @@ class CandidateGatherer(Concern):
         candidate_gatherer_pb2.NetworkChanged,
         candidate_gatherer_pb2.NatBehaviourLearned,
         udp_socket_pb2.SendStunRequest,
+        udp_socket_pb2.ReportSockets,
+        relay_leg_pb2.ReportLeg,
     )
 
     def __init__(
-        self, context: Context, *, loopback: bool = False, advertise: Sequence[TransportAddress] = ()
+        self,
+        context: Context,
+        intermediate_ids: Sequence[str] = (),
+        *,
+        loopback: bool = False,
+        advertise: Sequence[TransportAddress] = (),
     ) -> None:
-        """`loopback`: loopback addresses are candidates; `advertise`: addresses that are forwarded to us.
+        """`intermediate_ids` are those that are asked how their legs are.
+
+        `loopback`: loopback addresses are candidates; `advertise`: addresses that are forwarded to us.
 
         An advertised address with port 0 is forwarded under the port of our socket.
         """
         super().__init__(context)
+        self._intermediate_ids = tuple(intermediate_ids)
         self._core = Core(self.io.random, self.now, loopback=loopback, advertise=advertise)
         self._bound: dict[Family, TransportAddress] = {}
         self._probes: dict[int, Socket] = {}
@@ -71,6 +82,10 @@ class CandidateGatherer(Concern):
         """Look at the network, and hear of its changes."""
         self._cancel_watch = self.io.watch_network(self.network_changed)
         self._look_at_network()
+        # What was said before this actor started, at the first time or again.
+        self.emit(udp_socket_pb2.ReportSockets())
+        for name in self._intermediate_ids:
+            self.emit(relay_leg_pb2.ReportLeg(intermediate_id=name))
 
     def on_stop(self) -> None:
         """Watch no more, and close what is left open."""
@@ -98,6 +113,16 @@ class CandidateGatherer(Concern):
         """Take an answer to one of our requests."""
         remote = translate.address_from_proto(message.remote)
         self._core.handle_response(message.datagram, remote, message.local.host, self.now)
+        self._process()
+
+    def leg_reported(self, message: relay_leg_pb2.LegReported) -> None:
+        """Take note of how a leg was before this actor started."""
+        if message.HasField("remote"):
+            remote = translate.address_from_proto(message.remote)
+            self._core.handle_leg_up(message.intermediate_id, remote, self.now)
+        if message.HasField("observed"):
+            address = translate.address_from_proto(message.observed)
+            self._core.handle_observed(message.intermediate_id, address, self.now)
         self._process()
 
     def leg_connected(self, message: relay_leg_pb2.LegConnected) -> None:

@@ -52,6 +52,7 @@ class HolePunch(Concern):
     handlers: ClassVar = {
         relay_leg_pb2.RelayPathChanged: "relay_path_changed",
         quic_session_pb2.SessionEstablished: "session_established",
+        quic_session_pb2.SessionReported: "session_reported",
         quic_session_pb2.SessionStatistics: "session_statistics",
         path_manager_pb2.PathSelected: "path_selected",
         candidate_gatherer_pb2.CandidatesGathered: "candidates_gathered",
@@ -73,6 +74,7 @@ class HolePunch(Concern):
         service_port_pb2.SendInSessionSignal,
         hole_punch_pb2.HolePunchChanged,
         hole_punch_pb2.HolePunchFinished,
+        quic_session_pb2.ReportSession,
     )
 
     def __init__(
@@ -103,6 +105,17 @@ class HolePunch(Concern):
     def on_stop(self) -> None:
         """Nobody needs candidates or checks of this session any more, or a successor asks anew."""
         self._core.stop()
+        self._act()
+
+    def on_start(self) -> None:
+        """Ask what a predecessor knew."""
+        self.emit(quic_session_pb2.ReportSession(session_id=self._session_id))
+
+    def session_reported(self, message: quic_session_pb2.SessionReported) -> None:
+        """What a predecessor knew of the session."""
+        self._core.handle_relay(message.intermediate_id, self.now, is_up=True)
+        if message.is_established:
+            self._core.handle_established(self.now)
         self._act()
 
     def relay_path_changed(self, message: relay_leg_pb2.RelayPathChanged) -> None:

@@ -46,6 +46,7 @@ class Keepalive(Concern):
         checklist_pb2.StartChecks: "start_checks",
         checklist_pb2.PairNominated: "pair_nominated",
         relay_leg_pb2.RelayPathChanged: "relay_path_changed",
+        quic_session_pb2.SessionReported: "session_reported",
         path_manager_pb2.PathStateChanged: "path_state_changed",
         quic_session_pb2.SessionStatistics: "session_statistics",
         quic_session_pb2.PathSuspected: "path_suspected",
@@ -104,6 +105,11 @@ class Keepalive(Concern):
     def relay_path_changed(self, message: relay_leg_pb2.RelayPathChanged) -> None:
         """A relay to watch, or one to forget."""
         self._core.handle_relay(message.intermediate_id, self.now, is_up=message.is_up)
+        self._settle()
+
+    def session_reported(self, message: quic_session_pb2.SessionReported) -> None:
+        """The relay that a predecessor had known."""
+        self._core.handle_relay(message.intermediate_id, self.now, is_up=True)
         self._settle()
 
     def path_state_changed(self, message: path_manager_pb2.PathStateChanged) -> None:

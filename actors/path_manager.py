@@ -35,6 +35,7 @@ class PathManager(Concern):
     name = "path_manager"
     handlers: ClassVar = {
         relay_leg_pb2.RelayPathChanged: "relay_path_changed",
+        quic_session_pb2.SessionReported: "session_reported",
         checklist_pb2.PairNominated: "pair_nominated",
         candidate_gatherer_pb2.CandidatesGathered: "candidates_gathered",
         keepalive_pb2.PathConfirmed: "path_confirmed",
@@ -48,6 +49,7 @@ class PathManager(Concern):
         path_manager_pb2.PathStateChanged,
         path_manager_pb2.PathStatistics,
         hole_punch_pb2.RestartIce,
+        quic_session_pb2.ReportSession,
     )
 
     def __init__(
@@ -62,6 +64,15 @@ class PathManager(Concern):
         self._session_id = bytes.fromhex(context.key)
         self._report_at: float | None = None
         self._network = 0
+
+    def on_start(self) -> None:
+        """Ask what a predecessor knew."""
+        self.emit(quic_session_pb2.ReportSession(session_id=self._session_id))
+
+    def session_reported(self, message: quic_session_pb2.SessionReported) -> None:
+        """The relay that a predecessor had selected."""
+        self._core.handle_relay_up(message.intermediate_id, message.max_packet_bytes, self.now)
+        self._settle()
 
     def relay_path_changed(self, message: relay_leg_pb2.RelayPathChanged) -> None:
         """A channel of this session works, or no longer does."""

@@ -220,9 +220,11 @@ class NodePlan(_Configured[PeerSettingsT]):
                 "candidate_gatherer",
                 lambda context: CandidateGatherer(
                     context,
+                    [each.id for each in settings.intermediates],
                     loopback=settings.ice.loopback,
                     advertise=settings.ice.advertise,
                 ),
+                is_alone=True,  # it asks for what it has not heard
             ),
             ChildSpec(
                 "intermediate_selector",

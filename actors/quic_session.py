@@ -79,6 +79,7 @@ class QuicSession(Concern):
         keepalive_pb2.PathConfirmed: "path_confirmed",
         relay_leg_pb2.SealedReceived: "sealed_received",
         udp_socket_pb2.DatagramsReceived: "datagrams_received",
+        quic_session_pb2.ReportSession: "report_session",
         quic_session_pb2.SendPayload: "send_payload",
         quic_session_pb2.PayloadConsumed: "payload_consumed",
         quic_session_pb2.AbortStream: "abort_stream",
@@ -92,6 +93,7 @@ class QuicSession(Concern):
         keepalive_pb2.RelayedStunReceived,
         quic_session_pb2.PathSuspected,
         quic_session_pb2.PathSilent,
+        quic_session_pb2.SessionReported,
         quic_session_pb2.PeerOnPath,
         quic_session_pb2.SessionEstablished,
         quic_session_pb2.SessionClosed,
@@ -123,6 +125,7 @@ class QuicSession(Concern):
         self._max_stream_id = -STREAM_ID_STEP
         self._traffic = traffic.Traffic()
         self._intermediate_id = ""
+        self._max_packet_bytes = 0
         self._direct: TransportAddress | None = None
         self._direct_host = ""
         self._early_selection: path_manager_pb2.PathSelected | None = None
@@ -153,6 +156,7 @@ class QuicSession(Concern):
             self._early_selection = message
             kind = PathKind.RELAY if message.standby_intermediate_id else PathKind.NONE
         self._intermediate_id = message.intermediate_id or message.standby_intermediate_id
+        self._max_packet_bytes = message.max_packet_bytes
         is_switch = self._select(kind, message)
         if kind is PathKind.NONE or self._is_closed:
             return
@@ -165,6 +169,18 @@ class QuicSession(Concern):
             self._connection.reset_recovery_and_ping(self.now)
         self._act(self._connection)
         self._drive(self._connection)
+
+    def report_session(self, _message: quic_session_pb2.ReportSession) -> None:
+        """Tell an actor that started again; at the first start there is nothing to tell."""
+        if self._intermediate_id:
+            self.emit(
+                quic_session_pb2.SessionReported(
+                    session_id=self._session_id,
+                    is_established=self._was_established,
+                    intermediate_id=self._intermediate_id,
+                    max_packet_bytes=self._max_packet_bytes,
+                )
+            )
 
     def path_confirmed(self, message: keepalive_pb2.PathConfirmed) -> None:
         """A path answered a check: what was in doubt about it is no more."""

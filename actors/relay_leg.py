@@ -32,6 +32,7 @@ class RelayLeg(Concern):
         relay_leg_pb2.DisconnectLeg: "disconnect_leg",
         relay_leg_pb2.RedialLeg: "redial_leg",
         relay_leg_pb2.ProbeLeg: "probe_leg",
+        relay_leg_pb2.ReportLeg: "report_leg",
         relay_leg_pb2.PresentAttachment: "present_attachment",
         relay_leg_pb2.BindChannel: "bind_channel",
         relay_leg_pb2.ReleaseChannel: "release_channel",
@@ -43,6 +44,7 @@ class RelayLeg(Concern):
         udp_socket_pb2.SendDatagrams,
         udp_socket_pb2.UpdateConnectionIds,
         relay_leg_pb2.LegConnected,
+        relay_leg_pb2.LegReported,
         relay_leg_pb2.RelayLegUp,
         relay_leg_pb2.RelayLegDown,
         relay_leg_pb2.RelayPathChanged,
@@ -73,6 +75,8 @@ class RelayLeg(Concern):
             max_sojourn_s=max_sojourn_s,
         )
         self._report_at: float | None = None
+        self._remote: types_pb2.TransportAddress | None = None
+        self._observed: types_pb2.TransportAddress | None = None
         self._outage = OutageLog(self.log, "relay_leg.lost")
 
     def on_stop(self) -> None:
@@ -101,6 +105,14 @@ class RelayLeg(Concern):
         """Let the intermediate see where we are."""
         self._core.probe(self.now)
         self._act()
+
+    def report_leg(self, _message: relay_leg_pb2.ReportLeg) -> None:
+        """Tell somebody who started later."""
+        self.emit(
+            relay_leg_pb2.LegReported(
+                intermediate_id=self.key, remote=self._remote, observed=self._observed
+            )
+        )
 
     def present_attachment(self, message: relay_leg_pb2.PresentAttachment) -> None:
         """Bind the leg to an attachment."""
@@ -201,12 +213,10 @@ class RelayLeg(Concern):
         match effect:
             case leg.LegConnected():
                 self.log.info("relay_leg.connected", remote=str(effect.remote))
-                self.emit(
-                    relay_leg_pb2.LegConnected(
-                        intermediate_id=name, remote=translate.address_to_proto(effect.remote)
-                    )
-                )
+                self._remote = translate.address_to_proto(effect.remote)
+                self.emit(relay_leg_pb2.LegConnected(intermediate_id=name, remote=self._remote))
             case leg.LegLost():
+                self._remote = self._observed = None
                 self._log_lost(effect)
                 self.emit(
                     relay_leg_pb2.RelayLegDown(
@@ -269,6 +279,7 @@ class RelayLeg(Concern):
             self._core.handle_protocol_error(error.reason, self.now)
             return
         self.log.info("relay_leg.address_observed", address=str(address))
+        self._observed = observed
         self.emit(relay_leg_pb2.AddressObserved(intermediate_id=self.key, address=observed))
 
     def _report(self) -> None:

@@ -58,6 +58,7 @@ class BoundSockets(Concern):
 
     name = "udp_socket"
     handlers: ClassVar = {
+        udp_socket_pb2.ReportSockets: "report_sockets",
         udp_socket_pb2.SendDatagrams: "send_datagrams",
         udp_socket_pb2.UpdateConnectionIds: "update_connection_ids",
     }
@@ -101,17 +102,21 @@ class BoundSockets(Concern):
             raise OSError(errno.EADDRNOTAVAIL, f"no UDP address could be bound: {failure}")
         addresses = [socket.local_address for socket in self._sockets]
         self.log.info("udp_socket.sockets_bound", addresses=[str(address) for address in addresses])
-        self.emit(
-            udp_socket_pb2.SocketsBound(
-                addresses=[translate.address_to_proto(address) for address in addresses]
-            )
-        )
+        self._report_bound()
         self._report_at = self.io.time() + STATISTICS_INTERVAL_S
 
     def on_stop(self) -> None:
         """Close the sockets."""
         for socket in self._sockets:
             socket.close()
+
+    def report_sockets(self, _message: udp_socket_pb2.ReportSockets) -> None:
+        """Tell somebody who started later."""
+        self._report_bound()
+
+    def _report_bound(self) -> None:
+        addresses = [translate.address_to_proto(socket.local_address) for socket in self._sockets]
+        self.emit(udp_socket_pb2.SocketsBound(addresses=addresses))
 
     def send_datagrams(self, message: udp_socket_pb2.SendDatagrams) -> None:
         """Send a batch to one address."""

@@ -1,1 +1,1 @@
-"""ICE (RFC 8445): the values and the agreed times of the direct path. Nothing drives them yet."""
+"""ICE (RFC 8445): the values and the agreed times of the direct path, and the search for it."""

@@ -544,3 +544,59 @@ class PeerOnPath(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PeerOnPath: _TypeAlias = PeerOnPath  # noqa: Y015
+
+@_typing.final
+class ReportSession(_message.Message):
+    """Command: tell how this session is, to an actor that has started anew beside it; answered by SessionReported."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.bytes
+    """16 bytes"""
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["session_id", b"session_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportSession: _TypeAlias = ReportSession  # noqa: Y015
+
+@_typing.final
+class SessionReported(_message.Message):
+    """Event: how the session is, as asked for; nothing has changed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    IS_ESTABLISHED_FIELD_NUMBER: _builtins.int
+    INTERMEDIATE_ID_FIELD_NUMBER: _builtins.int
+    MAX_PACKET_BYTES_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.bytes
+    """16 bytes"""
+    is_established: _builtins.bool
+    """the handshake is complete"""
+    intermediate_id: _builtins.str
+    """the relay that carries it, or stands by"""
+    max_packet_bytes: _builtins.int
+    """largest sealed packet that the relay carries"""
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.bytes = ...,
+        is_established: _builtins.bool = ...,
+        intermediate_id: _builtins.str = ...,
+        max_packet_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["intermediate_id", b"intermediate_id", "is_established", b"is_established", "max_packet_bytes", b"max_packet_bytes", "session_id", b"session_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SessionReported: _TypeAlias = SessionReported  # noqa: Y015

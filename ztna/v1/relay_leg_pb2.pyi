@@ -86,6 +86,28 @@ class RedialLeg(_message.Message):
 Global___RedialLeg: _TypeAlias = RedialLeg  # noqa: Y015
 
 @_typing.final
+class ReportLeg(_message.Message):
+    """Command: tell how this leg is, to somebody who has not heard it; answered by LegReported."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INTERMEDIATE_ID_FIELD_NUMBER: _builtins.int
+    intermediate_id: _builtins.str
+    """id of the intermediate, a DNS label"""
+    def __init__(
+        self,
+        *,
+        intermediate_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["intermediate_id", b"intermediate_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportLeg: _TypeAlias = ReportLeg  # noqa: Y015
+
+@_typing.final
 class ProbeLeg(_message.Message):
     """Command: our address may be another one: let the intermediate see it at once."""
 
@@ -332,6 +354,40 @@ class LegConnected(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LegConnected: _TypeAlias = LegConnected  # noqa: Y015
+
+@_typing.final
+class LegReported(_message.Message):
+    """Event: how the leg is, as asked for; nothing has changed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INTERMEDIATE_ID_FIELD_NUMBER: _builtins.int
+    REMOTE_FIELD_NUMBER: _builtins.int
+    OBSERVED_FIELD_NUMBER: _builtins.int
+    intermediate_id: _builtins.str
+    """id of the intermediate, a DNS label"""
+    @_builtins.property
+    def remote(self) -> _types_pb2.TransportAddress:
+        """address of the intermediate; absent while there is no connection"""
+
+    @_builtins.property
+    def observed(self) -> _types_pb2.TransportAddress:
+        """our address, as the intermediate sees it; absent while it has not said"""
+
+    def __init__(
+        self,
+        *,
+        intermediate_id: _builtins.str = ...,
+        remote: _types_pb2.TransportAddress | None = ...,
+        observed: _types_pb2.TransportAddress | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["observed", b"observed", "remote", b"remote"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["intermediate_id", b"intermediate_id", "observed", b"observed", "remote", b"remote"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LegReported: _TypeAlias = LegReported  # noqa: Y015
 
 @_typing.final
 class RelayLegUp(_message.Message):

@@ -41,6 +41,23 @@ STUN_ASKER_CANDIDATE_GATHERER: StunAsker.ValueType  # 3
 Global___StunAsker: _TypeAlias = StunAsker  # noqa: Y015
 
 @_typing.final
+class ReportSockets(_message.Message):
+    """Command: tell again which sockets are bound."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportSockets: _TypeAlias = ReportSockets  # noqa: Y015
+
+@_typing.final
 class SendDatagrams(_message.Message):
     """Command: send payloads to one remote address."""
 
