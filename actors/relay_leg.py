@@ -109,9 +109,7 @@ class RelayLeg(Concern):
     def report_leg(self, _message: relay_leg_pb2.ReportLeg) -> None:
         """Tell somebody who started later."""
         self.emit(
-            relay_leg_pb2.LegReported(
-                intermediate_id=self.key, remote=self._remote, observed=self._observed
-            )
+            relay_leg_pb2.LegReported(intermediate_id=self.key, remote=self._remote, observed=self._observed)
         )
 
     def present_attachment(self, message: relay_leg_pb2.PresentAttachment) -> None:

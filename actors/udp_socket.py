@@ -58,7 +58,6 @@ class BoundSockets(Concern):
 
     name = "udp_socket"
     handlers: ClassVar = {
-        udp_socket_pb2.ReportSockets: "report_sockets",
         udp_socket_pb2.SendDatagrams: "send_datagrams",
         udp_socket_pb2.UpdateConnectionIds: "update_connection_ids",
     }
@@ -109,10 +108,6 @@ class BoundSockets(Concern):
         """Close the sockets."""
         for socket in self._sockets:
             socket.close()
-
-    def report_sockets(self, _message: udp_socket_pb2.ReportSockets) -> None:
-        """Tell somebody who started later."""
-        self._report_bound()
 
     def _report_bound(self) -> None:
         addresses = [translate.address_to_proto(socket.local_address) for socket in self._sockets]
@@ -236,6 +231,7 @@ class UdpSocket(BoundSockets):
 
     handlers: ClassVar = {
         **BoundSockets.handlers,
+        udp_socket_pb2.ReportSockets: "report_sockets",
         udp_socket_pb2.AcceptChecks: "accept_checks",
         udp_socket_pb2.RefuseChecks: "refuse_checks",
         udp_socket_pb2.SendStunRequest: "send_stun_request",
@@ -250,6 +246,10 @@ class UdpSocket(BoundSockets):
     def __init__(self, context: Context, bind: Sequence[TransportAddress]) -> None:
         super().__init__(context, bind)
         self._router = StunRouter()
+
+    def report_sockets(self, _message: udp_socket_pb2.ReportSockets) -> None:
+        """Tell somebody who started later."""
+        self._report_bound()
 
     def accept_checks(self, message: udp_socket_pb2.AcceptChecks) -> None:
         """Pass checks with these credentials on to their session."""
