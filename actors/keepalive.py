@@ -123,6 +123,7 @@ class Keepalive(Concern):
     def session_statistics(self, message: quic_session_pb2.SessionStatistics) -> None:
         """Whether payload flowed."""
         self._core.handle_payload(message.payload_bytes, self.now)
+        self._settle()
 
     def path_suspected(self, message: quic_session_pb2.PathSuspected) -> None:
         """The selected path is in doubt: its answer decides."""

@@ -231,6 +231,8 @@ class Consent:
         )
         self._direct = self._watch(now, pair=pair)
         self._direct.rtt_s = rtt_s
+        # A relay beside a direct pair is asked more often than alone.
+        self.handle_timeout(now)
 
     def handle_relay(self, intermediate_id: str, now: float, *, is_up: bool) -> None:
         """The session can, or can no longer, be reached through this intermediate."""
@@ -252,12 +254,14 @@ class Consent:
                 self._fail(watch, now)
         elif state is not PathState.RECOVERING and watch.mode is _Mode.RECOVERING:
             watch.mode = _Mode.STEADY
+            self.handle_timeout(now)
 
     def handle_payload(self, payload_bytes: int, now: float) -> None:
         """So many bytes of payload have flowed since the session began."""
         if payload_bytes > self._payload_bytes:
             self._payload_bytes = payload_bytes
             self._active_until = now + KEEPALIVE_ACTIVITY_S
+            self.handle_timeout(now)
 
     def handle_suspected(self, *, is_direct: bool, now: float) -> None:
         """This path is in doubt: ask it at once, and more insistently."""
@@ -457,6 +461,7 @@ class Consent:
         watch.confirmed_at = now
         if watch.mode is _Mode.FAILED:
             watch.mode = _Mode.RECOVERING
+            watch.began_at = now
         self.statistics.answered += 1
         self._effects.append(PathConfirmed(watch.pair, confirmed_rtt_s))
 

@@ -160,8 +160,9 @@ def _hosts_of(local: TransportAddress, hosts: Sequence[str]) -> list[str]:
 
 def _is_reflexive(each: Reflexive) -> bool:
     """Whether it could be reached at all; a loopback address only by who is on loopback, too."""
-    is_same_family = each.address.family is each.base.family
-    return is_same_family and _is_candidate(each.address.host, loopback=_is_loopback(each.base.host))
+    if each.address.family is not each.base.family or not each.address.port or "%" in each.address.host:
+        return False
+    return _is_candidate(each.address.host, loopback=_is_loopback(each.base.host))
 
 
 def _in_turns(items: Iterable[ItemT], address: Callable[[ItemT], TransportAddress]) -> list[ItemT]:

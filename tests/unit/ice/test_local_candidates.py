@@ -141,10 +141,22 @@ class TestCandidates:
         found = build_candidates([BASE], [], [TransportAddress("2001:db8::9", 1), BASE], [])
         assert kinds(found) == [CandidateType.HOST]
 
-    @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "224.0.0.1", "169.254.1.1", "2001:db8::7"])
-    def test_mapped_address_that_no_peer_can_use_is_left_out(self, host: str) -> None:
-        mapped = Reflexive(TransportAddress(host, 1), BASE, SERVER)
+    @pytest.mark.parametrize(
+        "address",
+        [
+            *(TransportAddress(host, 1) for host in ("127.0.0.1", "0.0.0.0", "224.0.0.1", "169.254.1.1")),
+            TransportAddress("2001:db8::7", 1),
+            TransportAddress(MAPPED.host, 0),
+        ],
+        ids=str,
+    )
+    def test_mapped_address_that_no_peer_can_use_is_left_out(self, address: TransportAddress) -> None:
+        mapped = Reflexive(address, BASE, SERVER)
         assert kinds(build_candidates([BASE], [mapped], [], [])) == [CandidateType.HOST]
+
+    def test_mapped_address_with_a_zone_is_left_out(self) -> None:
+        mapped = Reflexive(TransportAddress("2001:db8:9::1%eth0", 1), BASE6, SERVER)
+        assert kinds(build_candidates([BASE6], [mapped], [], [])) == [CandidateType.HOST]
 
     def test_each_type_has_its_share_of_thirty_two(self) -> None:
         bases = [TransportAddress(f"10.0.1.{number}", 5000) for number in range(50)]
