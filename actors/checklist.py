@@ -211,7 +211,7 @@ class Checklist(Concern):
                         remote=_credentials_to_proto(effect.remote),
                     )
                 )
-            case effects.ChecklistFailed():
+            case _:
                 self._fail(effect.generation, effect.reason)
 
     def _fail(self, generation: int, reason: str) -> None:

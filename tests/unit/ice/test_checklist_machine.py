@@ -197,4 +197,4 @@ class ChecklistMachine(RuleBasedStateMachine):
 
 
 TestChecklistMachine = ChecklistMachine.TestCase
-TestChecklistMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestChecklistMachine.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)

@@ -72,7 +72,7 @@ def test_possible_pairs_succeed_in_time_and_impossible_ones_fail(
     simulation = Simulation(rtt_s / 2)
     ends = two_sites(simulation, one, other)
     simulation.connect(skew_s=skew_s)
-    # Two mappings that vary behind filters that do not learn of ever new sources, up to their bound.
+    # Where both mappings vary and a filter is open, each check shows a new source, up to their bound.
     simulation.run(20.0)
     behaviours = [end.nat.behaviour if end.nat else UNKNOWN_BEHAVIOUR for end in ends]
     if not direct_path_possible(*behaviours):
