@@ -97,6 +97,15 @@ def test_certificate_of_an_unknown_version_is_told_with_the_reason(files: Files)
         load_credentials(files, Role.CONNECTOR, NOW)
 
 
+def test_certificate_whose_public_key_is_none_is_told_with_the_reason(files: Files) -> None:
+    der = bytearray(issue(Role.CONNECTOR, "c1").certificate.public_bytes(Encoding.DER))
+    point = der.index(b"\x03\x42\x00\x04") + 4
+    der[point] ^= 1
+    files.cert.write_bytes(as_pem(bytes(der)))
+    with pytest.raises(ConfigError, match=r"node\.cert: .* holds no readable public key \("):
+        load_credentials(files, Role.CONNECTOR, NOW)
+
+
 def test_oversized_file_is_refused_unread(files: Files) -> None:
     files.key.write_bytes(b"x" * (MAX_PEM_BYTES + 1))
     with pytest.raises(ConfigError, match=r"node\.key: .* larger than"):
