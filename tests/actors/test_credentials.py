@@ -141,6 +141,17 @@ def test_ca_file_that_holds_a_node_certificate_is_refused(files: Files) -> None:
         load_credentials(files, Role.CONNECTOR, NOW)
 
 
+def test_ca_whose_subject_cannot_be_read_is_refused(files: Files) -> None:
+    der = authority().certificate.public_bytes(Encoding.DER)
+    # The subject's last text, which is a UTF8String, becomes bytes that are no UTF-8; its key no key.
+    at = der.rindex(b"CA of ")
+    spoiled = bytearray(der[:at] + b"\xff" + der[at + 1 :])
+    spoiled[der.index(b"\x03\x42\x00\x04") + 4] ^= 1
+    files.ca.write_bytes(as_pem(bytes(spoiled)))
+    with pytest.raises(ConfigError, match=r"node\.ca: .*of an unreadable subject"):
+        load_credentials(files, Role.CONNECTOR, NOW)
+
+
 @pytest.mark.parametrize("role", [Role.AGENT, Role.INTERMEDIATE, Role.OPERATOR])
 def test_certificate_of_another_role_is_refused(files: Files, role: Role) -> None:
     with pytest.raises(AuthenticationError) as caught:
