@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None, targets: Mapping[str, type[Targ
     parser.add_argument("targets", nargs="*", metavar="TARGET", help="which ones (default: all)")
     parser.add_argument("--list", action="store_true", help="print every target and what it attacks")
     parser.add_argument("--runs", type=int, metavar="N", help="inputs per target (default: the target's own)")
+    parser.add_argument("--seconds", type=float, metavar="T", help="end each target after T seconds")
     parser.add_argument("--seed", type=int, metavar="S", help="repeat the run of this seed")
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count() or 1, metavar="J", help="processes (default: one per core)"
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str] | None = None, targets: Mapping[str, type[Targ
     seed = int.from_bytes(os.urandom(4), "big") if options.seed is None else options.seed
     print(f"seed {seed}", flush=True)
     try:
-        return _run(chosen, seed, options.runs, options.jobs)
+        return _run(chosen, seed, options.runs, options.seconds, options.jobs)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -79,19 +80,21 @@ def _replay(parser: argparse.ArgumentParser, target: type[Target], path: Path) -
     return EXIT_VIOLATION
 
 
-def _run(chosen: Sequence[type[Target]], seed: int, runs: int | None, jobs: int) -> int:
+def _run(
+    chosen: Sequence[type[Target]], seed: int, runs: int | None, seconds: float | None, jobs: int
+) -> int:
     status = 0
     started = time.monotonic()
     if jobs == 1:
         for target in chosen:
-            status |= _run_target(target, seed, map(_run_task, _tasks(target, seed, runs)))
+            status |= _run_target(target, seed, seconds, map(_run_task, _tasks(target, seed, runs)))
     else:
         # Spawned, not forked: gRPC's threads would not survive a fork.
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(jobs, mp_context=context, initializer=runner.prepare_process) as pool:
             for target in chosen:
                 outcomes = _shared(pool, jobs, _tasks(target, seed, runs))
-                status |= _run_target(target, seed, outcomes)
+                status |= _run_target(target, seed, seconds, outcomes)
     print(f"{len(chosen)} targets in {time.monotonic() - started:.0f} s")
     return status
 
@@ -131,7 +134,7 @@ def _shared(pool: ProcessPoolExecutor, jobs: int, tasks: Iterator[Task]) -> Iter
             future.cancel()
 
 
-def _run_target(target: type[Target], seed: int, outcomes: Iterator[Outcome]) -> int:
+def _run_target(target: type[Target], seed: int, limit_s: float | None, outcomes: Iterator[Outcome]) -> int:
     started = time.monotonic()
     inputs = 0
     refused: Counter[str] = Counter()
@@ -141,6 +144,8 @@ def _run_target(target: type[Target], seed: int, outcomes: Iterator[Outcome]) ->
         if outcome.found is not None:
             _report(target, outcome.found, seed, outcome.block)
             return EXIT_VIOLATION
+        if limit_s is not None and time.monotonic() - started >= limit_s:
+            break
     seconds = time.monotonic() - started
     share = refused.total() / max(1, inputs)
     print(
@@ -156,9 +161,7 @@ def _report(target: type[Target], found: Found, seed: int | None = None, block: 
     if seed is not None:
         print(f"seed {seed}, block {block}, input {found.index} of it")
     if found.inputs and found.is_replayable:
-        print(
-            f"{len(found.inputs)} inputs; replay: `python -m tools.fuzz {target.name} --input FILE`, of these lines"
-        )
+        print(f"inputs: {len(found.inputs)}; to replay: python -m tools.fuzz {target.name} --input FILE")
     elif found.inputs:
         print(f"{len(found.inputs)} inputs, of which a replay shows nothing; the last:")
     for data in found.inputs if found.is_replayable else found.inputs[-1:]:

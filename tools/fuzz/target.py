@@ -37,7 +37,7 @@ class Target:
     documented: ClassVar[tuple[type[Exception], ...]] = (RemoteProtocolError,)
     runs: ClassVar[int] = 1_000_000
     """Inputs of a full run; fewer where each is expensive, which `what` then says."""
-    short_runs: ClassVar[int] = 2000
+    short_runs: ClassVar[int] = 1000
     """Inputs of the run within the tests."""
     block: ClassVar[int] = 500
     """Inputs before the target is made anew."""

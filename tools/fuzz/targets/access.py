@@ -1,4 +1,4 @@
-"""Certificates, revocation lists and grants: what a stranger shows, and what somebody trusted may have signed.
+"""Certificates, revocation lists and grants: what strangers show, and what a trusted one signs.
 
 The first byte of an input chooses: 0 as it is, 1 content that our own CA or intermediate signs, as one that
 was captured would.
@@ -33,8 +33,9 @@ _DER_TOKENS = tuple(
     bytes.fromhex(text)
     for text in (
         "0603551d11", "0603551d0f", "0603551d13", "0603551d25", "0603551d23", "0603551d0e", "0101ff",
-        "020100", "3080", "3084ffffffff", "170d3939313233313233353935395a", "180f30303030303130313030303030305a",
-        "180f39393939313233313233353935395a", "0500", "a003020102", "0c00", "1e0100", "160d7a746e613a2f2f",
+        "020100", "3080", "3084ffffffff", "170d3939313233313233353935395a",
+        "180f30303030303130313030303030305a", "180f39393939313233313233353935395a", "0500", "a003020102",
+        "0c00", "1e0100", "160d7a746e613a2f2f",
     )
 )  # fmt: skip
 
@@ -115,6 +116,7 @@ class Grant(Target):
     )
     documented = (RemoteProtocolError, AuthenticationError, AccessDenied, RefusedError)
     is_protobuf = True
+    short_runs = 400
     prefix_bytes = 1
     prefixes: ClassVar[Sequence[bytes]] = (AS_IS, SIGNED)
 

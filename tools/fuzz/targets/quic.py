@@ -89,6 +89,7 @@ class Door(Target):
     name = "quic-endpoint"
     what = "the intermediate's door: Retry, version negotiation, tokens, admission"
     documented = ()
+    short_runs = 300
     block = 250
 
     def __init__(self) -> None:
@@ -146,7 +147,7 @@ class Initial(Target):
     what = "the first packet's frames and ClientHello, before anything is proved (1 ms each)"
     documented = ()
     runs = 300_000
-    short_runs = 400
+    short_runs = 200
     block = 100
 
     def corpus(self) -> list[bytes]:
@@ -209,7 +210,7 @@ class Handshake(Target):
     what = "certificates and the other TLS messages of either end, changed before they are sealed (8 ms each)"
     documented = ()
     runs = 50_000
-    short_runs = 60
+    short_runs = 30
     block = 25
     prefix_bytes = 1
     prefixes: ClassVar[Sequence[bytes]] = (b"\0", b"\1", b"\2", b"\3")
@@ -275,6 +276,7 @@ class Forged(Target):
     name = "quic-forged"
     what = "forged and changed datagrams for an established connection, either end"
     documented = ()
+    short_runs = 300
     block = 500
     prefix_bytes = 1
     prefixes: ClassVar[Sequence[bytes]] = (b"\0", b"\1", b"\2", b"\3")
@@ -337,7 +339,7 @@ class Frames(Target):
     what = "frames of an accepted peer, at either end of a session (a new handshake after most: 5 ms each)"
     documented = ()
     runs = 100_000
-    short_runs = 300
+    short_runs = 40
     block = 100
     prefix_bytes = 1
     prefixes: ClassVar[Sequence[bytes]] = (b"\0", b"\1")

@@ -73,8 +73,8 @@ class _Leg(Target):
 
     documented = ()
     # A leg is a real connection on either side: 0.5 ms for a packet and its answer, a handshake after faults.
-    runs = 200_000
-    short_runs = 300
+    runs = 100_000
+    short_runs = 50
     block = 100
     prefix_bytes = 1
     prefixes: ClassVar[Sequence[bytes]] = (DATAGRAM, CONTROL, SIGNALING, FRAME)

@@ -200,7 +200,7 @@ class _Session(Target):
     documented = ()
     is_protobuf = True
     runs = 500_000
-    short_runs = 600
+    short_runs = 250
     block = 250
     prefix_bytes = 1
     prefixes: ClassVar[Sequence[bytes]] = tuple(map(bytes, zip((0, 1, 1, 1, 2, 3, 3, 4, 5, 5, 6, 7))))

@@ -224,7 +224,7 @@ class Service(_Actor):
     name = "signaling-service"
     what = "an intermediate's signaling, registry and sessions with a hostile agent and a hostile connector"
     runs = 500_000
-    short_runs = 600
+    short_runs = 250
     block = 250
     prefix_bytes = 1
     prefixes: ClassVar[Sequence[bytes]] = tuple(bytes([kind]) for kind in (0, 1, 1, 1, 2, 3, 3, 3))
@@ -323,7 +323,7 @@ class Client(_Actor):
     name = "signaling-client"
     what = "an agent's and a connector's signaling and session tables with a hostile intermediate"
     runs = 500_000
-    short_runs = 600
+    short_runs = 250
     block = 250
     prefix_bytes = 1
     prefixes: ClassVar[Sequence[bytes]] = tuple(bytes([kind]) for kind in (0, 1, 1, 1, 2, 3, 3, 3, 5, 7))

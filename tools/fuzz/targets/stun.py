@@ -51,9 +51,10 @@ def examples() -> list[bytes]:
 
 
 class _Stun(Target):
-    tokens: ClassVar[Sequence[bytes]] = tuple(
-        number.to_bytes(2, "big") for number in sorted(a.ATTRIBUTES)
-    ) + (b"\x21\x12\xa4\x42",)
+    tokens: ClassVar[Sequence[bytes]] = (
+        *(number.to_bytes(2, "big") for number in sorted(a.ATTRIBUTES)),
+        b"\x21\x12\xa4\x42",
+    )
 
     def corpus(self) -> list[bytes]:
         return examples()
