@@ -143,6 +143,7 @@ def claims(service: str = "web", **changes: Any) -> GrantClaims:
     return GrantClaims(**stated)
 
 
+@cache
 def seal(stated: GrantClaims) -> grant_pb2.SealedGrant:
     """A grant that the intermediate signed."""
     issuer = credentials(Role.INTERMEDIATE, INTERMEDIATE_ID)

@@ -13,7 +13,7 @@ MAX_INPUT_BYTES: Final = 70_000
 """A little beyond the largest thing anything of ours accepts: a signaling frame of 65 536 bytes."""
 
 GARBAGE_SHARE: Final = 0.05
-UNCHANGED_SHARE: Final = 0.02
+UNCHANGED_SHARE: Final = 0.05
 STRUCTURED_SHARE: Final = 0.5
 MAX_OPERATIONS: Final = 6
 MAX_DEPTH: Final = 4

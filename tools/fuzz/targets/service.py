@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, ClassVar, Final, cast
 
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from actors import service_wire
 from actors.grant_gate import MAX_GRANTS
@@ -43,9 +43,15 @@ from ztna.v1 import quic_session_pb2, session_pb2, session_table_pb2, types_pb2
 
 LOCAL: Final = TransportAddress("127.0.0.1", 50_001)
 MAX_DATAGRAM_BYTES: Final = 1170
+FEW: Final = 300
 CONTROL, CONTROL_FRAME, STREAM, OPENING, MORE, DATAGRAM, RESET, SKIP = range(8)
 CONTROL_STREAM = service_wire.CONTROL_STREAM_ID
 STEP = service_wire.STREAM_ID_STEP
+
+
+def _granted(service: str) -> bytes:
+    """The header of a stream to a service."""
+    return service_wire.encode_header(service, identities.seal(identities.claims(service)))
 
 
 def fragment_examples() -> list[bytes]:
@@ -316,6 +322,7 @@ class Backend(_Session):
 
     def __init__(self) -> None:
         self._next = STEP
+        self._flow_id = 0
         super().__init__()
 
     def make(self) -> ServiceBackend:
@@ -333,7 +340,21 @@ class Backend(_Session):
 
     def establish(self) -> None:
         self._next = STEP
+        self._flow_id = 0
         super().establish()
+
+    def message(self, kind: int, body: bytes, *, end: bool) -> Message | None:
+        return super().message(kind, self._numbered(body) if kind == CONTROL_FRAME else body, end=end)
+
+    def _numbered(self, body: bytes) -> bytes:
+        """An open of a flow with a small number gets the next one: numbers only go up."""
+        with suppress(DecodeError):
+            frame = session_pb2.ControlFrame.FromString(body)
+            if frame.WhichOneof("body") == "open_flow" and frame.open_flow.flow_id < FEW:
+                self._flow_id += 1
+                frame.open_flow.flow_id = self._flow_id
+                return frame.SerializeToString()
+        return body
 
     def corpus(self) -> list[bytes]:
         web, dns = (identities.seal(identities.claims(name)) for name in ("web", "dns"))
@@ -342,17 +363,17 @@ class Backend(_Session):
             service_wire.hello(),
             frame(open_flow=session_pb2.OpenFlow(flow_id=1, service="dns", grant=dns)),
             frame(open_flow=session_pb2.OpenFlow(flow_id=2, service="web", grant=web)),
-            frame(open_flow=session_pb2.OpenFlow(flow_id=300, service="dns", grant=dns)),
+            frame(open_flow=session_pb2.OpenFlow(flow_id=30_000, service="dns", grant=dns)),
             frame(close_flow=session_pb2.CloseFlow(flow_id=1, reason="idle")),
             frame(renewed_grant=session_pb2.RenewedGrant(grant=web)),
             service_wire.draining(),
         ]
-        header = service_wire.encode_header("web", web)
+        header = _granted("web")
         return [
             *(bytes([CONTROL_FRAME]) + each.SerializeToString() for each in frames),
             bytes([CONTROL]) + service_wire.encode_control(frames[1]),
             bytes([OPENING]) + header,
-            bytes([OPENING | 0x80]) + service_wire.encode_header("dns", dns),
+            bytes([OPENING | 0x80]) + _granted("dns"),
             bytes([STREAM]) + encode_prefixed(header) + b"early",
             bytes([MORE]) + b"request",
             bytes([RESET]) + bytes(8),
@@ -362,6 +383,15 @@ class Backend(_Session):
 
     def prepare(self, kind: int) -> None:
         del kind
+        # Something runs that the input may disturb: most inputs open nothing themselves.
+        if self.count % 4 == 0:
+            stream_id = self.stream_for(OPENING)
+            if stream_id is not None:
+                self.stage.tell(self.bytes_of(stream_id, encode_prefixed(_granted("web"))))
+        elif self.count % 4 == 2:
+            opened = session_pb2.OpenFlow(service="dns", grant=identities.seal(identities.claims("dns")))
+            honest = session_pb2.ControlFrame(open_flow=opened).SerializeToString()
+            self.stage.tell(self.bytes_of(CONTROL_STREAM, framing.encode(self._numbered(honest))))
         while self.stage.io.attempts:
             owner = self.stage.io.attempts.popleft()
             if self.count % 3 == 0:

@@ -7,6 +7,7 @@ that gets its length, and the next sequence number, so that what is in it is loo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import ClassVar, Final
 
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -24,11 +25,13 @@ from tools.fuzz.target import Target, require
 from ztna.access.grant import sign_nonce
 from ztna.access.identity import Role
 from ztna.access.policy import AccessPolicy, AccessRule, AccessRules, OfferPolicy, OfferRule
+from ztna.errors import RemoteProtocolError
 from ztna.session import agent_table
 from ztna.signaling import registry
 from ztna.signaling.framing import MAX_FRAME_BYTES, FrameDecoder, encode
 from ztna.v1 import (
     quic_relay_pb2,
+    quic_session_pb2,
     relay_leg_pb2,
     session_manager_pb2,
     session_table_pb2,
@@ -208,10 +211,14 @@ class _Actor(Target):
 
 
 class _Scopes:
-    """Starts every session, and nothing."""
+    """Starts every session, and nothing; `started` are those not yet established."""
+
+    def __init__(self) -> None:
+        self.started: list[bytes] = []
 
     def start(self, session_id: bytes, peer: object) -> bool:
-        del session_id, peer
+        del peer
+        self.started.append(session_id)
         return True
 
     def stop(self, session_id: bytes) -> None:
@@ -264,7 +271,10 @@ class Service(_Actor):
             stream = self._service._leg_streams[connection]  # noqa: SLF001
         if not stream.attach_id and stream.introduction is None and data[:1] and data[0] & 1:
             self._send(connection, encode(_ATTACH))
-        self._send(connection, self.frame(data, stream.received + 1))
+            stream = self._service._leg_streams[connection]  # noqa: SLF001
+            # What the other inputs are about: a service that is there, a session that was opened.
+            self._send(connection, encode(_REGISTER if side else _OPEN))
+        self._send(connection, self.frame(data.replace(SESSION_ID, self._session_id()), stream.received + 1))
         answers = self._stage.take()
         for message in answers:
             if isinstance(message, session_manager_pb2.BindChannels):
@@ -272,9 +282,9 @@ class Service(_Actor):
                     quic_relay_pb2.ChannelsBound(
                         session_id=message.session_id,
                         agent_attach_id=message.agent_attach_id,
-                        agent_channel=1,
+                        agent_channel=self._count % 7,
                         connector_attach_id=message.connector_attach_id,
-                        connector_channel=2,
+                        connector_channel=self._count % 7,
                     )
                 )
         answers += self._stage.take()
@@ -291,6 +301,10 @@ class Service(_Actor):
         for _ in range(5):
             self._stage.advance(10_000.0)
             self._stage.take()
+
+    def _session_id(self) -> bytes:
+        sessions = self._manager._core.sessions  # noqa: SLF001 - inputs cannot know what chance decides
+        return sessions[self._count % len(sessions)].session_id if sessions else SESSION_ID
 
     def _send(self, connection: int, data: bytes) -> None:
         self._stage.tell(quic_relay_pb2.LegSignalingBytesReceived(connection=connection, data=data))
@@ -311,6 +325,16 @@ class Service(_Actor):
 
 _ATTACH: Final = Frame(
     seq=1, attach_request=signaling_pb2.AttachRequest(protocol_version=1, nonce=NONCE)
+).SerializeToString()
+_REGISTER: Final = Frame(
+    seq=2,
+    register_service=signaling_pb2.RegisterService(service="web", protocol=types_pb2.SERVICE_PROTOCOL_TCP),
+).SerializeToString()
+_OPEN: Final = Frame(
+    seq=2,
+    open_session=signaling_pb2.OpenSession(
+        request_id=9, service="web", protocol=types_pb2.SERVICE_PROTOCOL_TCP
+    ),
 ).SerializeToString()
 
 
@@ -341,7 +365,7 @@ class Client(_Actor):
         first = data[0] if data else 0
         node = self._nodes[first & 2]
         node.attach(is_early=bool(first & 4))
-        node.receive(self.frame(data, 2))
+        node.receive(node.answered(self.frame(data, 2)))
 
     def check(self) -> None:
         for node in self._nodes.values():
@@ -361,6 +385,8 @@ class _Node:
         self._own = identities.credentials(role, node)
         tcp = types_pb2.SERVICE_PROTOCOL_TCP
         context = stage.context(INTERMEDIATE_ID)
+        self._scopes = _Scopes()
+        self._asked = 0
         self.client: AgentSignalingClient | ConnectorSignalingClient
         self.table: AgentSessionTable | ConnectorSessionTable
         if is_agent:
@@ -368,7 +394,7 @@ class _Node:
             self.client = AgentSignalingClient(context, self._own, None)
             self.table = AgentSessionTable(
                 stage.context(),
-                _Scopes(),
+                self._scopes,
                 [INTERMEDIATE_ID],
                 lambda: wanted,
                 max_offline_s=3600.0,
@@ -377,7 +403,7 @@ class _Node:
         else:
             self.client = ConnectorSignalingClient(context, self._own, {"web": tcp}, None)
             self.table = ConnectorSessionTable(
-                stage.context(), _Scopes(), [INTERMEDIATE_ID], max_offline_s=3600.0
+                stage.context(), self._scopes, [INTERMEDIATE_ID], max_offline_s=3600.0
             )
         for concern in (self.client, self.table):
             stage.add(concern)
@@ -417,13 +443,41 @@ class _Node:
         self.stage.advance(0.0)
         self._listen()
 
+    def answered(self, data: bytes) -> bytes:
+        """An answer to request 1 becomes one to the latest, whose number inputs cannot know."""
+        with suppress(DecodeError, RemoteProtocolError):
+            bodies = FrameDecoder().feed(data)
+            frames = [Frame.FromString(body) for body in bodies]
+            for frame in frames:
+                if frame.WhichOneof("body") == "session_opened" and frame.session_opened.request_id == 1:
+                    frame.session_opened.request_id = self._asked
+                elif frame.WhichOneof("body") == "error" and frame.error.request_id == 1:
+                    frame.error.request_id = self._asked
+            if frames:
+                return b"".join(encode(frame.SerializeToString() or b"\0") for frame in frames)
+        return data
+
+    def _run_sessions(self) -> None:
+        """Every second session comes up; those that are to close do."""
+        started, self._scopes.started = self._scopes.started, []
+        for session_id in started[::2]:
+            self.stage.tell(quic_session_pb2.SessionEstablished(session_id=session_id))
+        for message in self.stage.unheard[:]:
+            if isinstance(message, quic_session_pb2.CloseQuicSession):
+                self.stage.tell(
+                    quic_session_pb2.SessionClosed(session_id=message.session_id, reason="closed")
+                )
+
     def _listen(self) -> None:
+        self._run_sessions()
         messages = self.stage.take()
         require(total_bytes(messages) <= MAX_ANSWER_BYTES, f"{total_bytes(messages)} bytes answer one frame")
         for message in messages:
             if isinstance(message, relay_leg_pb2.SendLegSignaling):
                 for body in FrameDecoder().feed(message.data):
                     frame = Frame.FromString(body)
+                    if frame.HasField("open_session"):
+                        self._asked = frame.open_session.request_id
                     if frame.HasField("attach_request"):
                         self._requests.append(frame.attach_request.nonce)
 
