@@ -445,12 +445,6 @@ class Port(_Session):
 
     def establish(self) -> None:
         super().establish()
-        for name in ("web", "dns"):
-            self.stage.tell(
-                session_table_pb2.ServiceReady(
-                    service=name, session_id=SESSION_ID, grant=identities.seal(identities.claims(name))
-                )
-            )
         self._ask()
         self.settle()
 
@@ -461,7 +455,7 @@ class Port(_Session):
             frame(flow_accepted=session_pb2.FlowAccepted(flow_id=1)),
             frame(
                 flow_refused=session_pb2.FlowRefused(
-                    flow_id=2, code=session_pb2.REFUSAL_CODE_LIMIT, message="no"
+                    flow_id=1, code=session_pb2.REFUSAL_CODE_LIMIT, message="no"
                 )
             ),
             frame(close_flow=session_pb2.CloseFlow(flow_id=1, reason="idle")),
@@ -483,8 +477,22 @@ class Port(_Session):
         ]
 
     def prepare(self, kind: int) -> None:
-        if kind in {STREAM, OPENING, SKIP} or self.count % 7 == 0:
+        if kind in {STREAM, OPENING, CONTROL_FRAME, SKIP} or self.count % 7 == 0:
             self._ask()
+
+    def message(self, kind: int, body: bytes, *, end: bool) -> Message | None:
+        return super().message(kind, self._numbered(body) if kind == CONTROL_FRAME else body, end=end)
+
+    def _numbered(self, body: bytes) -> bytes:
+        """An answer to flow 1 becomes one to the flow that was asked for last."""
+        with suppress(DecodeError):
+            frame = session_pb2.ControlFrame.FromString(body)
+            answered = getattr(frame, frame.WhichOneof("body") or "hello")
+            if getattr(answered, "flow_id", 0) == 1 and isinstance(self.concern, ServicePort):
+                for session in self.concern._sessions.values():  # noqa: SLF001 - inputs cannot know it
+                    answered.flow_id = max(1, session.flows._next_flow_id - 1)  # noqa: SLF001
+                return frame.SerializeToString()
+        return body
 
     def _ask(self) -> None:
         """Local applications come: one connects, one sends a datagram."""
@@ -497,6 +505,12 @@ class Port(_Session):
             source = TransportAddress("127.0.0.1", 50_000 + self.count % 50)
             owner.datagrams_received([DatagramBatch(source, "127.0.0.1", [b"question"])], self.stage.io.now)
         self.stage.run()
+        for name in ("web", "dns"):
+            self.stage.tell(
+                session_table_pb2.ServiceReady(
+                    service=name, session_id=SESSION_ID, grant=identities.seal(identities.claims(name))
+                )
+            )
         for message in self.stage.unheard:
             if isinstance(message, quic_session_pb2.SendPayload) and message.data.find(b"web", 0, 12) > 0:
                 self.open_streams[message.stream_id] = None
