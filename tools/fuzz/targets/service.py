@@ -205,7 +205,6 @@ class _Session(Target):
 
     documented = ()
     is_protobuf = True
-    runs = 500_000
     short_runs = 250
     block = 250
     prefix_bytes = 1

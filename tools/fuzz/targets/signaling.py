@@ -230,7 +230,6 @@ class Service(_Actor):
 
     name = "signaling-service"
     what = "an intermediate's signaling, registry and sessions with a hostile agent and a hostile connector"
-    runs = 500_000
     short_runs = 250
     block = 250
     prefix_bytes = 1
@@ -346,7 +345,6 @@ class Client(_Actor):
 
     name = "signaling-client"
     what = "an agent's and a connector's signaling and session tables with a hostile intermediate"
-    runs = 500_000
     short_runs = 250
     block = 250
     prefix_bytes = 1
