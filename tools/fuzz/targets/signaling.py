@@ -263,17 +263,14 @@ class Service(_Actor):
         self._stage.io.now += STEP_S
         if self._count % 40 == 0:
             self._stage.advance(0.0)
+        if data[:1] and data[0] & 1:
+            self._attach(side)
         connection = self._streams[side]
         stream = self._service._leg_streams.get(connection)  # noqa: SLF001 - to go on in its sequence
         if stream is None:
             connection = self._streams[side] = self._open(side)
-            stream = self._service._leg_streams[connection]  # noqa: SLF001
-        if not stream.attach_id and stream.introduction is None and data[:1] and data[0] & 1:
-            self._send(connection, encode(_ATTACH))
-            stream = self._service._leg_streams[connection]  # noqa: SLF001
-            # What the other inputs are about: a service that is there, a session that was opened.
-            self._send(connection, encode(_REGISTER if side else _OPEN))
-        self._send(connection, self.frame(data.replace(SESSION_ID, self._session_id()), stream.received + 1))
+        sequence = 1 if stream is None else stream.received + 1
+        self._send(connection, self.frame(data.replace(SESSION_ID, self._session_id()), sequence))
         answers = self._stage.take()
         for message in answers:
             if isinstance(message, session_manager_pb2.BindChannels):
@@ -300,6 +297,16 @@ class Service(_Actor):
         for _ in range(5):
             self._stage.advance(10_000.0)
             self._stage.take()
+
+    def _attach(self, side: int) -> None:
+        """Attach, on a new stream unless there is one: a former input may have left half a frame on it."""
+        stream = self._service._leg_streams.get(self._streams[side])  # noqa: SLF001
+        if stream is not None and (stream.attach_id or stream.introduction is not None):
+            return
+        connection = self._streams[side] = self._open(side)
+        self._send(connection, encode(_ATTACH))
+        # What the other inputs are about: a service that is there, a session that was opened.
+        self._send(connection, encode(_REGISTER if side else _OPEN))
 
     def _session_id(self) -> bytes:
         sessions = self._manager._core.sessions  # noqa: SLF001 - inputs cannot know what chance decides
