@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: env demo test coverage format proto docs bench clean
+.PHONY: env demo test coverage format proto docs bench fuzz clean
 
 env: $(VENV)/.installed
 
@@ -39,6 +39,10 @@ proto: env
 docs: env
 	$(BIN)/python -m tools.render_actor_map
 	$(BIN)/python -m tools.render_configuration
+
+# A million inputs per parser, fewer where each takes a QUIC connection: three hours of processor time in all.
+fuzz: env
+	$(BIN)/python -m tools.fuzz $(ARGS)
 
 bench: env
 	$(BIN)/python -m tools.bench $(ARGS)

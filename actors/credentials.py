@@ -13,6 +13,7 @@ from typing import Protocol, TypeAlias
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
 from ztna.access.identity import Identity, Role, Verifier, fingerprint, identity_of
@@ -165,7 +166,7 @@ def _assemble(
     chain = _certificates(certificate_pem, names.cert, "node.cert")
     key = _private_key(private_key_pem, names.key)
     authorities = _certificates(ca_pem, names.ca, "node.ca")
-    if key.public_key() != chain[0].public_key():
+    if key.public_key() != _public_key(chain[0], names.cert):
         raise ConfigError(
             f"node.key: {names.key} is not the key of the certificate in {names.cert} (node.cert)"
         )
@@ -232,6 +233,14 @@ def _certificates(data: bytes, path: str, key: str) -> list[x509.Certificate]:
         return x509.load_pem_x509_certificates(data)
     except UNREADABLE as error:
         raise ConfigError(f"{key}: {path} holds no PEM certificate{_why(error)}") from error
+
+
+def _public_key(certificate: x509.Certificate, path: str) -> CertificatePublicKeyTypes:
+    # The library reads it only when asked, and finds out only then that it is none.
+    try:
+        return certificate.public_key()
+    except UNREADABLE as error:
+        raise ConfigError(f"node.cert: {path} holds no readable public key ({error})") from error
 
 
 def _why(error: Exception) -> str:

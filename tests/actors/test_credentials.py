@@ -97,6 +97,15 @@ def test_certificate_of_an_unknown_version_is_told_with_the_reason(files: Files)
         load_credentials(files, Role.CONNECTOR, NOW)
 
 
+def test_certificate_whose_public_key_is_none_is_told_with_the_reason(files: Files) -> None:
+    der = bytearray(issue(Role.CONNECTOR, "c1").certificate.public_bytes(Encoding.DER))
+    point = der.index(b"\x03\x42\x00\x04") + 4
+    der[point] ^= 1
+    files.cert.write_bytes(as_pem(bytes(der)))
+    with pytest.raises(ConfigError, match=r"node\.cert: .* holds no readable public key \("):
+        load_credentials(files, Role.CONNECTOR, NOW)
+
+
 def test_oversized_file_is_refused_unread(files: Files) -> None:
     files.key.write_bytes(b"x" * (MAX_PEM_BYTES + 1))
     with pytest.raises(ConfigError, match=r"node\.key: .* larger than"):
@@ -129,6 +138,17 @@ def test_rsa_key_is_refused(files: Files) -> None:
 def test_ca_file_that_holds_a_node_certificate_is_refused(files: Files) -> None:
     files.ca.write_bytes(issue(Role.CONNECTOR, "c1").certificate_pem)
     with pytest.raises(ConfigError, match=r"^node\.ca: "):
+        load_credentials(files, Role.CONNECTOR, NOW)
+
+
+def test_ca_whose_subject_cannot_be_read_is_refused(files: Files) -> None:
+    der = authority().certificate.public_bytes(Encoding.DER)
+    # The subject's last text, which is a UTF8String, becomes bytes that are no UTF-8; its key no key.
+    at = der.rindex(b"CA of ")
+    spoiled = bytearray(der[:at] + b"\xff" + der[at + 1 :])
+    spoiled[der.index(b"\x03\x42\x00\x04") + 4] ^= 1
+    files.ca.write_bytes(as_pem(bytes(spoiled)))
+    with pytest.raises(ConfigError, match=r"node\.ca: .*of an unreadable subject"):
         load_credentials(files, Role.CONNECTOR, NOW)
 
 

@@ -56,9 +56,15 @@ def check_ca(ca: x509.Certificate) -> None:
         )
         extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
     except (x509.ExtensionNotFound, *UNREADABLE) as error:
-        raise ConfigError(
-            f"the CA certificate ({ca.subject.rfc4514_string()}) cannot be used: {error}"
-        ) from error
+        raise ConfigError(f"the CA certificate ({_subject(ca)}) cannot be used: {error}") from error
+
+
+def _subject(certificate: x509.Certificate) -> str:
+    # Read only now, and it may be what is broken.
+    try:
+        return certificate.subject.rfc4514_string()
+    except UNREADABLE:
+        return "of an unreadable subject"
 
 
 def check_leaf(leaf: x509.Certificate, ca: x509.Certificate) -> None:

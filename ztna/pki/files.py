@@ -27,11 +27,11 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
 from ztna.access.identity import Identity, Role
+from ztna.access.profile import UNREADABLE
 from ztna.errors import ConfigError
 from ztna.pki import authority as pki
 from ztna.pki.authority import Authority, Issued, KeyType, Revocation
@@ -216,11 +216,12 @@ class PkiDirectory:
         try:
             certificate = x509.load_pem_x509_certificate(_read(certificate_path))
             key = load_pem_private_key(_read(key_path), password=None)
-        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+            public_key = certificate.public_key()  # read only now
+        except UNREADABLE as error:
             raise ConfigError(f"{certificate_path} or {key_path.name} is no readable PEM: {error}") from error
         if not isinstance(key, ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey):
             raise ConfigError(f"{key_path} is neither a P-256 nor an Ed25519 key")
-        if key.public_key() != certificate.public_key():
+        if key.public_key() != public_key:
             raise ConfigError(f"{key_path} is not the key of {certificate_path}")
         return Authority(certificate, key, index.trust_domain)
 

@@ -83,7 +83,8 @@ def parse_document(text: str) -> Document:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}: " if mark else ""
         raise ConfigError(f"{where}not valid YAML: {error.problem or error.context}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        # The latter two of numbers beyond what the library's own calls take: a character's code, a version.
         raise ConfigError(f"not valid YAML: {' '.join(str(error).split())}") from error
     document = Document()
     if root is not None:

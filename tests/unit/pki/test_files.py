@@ -12,6 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from tests.pki_fixtures import as_pem, of_unknown_version
 from ztna.access.identity import Role
 from ztna.access.revocation import RevocationList
 from ztna.errors import ConfigError
@@ -188,6 +189,17 @@ def test_ca_files_that_do_not_fit_are_named(directory: PkiDirectory, tmp_path: P
         directory.publish_crl(NOW)
     key.unlink()
     with pytest.raises(ConfigError, match="cannot read"):
+        directory.publish_crl(NOW)
+
+
+@pytest.mark.parametrize("fault", ["no key", "unknown version"])
+def test_ca_certificate_that_cannot_be_read_is_named(directory: PkiDirectory, fault: str) -> None:
+    path = directory.path / "ca.crt"
+    certificate = x509.load_pem_x509_certificate(path.read_bytes())
+    der = bytearray(certificate.public_bytes(Encoding.DER))
+    der[der.index(b"\x03\x42\x00\x04") + 4] ^= 1
+    path.write_bytes(as_pem(bytes(der) if fault == "no key" else of_unknown_version(certificate)))
+    with pytest.raises(ConfigError, match="no readable PEM"):
         directory.publish_crl(NOW)
 
 

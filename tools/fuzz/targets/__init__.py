@@ -1,0 +1,14 @@
+"""Every target there is, by name."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tools.fuzz.target import Target
+from tools.fuzz.targets import access, configuration, quic, relay, service, signaling, stun
+
+TARGETS: Final[dict[str, type[Target]]] = {
+    target.name: target
+    for module in (stun, quic, relay, signaling, service, access, configuration)
+    for target in module.TARGETS
+}
