@@ -6,6 +6,7 @@ knows the sessions comes before what carries signaling, so that a crash there ne
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -57,6 +58,7 @@ from actors.udp_socket import IntermediateUdpSocket, UdpSocket
 from actors.wiring import Wiring
 from ztna.access.identity import Role, VerifiedPeer
 from ztna.access.policy import AccessPolicy, AccessRule, AccessRules, OfferPolicy, OfferRule
+from ztna.address import TransportAddress
 from ztna.errors import AuthenticationError, LocalProtocolError
 from ztna.ice.hole_punch import HolePunchLimits
 from ztna.path.manager import Policy
@@ -337,11 +339,19 @@ class NodePlan(_Configured[PeerSettingsT]):
                         cooldown_s=settings.path.cooldown_s,
                         is_relay_only=settings.path.policy is PathPolicy.RELAY_ONLY,
                     ),
-                    frozenset,
+                    self._intermediate_addresses,
                     is_controlling=self.is_client,
                 ),
             ),
         )
+
+    def _intermediate_addresses(self) -> frozenset[TransportAddress]:
+        """Those written as addresses: no peer may have us check them."""
+        found = set()
+        for each in self._settings.intermediates:
+            with contextlib.suppress(ValueError):
+                found.add(TransportAddress.of(each.quic.host, each.quic.port))
+        return frozenset(found)
 
     def _open_session(self, node: Node, peer: Peer, destination_cid: bytes) -> Connection:
         def verify(chain: Sequence[x509.Certificate]) -> VerifiedPeer:

@@ -1,1 +1,1 @@
-"""ICE (RFC 8445): the values and the agreed times of the direct path, and the search for it."""
+"""ICE (RFC 8445): candidates, checks, nomination, consent, and the search that drives them."""
