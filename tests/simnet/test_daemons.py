@@ -381,6 +381,7 @@ def test_payload_is_readable_neither_on_the_wire_nor_within_the_intermediate() -
 
 def test_nothing_is_left_when_everything_is_closed() -> None:
     with deployed() as world:
+        world.run_for(10)  # until the candidate gatherer's own sockets have done their work
         baseline = {name: daemon_state(world, name) for name in world.daemons}
         for _ in range(3):
             udp = world.udp_client("agent-1")

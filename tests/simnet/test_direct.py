@@ -35,7 +35,7 @@ PAIRS: Final = [(a, b) for i, a in enumerate(KINDS) for b in list(KINDS)[i:]]
 
 
 def deployment(agent: NatKind | None, connector: NatKind | None, seed: int = 1) -> World:
-    world = World(seed)
+    world = World(seed, policy="prefer_direct")
     world.add_intermediate("intermediate-1", stun={"alternate_port": 4435})
     world.add_connector("connector-1", nat=connector)
     world.add_agent("agent-1", nat=agent)

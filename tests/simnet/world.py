@@ -184,8 +184,20 @@ class MessageRecord:
 class World:
     """A deployment. The same seed gives the same run, in times, events and sizes."""
 
-    def __init__(self, seed: int, link: LinkConfig = LINK, *, records_messages: bool = False) -> None:
-        """`link` joins every two sites; `records_messages` keeps a record of every actor message."""
+    def __init__(
+        self,
+        seed: int,
+        link: LinkConfig = LINK,
+        *,
+        records_messages: bool = False,
+        policy: str = "relay_only",
+    ) -> None:
+        """`link` joins every two sites; `records_messages` keeps a record of every actor message.
+
+        `policy` is `path.policy` of agents and connectors: unless a test is about direct paths, the relay is
+        what it is about.
+        """
+        self._policy = policy
         self.clock = WatchedClock()
         self.network = VirtualNetwork(seed, link, self.clock)
         self.log = LogBook(self.clock)
@@ -441,6 +453,7 @@ class World:
     def _peer_sections(self) -> dict[str, Any]:
         return {
             "signaling": {"transport": "quic"},
+            "path": {"policy": self._policy},
             "intermediates": [
                 {"id": each.id, "quic": f"{each.address}:{QUIC_PORT}", "grpc": f"{each.address}:4434"}
                 for each in self.daemons.values()

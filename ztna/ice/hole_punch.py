@@ -666,7 +666,11 @@ class HolePunch:
     def _give_up(self, reason: str, now: float, *, is_final: bool = False) -> None:
         for timer in _ATTEMPT_TIMERS:
             self._timers.pop(timer, None)
-        was_signaling = self._state in {HolePunchState.SIGNALING, HolePunchState.GATHERING}
+        # What the peer has decided does not change within seconds.
+        was_signaling = reason != "peer_relay_only" and self._state in {
+            HolePunchState.SIGNALING,
+            HolePunchState.GATHERING,
+        }
         self._reason = reason
         if self._is_direct and (self._state, Step.KEPT) in TRANSITIONS:
             # The attempt failed; the path it was to replace works on.

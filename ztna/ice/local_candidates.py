@@ -51,12 +51,11 @@ def host_addresses(
     `bound` are the sockets, of which the first of a family counts; `hosts` the addresses of all interfaces;
     `sources` the addresses that packets to the internet leave from, which are the best of their family. A
     socket bound to one address has that one. Families take turns, IPv6 first (RFC 8421 §4), so that neither
-    waits behind all of the other. Sockets that are all bound to loopback have nothing else to offer.
+    waits behind all of the other.
     """
     sockets: dict[Family, TransportAddress] = {}
     for each in bound:
         sockets.setdefault(each.family, each)
-    loopback = loopback or all(ipaddress.ip_address(each.host).is_loopback for each in sockets.values())
     found: list[TransportAddress] = []
     for family in (Family.IPV6, Family.IPV4):
         local = sockets.get(family)

@@ -46,9 +46,10 @@ class TestHostAddresses:
         found = hosts([ANY4], "10.0.0.2", "127.0.0.1", loopback=True)
         assert found == ["10.0.0.2:5000", "127.0.0.1:5000"]
 
-    def test_sockets_bound_to_loopback_have_it_listed_or_not(self) -> None:
+    def test_sockets_bound_to_loopback_have_it_when_wanted_listed_or_not(self) -> None:
         bound = [TransportAddress("127.0.0.2", 7), TransportAddress("::1", 8)]
-        assert hosts(bound, "127.0.0.1", "10.0.0.2") == ["[::1]:8", "127.0.0.2:7"]
+        assert hosts(bound, "127.0.0.1", "10.0.0.2", loopback=True) == ["[::1]:8", "127.0.0.2:7"]
+        assert hosts(bound, "127.0.0.1", "10.0.0.2") == []
 
     def test_one_loopback_socket_beside_another_has_none(self) -> None:
         assert hosts([TransportAddress("127.0.0.2", 7), ANY6], "127.0.0.1", "2001:db8::2") == [
