@@ -67,7 +67,7 @@ def test_healed_pair_is_adopted_again_at_both_ends_without_losing_a_byte() -> No
     world.open_stream()
     sent = world.transfer(world.client, 1.0)
     world.cut("up", "down")
-    sent += world.transfer(world.client, 15.0, rate=10_000)
+    sent += world.transfer(world.client, 25.0, rate=10_000)
     assert {end.path for end in world.ends} == {RELAY}
     world.cut("up", "down", is_up=True)
     at = world.now
