@@ -67,11 +67,11 @@ def test_healed_pair_is_adopted_again_at_both_ends_without_losing_a_byte() -> No
     world.open_stream()
     sent = world.transfer(world.client, 1.0)
     world.cut("up", "down")
-    sent += world.transfer(world.client, 20.0, rate=50_000)
+    sent += world.transfer(world.client, 25.0, rate=10_000)
     assert {end.path for end in world.ends} == {RELAY}
     world.cut("up", "down", is_up=True)
     at = world.now
-    sent += world.transfer(world.client, 40.0, rate=50_000)
+    sent += world.transfer(world.client, 40.0, rate=10_000)
     assert {end.path for end in world.ends} == {DIRECT}
     for end in world.ends:
         assert end.selected_at(DIRECT, at) - at >= 3.0
@@ -202,7 +202,7 @@ def test_lossy_direct_path_is_kept_and_loses_no_byte() -> None:
     world.open_stream()
     for direction in ("up", "down"):
         world.links["direct", direction].loss = 0.05
-    sent = world.transfer(world.client, 10.0, rate=200_000)
+    sent = world.transfer(world.client, 8.0, rate=100_000)
     world.run(3.0)
     assert world.server.flows[0].data == sent
     assert {end.path for end in world.ends} == {DIRECT}
@@ -210,9 +210,9 @@ def test_lossy_direct_path_is_kept_and_loses_no_byte() -> None:
 
 def test_five_hundred_datagrams_a_second_lose_none_and_double_none_across_the_upgrade() -> None:
     world = PathWorld(direct_rtt=0.001).on_relay()
-    count = 3000
+    count = 1500
     for number in range(count):
-        if number == 1000:
+        if number == 500:
             world.nominate(rtt_us=1000)
         for end in world.ends:
             end.tell_session(
@@ -248,7 +248,7 @@ def test_intermediate_that_dies_beneath_a_direct_path_leaves_the_session_alone()
     for direction in ("up", "down"):
         world.links["relay", direction].is_up = False
     world.relay(is_up=False)
-    sent += world.transfer(world.client, 40.0, rate=20_000)
+    sent += world.transfer(world.client, 40.0, rate=5_000)
     world.run(1.0)
     assert world.server.flows[0].data == sent
     assert {end.path for end in world.ends} == {DIRECT}

@@ -168,6 +168,15 @@ def test_one_lost_packet_is_no_missed_check() -> None:
     assert world.core.statistics.missed == 0
 
 
+def test_timer_that_comes_late_makes_up_for_one_send_only() -> None:
+    world = World(rtt=None).direct()
+    world.core.handle_suspected(is_direct=True, now=world.now)
+    world.core.drain()
+    world.core.handle_timeout(world.now + 0.6)
+    assert len(world.core.drain()) == 1
+    assert world.core.next_deadline() == pytest.approx(START + 0.7)
+
+
 def test_silent_pair_under_traffic_expires_after_three_missed_checks() -> None:
     world = World(rtt=None).direct()
     world.core.handle_payload(1, world.now)

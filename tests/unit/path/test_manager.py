@@ -100,9 +100,28 @@ def test_every_state_has_a_successor_for_every_event(state: PathState, event: Pa
     assert TRANSITIONS[state, event] in PathState
 
 
+# What each end does, as docs/wire.md §7 has it.
+AGREED = {
+    "relay_up": "activate select",
+    "relay_down": "select",
+    "pair_nominated": "activate select",
+    "trust_stale": "send_both_until_confirmed",
+    "suspicion": "send_both_until_confirmed probe_both tell",
+    "mirror": "send_both_for_a_while tell",
+    "peer_moved": "forget_rtt",
+    "confirmed": "send_one",
+    "suspect_silent": "fail select restart_ice",
+    "check_missed": "degrade select",
+    "checks_failed": "fail select restart_ice",
+    "consent_expired": "fail select restart_ice",
+    "failed_pair_answers": "recover",
+    "pair_held": "activate select",
+}
+
+
 @pytest.mark.parametrize("event", Event)
-def test_every_event_has_a_rule(event: Event) -> None:
-    assert RULES[event]
+def test_rule_of_every_event_is_the_agreed_one(event: Event) -> None:
+    assert [action.name.lower() for action in RULES[event]] == AGREED[event.name.lower()].split()
 
 
 def test_nominated_pair_takes_over_and_the_relay_stands_by() -> None:

@@ -327,6 +327,17 @@ def test_peer_that_comes_on_both_paths_in_turn_resets_once_in_a_while() -> None:
     assert 2 <= resets <= 100 * 0.03 / PEER_RESET_INTERVAL_S + 1
 
 
+def test_timer_that_fires_early_is_harmless() -> None:
+    world = World()
+    world.core.handle_timeout(world.now)
+    world.send()
+    world.core.handle_timeout(world.now)
+    assert world.core.drain() == []
+    world.run(SUSPICION_MIN_S)
+    world.core.handle_timeout(world.now)
+    assert world.core.drain() == []
+
+
 def test_selection_ends_suspicion_and_mirror() -> None:
     world = World().suspected()
     world.receive(RELAY)
