@@ -747,7 +747,7 @@ def test_agent_that_lost_count_finds_the_generation_of_the_others() -> None:
 def test_peer_that_uses_the_relay_alone_is_asked_again_later() -> None:
     end = signaling().says(DECLINED)
     assert (end.state, end.reason) == (State.FALLBACK_RELAY, "peer_relay_only")
-    assert end.wait(3).state is State.SIGNALING
+    assert end.wait(40).state is State.SIGNALING
     quiet = waiting().says(s.PunchingResult(False, reason="all_pairs_failed"))
     assert quiet.state is State.WAITING_TO_START, "what became of it there is no business of ours"
 

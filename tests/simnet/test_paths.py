@@ -1,0 +1,273 @@
+"""What sessions feel when direct paths come, die and return; whole daemons behind NATs, on a virtual clock."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Final
+
+import pytest
+
+from actors.child_group import ChildState
+from tests.simnet.apps import TcpClient, content, content_digest
+from tests.simnet.link import LinkConfig, Packet
+from tests.simnet.nat import PORT_RESTRICTED, Nat
+from tests.simnet.test_crashes import CrashingWorld
+from tests.simnet.test_daemons import download, finish
+from tests.simnet.test_direct import is_direct, path_of
+from tests.simnet.world import INSIDES, World
+from ztna.access.identity import Role
+from ztna.v1 import hole_punch_pb2, path_manager_pb2, types_pb2
+
+SIZE: Final = 1_500_000
+# A link of 2 Mbit/s, so that a download takes seconds, and the path changes in its middle.
+SLOW: Final = LinkConfig(latency_s=0.02, rate_bps=2_000_000)
+RELAYED_RTT_S: Final = 0.08
+STALL_LIMIT_S: Final = 1.0
+BOTH: Final = ("agent-1", "connector-1")
+
+
+def deployed(world: World | None = None) -> World:
+    """Two nodes behind port-restricted NATs, with a direct path between them."""
+    world = world or World(1, SLOW, policy="prefer_direct")
+    world.add_intermediate("intermediate-1", stun={"alternate_port": 4435})
+    world.add_connector("connector-1", nat=PORT_RESTRICTED)
+    world.add_agent("agent-1", nat=PORT_RESTRICTED)
+    world.start()
+    world.wait_ready()
+    world.run_until(lambda: is_direct(world), 5, "a direct path at both ends")
+    return world
+
+
+def cut(world: World, *directions: tuple[str, bool]) -> None:
+    """Let NATs drop what travels directly: `(node, is_outbound)` each."""
+    relay = world.daemons["intermediate-1"].address
+
+    def drops(node: str) -> Callable[[Packet, bool], bool]:
+        def judge(packet: Packet, is_outbound: bool) -> bool:
+            other = packet.destination if is_outbound else packet.source
+            is_service = other.host.startswith("10.1.0.")
+            return other.host != relay and not is_service and (node, is_outbound) in directions
+
+        return judge
+
+    for node, nat in world.nats.items():
+        nat.drops = drops(node)
+
+
+def is_relayed(world: World) -> bool:
+    return all(path_of(world, node) == types_pb2.PATH_KIND_RELAY for node in BOTH)
+
+
+class StallMeter:
+    """The longest time without a byte at a client."""
+
+    def __init__(self, world: World, client: TcpClient) -> None:
+        self._world, self._client = world, client
+        self._size, self._since = client.size, world.now
+        self.longest_s = 0.0
+
+    def look(self) -> None:
+        if self._client.size != self._size:
+            self._size, self._since = self._client.size, self._world.now
+        self.longest_s = max(self.longest_s, self._world.now - self._since)
+
+
+def run(world: World, seconds: float, meter: StallMeter) -> None:
+    end = world.now + seconds
+    while world.now < end:
+        world.run_for(0.01)
+        meter.look()
+
+
+@pytest.mark.parametrize(
+    "directions",
+    [
+        pytest.param([("agent-1", True), ("agent-1", False)], id="both-ways"),
+        pytest.param([("agent-1", True)], id="from-the-agent"),
+        pytest.param([("agent-1", False)], id="to-the-agent"),
+    ],
+)
+def test_download_falls_back_when_its_path_is_cut_and_returns_when_it_heals(
+    directions: list[tuple[str, bool]],
+) -> None:
+    with deployed() as world:
+        client = download(world, SIZE)
+        meter = StallMeter(world, client)
+        run(world, 1.0, meter)
+        assert 0 < client.size < SIZE
+        cut(world, *directions)
+        run(world, 3.0, meter)
+        assert is_relayed(world), "both ends are on the relay"
+        assert meter.longest_s <= STALL_LIMIT_S + 2 * RELAYED_RTT_S
+        cut(world)
+        finish(world, client, 60)
+        assert client.digest == content_digest(SIZE)
+        world.run_until(lambda: is_direct(world), 30, "the healed path is taken again")
+        assert not world.log.events("quic_session.session_closed")
+
+
+@pytest.mark.parametrize(
+    "directions",
+    [
+        pytest.param([("connector-1", True), ("connector-1", False)], id="both-ways"),
+        pytest.param([("connector-1", True)], id="from-the-connector"),
+        pytest.param([("connector-1", False)], id="to-the-connector"),
+    ],
+)
+def test_upload_falls_back_when_its_path_is_cut(directions: list[tuple[str, bool]]) -> None:
+    with deployed() as world:
+        client = world.tcp_client("agent-1", b"UP\n", upload=content(SIZE))
+        world.run_for(1.0)
+        cut(world, *directions)
+        world.run_for(3.0)
+        assert is_relayed(world), "both ends are on the relay"
+        world.run_until(lambda: client.is_lost, 60, "the end of the upload")
+        assert client.error is None
+        assert client.received.decode().split() == [str(SIZE), content_digest(SIZE)]
+
+
+def test_udp_service_loses_and_doubles_nothing_when_the_direct_path_is_taken() -> None:
+    world = World(1, policy="prefer_direct")
+    world.add_intermediate("intermediate-1", stun={"alternate_port": 4435})
+    world.add_connector("connector-1", nat=PORT_RESTRICTED)
+    world.add_agent("agent-1", nat=PORT_RESTRICTED)
+    with world:
+        world.start()
+        world.wait_ready()
+        udp = world.udp_client("agent-1")
+        udp.send(b"first")
+        world.run_until(lambda: bool(udp.received), 5, "the flow is open")
+        node = world.daemons["agent-1"].node
+        assert node is not None
+        numbers = itertools.count()
+        sent = []
+
+        def send(seconds: float) -> None:
+            end = world.now + seconds
+            while world.now < end:
+                sent.append(next(numbers).to_bytes(4, "big"))
+                udp.send(sent[-1])
+                world.run_for(0.002)
+
+        send(1.0)
+        restart(world)
+        send(3.0)
+        assert is_direct(world)
+        world.run_for(1.0)
+        assert sorted(udp.received[1:]) == sent
+
+
+def restart(world: World) -> None:
+    """As `ztna restart` does."""
+    for name in BOTH:
+        node = world.daemons[name].node
+        assert node is not None
+        for session_id in world.daemons[name].facts.established:
+            node.router.emit(hole_punch_pb2.RestartIce(session_id=session_id, reason="operator"))
+
+
+def test_rebinding_of_a_nat_costs_a_moment_and_a_new_direct_path_is_found() -> None:
+    with deployed() as world:
+        client = download(world, SIZE)
+        meter = StallMeter(world, client)
+        run(world, 1.0, meter)
+        world.nats["connector-1"].rebind()
+        run(world, 4.0, meter)
+        assert meter.longest_s <= STALL_LIMIT_S + 2 * RELAYED_RTT_S
+        finish(world, client, 60)
+        assert client.digest == content_digest(SIZE)
+        world.run_until(lambda: is_direct(world), 45, "a new direct path")
+
+
+def test_intermediate_that_dies_and_returns_is_not_felt_on_a_direct_path() -> None:
+    with deployed() as world:
+        client = download(world, SIZE)
+        meter = StallMeter(world, client)
+        run(world, 0.5, meter)
+        selections = len(world.log.events("path_manager.path_selected"))
+        world.kill("intermediate-1")
+        run(world, 5.0, meter)
+        world.start("intermediate-1")
+        run(world, 5.0, meter)
+        finish(world, client, 60)
+        assert client.digest == content_digest(SIZE)
+        assert meter.longest_s < 0.5
+        assert len(world.log.events("path_manager.path_selected")) == selections, "no fall-back is shown"
+        assert is_direct(world)
+
+
+def test_agent_that_moves_to_another_uplink_goes_on_and_direct_again() -> None:
+    with deployed() as world:
+        client = download(world, SIZE)
+        meter = StallMeter(world, client)
+        run(world, 1.0, meter)
+        other = Nat(world.network, "agent-1-other-nat", "203.0.113.200", PORT_RESTRICTED)
+        host = world.daemons["agent-1"].host
+        address = f"{INSIDES[Role.AGENT]}.77"
+        other.add_inside(address, host)
+        host.uplink = other
+        host.change_addresses(address)
+        run(world, 4.0, meter)
+        assert meter.longest_s <= 2.0
+        finish(world, client, 60)
+        assert client.digest == content_digest(SIZE)
+        world.run_until(lambda: is_direct(world), 45, "a direct path from there")
+        assert not world.log.events("quic_session.session_closed")
+
+
+def test_idle_session_stays_direct_behind_nats_with_short_mappings() -> None:
+    with deployed() as world:
+        selections = len(world.log.events("path_manager.path_selected"))
+        world.run_for(180)
+        assert len(world.log.events("path_manager.path_selected")) == selections
+        client = download(world, 10_000)
+        finish(world, client, 5)
+        assert is_direct(world)
+
+
+@pytest.mark.parametrize("daemon", BOTH)
+@pytest.mark.parametrize("actor", ["path_manager", "keepalive", "checklist", "hole_punch"])
+def test_crash_in_the_search_for_direct_paths_costs_no_session(daemon: str, actor: str) -> None:
+    world = CrashingWorld(1, SLOW, policy="prefer_direct")
+    with deployed(world):
+        client = download(world, SIZE)
+        world.run_for(1.0)
+        (session_id,) = world.daemons[daemon].facts.established
+        world.crash(daemon, f"{actor}/{session_id.hex()}")
+        finish(world, client, 60)
+        assert client.digest == content_digest(SIZE)
+        world.run_until(lambda: is_direct(world), 60, "a direct path again")
+        node = world.daemons[daemon].node
+        assert node is not None
+        assert all(child.state is ChildState.RUNNING for child in node.supervisor.children())
+
+
+@pytest.mark.parametrize("daemon", BOTH)
+def test_crash_of_the_candidate_gatherer_costs_nothing(daemon: str) -> None:
+    world = CrashingWorld(1, SLOW, policy="prefer_direct")
+    with deployed(world):
+        client = download(world, SIZE)
+        world.run_for(1.0)
+        world.crash(daemon, "candidate_gatherer")
+        finish(world, client, 60)
+        assert client.digest == content_digest(SIZE)
+        restart(world)
+        world.run_until(
+            lambda: all(
+                world.daemons[name].facts.latest[hole_punch_pb2.HolePunchFinished].generation > 1  # type: ignore[attr-defined]
+                for name in BOTH
+            ),
+            20,
+            "another search found a direct path",
+        )
+        world.run_until(lambda: is_direct(world), 5, "the direct path")
+
+
+def test_every_selection_tells_why() -> None:
+    with deployed() as world:
+        for name in BOTH:
+            selected = world.daemons[name].facts.latest[path_manager_pb2.PathSelected]
+            assert isinstance(selected, path_manager_pb2.PathSelected)
+            assert selected.reason
+            assert selected.standby_intermediate_id == "intermediate-1"
