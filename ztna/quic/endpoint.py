@@ -2,14 +2,16 @@
 
 Every client proves its address by a Retry (RFC 9000 §8.1.2) before anything is remembered about it, so a
 forged source costs us one small answer and no memory. Answers that are not part of a connection are far
-smaller than what they answer, hence anti-amplification (RFC 9000 §8) holds by construction. Agents and
-connectors have no endpoint: they answer no stranger.
+smaller than what they answer, hence anti-amplification (RFC 9000 §8) holds by construction. A token opens
+one connection: whoever recorded a client's Initial could otherwise have us send that client our whole
+handshake again and again, six bytes for each of theirs. Agents and connectors have no endpoint: they answer
+no stranger.
 """
 
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -19,7 +21,7 @@ from aioquic.quic.packet import (
     encode_quic_retry,
     encode_quic_version_negotiation,
 )
-from aioquic.quic.retry import QuicRetryTokenHandler
+from aioquic.quic.retry import TOKEN_LIFETIME, QuicRetryTokenHandler
 
 from ztna.address import TransportAddress
 from ztna.errors import RemoteProtocolError
@@ -46,6 +48,10 @@ MIN_INITIAL_BYTES = 1200
 MAX_STATELESS_REPLIES_PER_S = 2000.0
 """Retry and version negotiation cost about 40 us each: eight per cent of a core."""
 MAX_STATELESS_BURST = 200.0
+MAX_USED_TOKENS = 1024
+"""Remembered while they would still be accepted: more than admission lets begin in those thirty seconds."""
+CLOCK_GRAIN_S = 0.001
+"""A token states its issue in whole milliseconds."""
 MIN_CLIENT_CID_BYTES = 8
 """RFC 9000 §7.2: the destination connection ID of a client's first Initial."""
 
@@ -87,6 +93,7 @@ class Endpoint(Generic[OwnerT]):
         self._tokens = QuicRetryTokenHandler()
         self._replies = TokenBucket(MAX_STATELESS_REPLIES_PER_S, MAX_STATELESS_BURST, 0.0)
         self._admission = Admission()
+        self._used_tokens: OrderedDict[bytes, float] = OrderedDict()  # the connection ID in each, when used
         self.dropped: Counter[str] = Counter()
         self.replied: Counter[str] = Counter()
 
@@ -168,6 +175,8 @@ class Endpoint(Generic[OwnerT]):
             )
         except ValueError:
             return self._drop("invalid_token")
+        if self._is_used(header.destination_cid, now):
+            return self._drop("replayed_token")
         refusal = self._admission.admit(source, now)
         if refusal:
             return self._drop(refusal)
@@ -179,7 +188,17 @@ class Endpoint(Generic[OwnerT]):
         )
         connection.receive([datagram], now)
         self._admission.begin(source, connection)
+        self._used_tokens[header.destination_cid] = now
         return Accept(connection)
+
+    def _is_used(self, retry_cid: bytes, now: float) -> bool:
+        """Whether the token made for this connection ID, which names it, opened a connection before."""
+        used = self._used_tokens
+        while used and (
+            len(used) >= MAX_USED_TOKENS or now - next(iter(used.values())) > TOKEN_LIFETIME + CLOCK_GRAIN_S
+        ):
+            used.popitem(last=False)
+        return retry_cid in used
 
     def _drop(self, reason: str) -> Drop:
         self.dropped[reason] += 1

@@ -173,6 +173,11 @@ class RelayHub:
         """Connections and strangers' packets refused so far, by reason."""
         return self._refused + self._endpoint.dropped
 
+    @property
+    def strangers_dropped(self) -> Counter[str]:
+        """The part of `refused` that came in packets of no connection; nothing else tells of it."""
+        return self._endpoint.dropped.copy()
+
     def traffic(self) -> dict[bytes, SessionTraffic]:
         """Counters of every bound session."""
         return self._bindings.traffic()

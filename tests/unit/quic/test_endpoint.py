@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import pytest
+from aioquic.quic.retry import TOKEN_LIFETIME
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import pki_fixtures as pki
 from tests.unit.quic.identities import AGENT, INTERMEDIATE, leg_options
 from ztna.address import TransportAddress
+from ztna.quic.admission import (
+    HANDSHAKE_COST_S,
+    MAX_HANDSHAKE_BURST_S,
+    MAX_HANDSHAKE_SHARE,
+    Admission,
+)
 from ztna.quic.connection import Connection
 from ztna.quic.demux import ConnectionIdTable, destination_cid
 from ztna.quic.endpoint import (
     MAX_STATELESS_BURST,
     MAX_STATELESS_REPLIES_PER_S,
+    MAX_USED_TOKENS,
     Accept,
     Deliver,
     Drop,
@@ -21,6 +29,7 @@ from ztna.quic.endpoint import (
     Reply,
 )
 from ztna.quic.events import CloseReason, ConnectionClosed
+from ztna.token_bucket import TokenBucket
 
 SOURCE = TransportAddress.of("192.0.2.7", 4000)
 OTHER_SOURCE = TransportAddress.of("192.0.2.8", 4000)
@@ -188,12 +197,40 @@ def test_stateless_replies_are_limited() -> None:
 
 def test_handshake_that_may_not_begin_now_waits() -> None:
     endpoint = new_endpoint()
-    second = initial_after_retry(endpoint)
-    decisions = [endpoint.handle_datagram(second, SOURCE, NOW) for _ in range(30)]
+    initials = [initial_after_retry(endpoint) for _ in range(10)]
+    decisions = [endpoint.handle_datagram(each, SOURCE, NOW) for each in initials]
     assert isinstance(decisions[0], Accept)
     assert decisions[-1] == Drop("network_handshake_budget")
     assert endpoint.handshaking == sum(isinstance(decision, Accept) for decision in decisions)
-    assert isinstance(endpoint.handle_datagram(second, SOURCE, NOW + 0.2), Accept)
+    # Refused is not used: the client says the same again, and is let in.
+    assert isinstance(endpoint.handle_datagram(initials[-1], SOURCE, NOW + 0.2), Accept)
+
+
+def test_token_opens_one_connection_while_it_would_be_accepted() -> None:
+    endpoint = new_endpoint()
+    second = initial_after_retry(endpoint)
+    assert isinstance(endpoint.handle_datagram(second, SOURCE, NOW), Accept)
+    for delay in (0.0, 15.0, TOKEN_LIFETIME):
+        assert endpoint.handle_datagram(second, SOURCE, NOW + delay) == Drop("replayed_token")
+    assert endpoint.handle_datagram(second, SOURCE, NOW + TOKEN_LIFETIME + 1) == Drop("invalid_token")
+
+
+def test_used_tokens_are_bounded_and_forgotten_with_their_lifetime() -> None:
+    endpoint = new_endpoint()
+    for number in range(MAX_USED_TOKENS + 5):
+        now = NOW + number * 1e-6
+        endpoint._admission = Admission()  # so that it is the bound that holds
+        assert isinstance(endpoint.handle_datagram(initial_after_retry(endpoint, now), SOURCE, now), Accept)
+        endpoint._replies = TokenBucket(MAX_STATELESS_REPLIES_PER_S, MAX_STATELESS_BURST, now)
+    assert len(endpoint._used_tokens) == MAX_USED_TOKENS
+    later = NOW + TOKEN_LIFETIME + 1
+    endpoint.handle_datagram(initial_after_retry(endpoint, later), SOURCE, later)
+    assert len(endpoint._used_tokens) == 1
+
+
+def test_admission_lets_no_more_begin_than_there_is_room_for_used_tokens() -> None:
+    begin = MAX_HANDSHAKE_BURST_S + (MAX_HANDSHAKE_SHARE - MAX_HANDSHAKE_BURST_S) * TOKEN_LIFETIME
+    assert begin / HANDSHAKE_COST_S < MAX_USED_TOKENS
 
 
 def test_new_options_hold_for_new_connections() -> None:
