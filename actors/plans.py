@@ -54,6 +54,7 @@ from actors.wiring import Wiring
 from ztna.access.identity import Role, VerifiedPeer
 from ztna.access.policy import AccessPolicy, AccessRule, AccessRules, OfferPolicy, OfferRule
 from ztna.errors import AuthenticationError, LocalProtocolError
+from ztna.quic.admission import Admission
 from ztna.quic.connection import Connection
 from ztna.quic.options import ConnectionOptions
 from ztna.session.effects import Peer
@@ -190,6 +191,17 @@ class NodePlan(_Configured[PeerSettingsT]):
     wiring: Wiring
     is_client: bool
 
+    def __init__(
+        self,
+        settings: PeerSettingsT,
+        credentials: Credentials,
+        reread: Callable[[], PeerSettingsT] | None = None,
+    ) -> None:
+        """`reread` reads the settings again, for a reload."""
+        super().__init__(settings, credentials, reread)
+        # Of all sessions together, by agent: none of them has the others wait for its handshakes.
+        self._admission = Admission()
+
     def specs(self, node: Node) -> list[ChildSpec]:
         """The children of the node, in dependency order."""
         settings = self._settings
@@ -286,6 +298,7 @@ class NodePlan(_Configured[PeerSettingsT]):
                         verified, now_wall=node.io.wall_time()
                     ),
                     is_client=self.is_client,
+                    admit=lambda: self._admission.admit(peer.id, node.io.time()),
                 ),
                 restart=Restart.TEMPORARY,
                 ends_scope=True,
@@ -322,7 +335,9 @@ class NodePlan(_Configured[PeerSettingsT]):
         )
         if self.is_client:
             return Connection.client(options)
-        return Connection.server(options, destination_cid=destination_cid)
+        connection = Connection.server(options, destination_cid=destination_cid)
+        self._admission.begin(peer.id, connection)
+        return connection
 
 
 class AgentPlan(NodePlan[AgentSettings]):

@@ -77,6 +77,7 @@ class QuicSession(Concern):
     }
     emits = (
         relay_leg_pb2.SendSealed,
+        quic_session_pb2.HandshakeDeferred,
         quic_session_pb2.SessionEstablished,
         quic_session_pb2.SessionClosed,
         quic_session_pb2.PayloadReceived,
@@ -93,15 +94,18 @@ class QuicSession(Concern):
         recheck: Callable[[VerifiedPeer], None],
         *,
         is_client: bool,
+        admit: Callable[[], str] = lambda: "",
     ) -> None:
         """`open_connection` takes the destination connection ID of the client's first packet (server).
 
-        `recheck` judges the peer again while the session lives; it raises `AuthenticationError`.
+        `recheck` judges the peer again while the session lives; it raises `AuthenticationError`. `admit` says
+        why a server may not begin a handshake now, or nothing.
         """
         super().__init__(context)
         self._recheck = recheck
         self._session_id = bytes.fromhex(context.key)
         self._open_connection = open_connection
+        self._admit = admit
         self._connection: Connection | None = None
         self._is_client = is_client
         self._max_stream_id = -STREAM_ID_STEP
@@ -143,6 +147,9 @@ class QuicSession(Concern):
         if self._connection is None and not self._is_client and not self._is_closed:
             start = next((number for number, each in enumerate(packets) if _is_client_initial(each)), None)
             if start is None:
+                return
+            if reason := self._admit():
+                self.emit(quic_session_pb2.HandshakeDeferred(session_id=self._session_id, reason=reason))
                 return
             packets = packets[start:]
             self._connection = self._open_connection(demux.destination_cid(packets[0]) or b"")

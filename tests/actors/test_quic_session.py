@@ -63,8 +63,9 @@ class ServerSession(QuicSession):
         context: Context,
         open_connection: Callable[[bytes], Connection],
         recheck: Callable[[VerifiedPeer], None],
+        admit: Callable[[], str],
     ) -> None:
-        super().__init__(context, open_connection, recheck, is_client=False)
+        super().__init__(context, open_connection, recheck, is_client=False, admit=admit)
 
 
 class World:
@@ -72,6 +73,7 @@ class World:
 
     def __init__(self, *, agent_key: bytes = b"", max_streams: int = 1024) -> None:
         self.io = ManualIo()
+        self.refusal = ""
         client = replace(
             client_options(),
             verify_peer=judge(Role.CONNECTOR, fingerprint(CONNECTOR.certificate), as_server=True),
@@ -88,6 +90,7 @@ class World:
             ServerSession,
             lambda cid: Connection.server(server, destination_cid=cid),
             self._recheck,
+            lambda: self.refusal,
             key=SESSION.hex(),
             io=self.io,
         )
@@ -399,6 +402,20 @@ def test_packets_before_the_initial_are_passed_over() -> None:
             intermediate_id="i1", session_id=SESSION, packets=[b"\x40" + bytes(50), *first.packets]
         )
     )
+    world.run(1.0)
+    assert len(world.of("server", quic_session_pb2.SessionEstablished)) == 1
+
+
+def test_handshake_that_may_not_begin_is_told_and_begins_when_the_client_asks_again() -> None:
+    world = World()
+    world.refusal = "handshake_budget"
+    world.server.tell(UP)
+    world.client.tell(UP)
+    world.exchange()
+    (told, *_) = world.of("server", quic_session_pb2.HandshakeDeferred)
+    assert (told.session_id, told.reason) == (SESSION, "handshake_budget")
+    assert world.of("server", quic_session_pb2.SessionEstablished) == []
+    world.refusal = ""
     world.run(1.0)
     assert len(world.of("server", quic_session_pb2.SessionEstablished)) == 1
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from actors.burst_log import BURST_S
 from actors.child_group import ChildState
 from actors.control_server import Refusal, ReloadWish
-from actors.burst_log import BURST_S
 from actors.daemon_hooks import DaemonHooks, Validity
 from actors.metrics import CATALOGUE, exposition
 from actors.session_list import MAX_SERVICES_PER_SESSION, MAX_SESSIONS, OPENING_LIMIT_S, SessionList
@@ -363,6 +363,13 @@ def test_an_offered_session_names_the_agent(connector: World) -> None:
     assert connector.status.sessions[0].peer_id == "agent-7"
 
 
+def test_handshakes_that_wait_are_counted_by_reason(connector: World) -> None:
+    for reason in ("handshake_budget", "network_handshake_budget", "handshake_budget"):
+        connector.tell(quic_session_pb2.HandshakeDeferred(session_id=SESSION, reason=reason))
+    assert connector.counters['refusals_total{place="session",reason="handshake_budget"}'] == 2
+    assert connector.counters['refusals_total{place="session",reason="network_handshake_budget"}'] == 1
+
+
 def test_a_session_closed_for_a_bad_certificate_is_a_problem(connector: World) -> None:
     connector.tell(
         quic_session_pb2.SessionClosed(
@@ -571,9 +578,7 @@ def test_sessions_of_an_intermediate_show_what_was_relayed(intermediate: World) 
 
 
 def test_refusals_of_stun_are_counted_by_reason_and_answers_are_none(intermediate: World) -> None:
-    intermediate.tell(
-        udp_socket_pb2.SocketStatistics(stun={"answered": 9, "malformed": 4, "source_rate": 0})
-    )
+    intermediate.tell(udp_socket_pb2.SocketStatistics(stun={"answered": 9, "malformed": 4, "source_rate": 0}))
     found = {key: count for key, count in intermediate.counters.items() if 'place="stun"' in key}
     assert found == {'dropped_total{place="stun",reason="malformed"}': 4}
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Protocol
 
-from ztna.address import TransportAddress, network_prefix
 from ztna.token_bucket import TokenBucket
 
 MAX_HANDSHAKING = 256
@@ -32,6 +31,10 @@ NETWORK_HANDSHAKE_BURST_S = MAX_HANDSHAKE_BURST_S * 2 / 5
 MAX_NETWORKS = 1024
 """Remembered at a time. At the budget one is forgotten after fifty seconds at least, and its share is full
 again after one."""
+
+
+BUDGET_SPENT = "handshake_budget"
+"""Why nobody's handshake may begin now; other refusals concern one network, or the places."""
 
 
 class Handshake(Protocol):
@@ -78,15 +81,14 @@ class Admission:
         ]
         return len(self._handshaking)
 
-    def admit(self, source: TransportAddress, now: float) -> str:
+    def admit(self, network: str, now: float) -> str:
         """Take a handshake out of the budget, or say why not (fit to be a metric label).
 
-        Call it for a proved source only. The client sends its Initial again, later each time, so what is
-        refused here only waits.
+        `network` is whoever has to share with others, as far as it is proved: a network prefix, or the name
+        of a peer. The client sends its Initial again, later each time, so what is refused here only waits.
         """
         if not self._budget.holds(now):
-            return "handshake_budget"
-        network = network_prefix(source)
+            return BUDGET_SPENT
         is_modest = self._share_of(network, now).take(now, HANDSHAKE_COST_S)
         if not is_modest and not self._budget.holds(now, MAX_HANDSHAKE_BURST_S / 2):
             return "network_handshake_budget"
@@ -100,9 +102,9 @@ class Admission:
         self._budget.take(now)
         return ""
 
-    def begin(self, source: TransportAddress, handshake: Handshake) -> None:
+    def begin(self, network: str, handshake: Handshake) -> None:
         """Note the handshake that was admitted."""
-        self._handshaking.append((network_prefix(source), handshake))
+        self._handshaking.append((network, handshake))
 
     def _share_of(self, network: str, now: float) -> TokenBucket:
         share = self._shares.get(network)

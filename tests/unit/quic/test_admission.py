@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import pytest
 
-from ztna.address import TransportAddress
 from ztna.quic.admission import (
     HANDSHAKE_COST_S,
     MAX_HANDSHAKE_BURST_S,
@@ -34,8 +33,8 @@ class Silent:
     is_closed: bool = False
 
 
-def source(network: int) -> TransportAddress:
-    return TransportAddress.of(f"10.{network >> 8}.{network & 255}.1", 4000)
+def source(network: int) -> str:
+    return f"10.{network >> 8}.{network & 255}.0/24"
 
 
 def ask(admission: Admission, network: int, now: float = NOW) -> str:
