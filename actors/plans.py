@@ -23,6 +23,7 @@ from actors.daemon import Node, Plan
 from actors.daemon_hooks import Validity
 from actors.grpc_carrier import CarrierOwner, GrpcCarrier
 from actors.grpc_signaling import GrpcSignalingServer, StreamOwner
+from actors.handshake_gate import HandshakeGate
 from actors.intermediate_selector import IntermediateSelector
 from actors.path_manager import PathManager
 from actors.quic_relay import QuicRelay
@@ -54,7 +55,6 @@ from actors.wiring import Wiring
 from ztna.access.identity import Role, VerifiedPeer
 from ztna.access.policy import AccessPolicy, AccessRule, AccessRules, OfferPolicy, OfferRule
 from ztna.errors import AuthenticationError, LocalProtocolError
-from ztna.quic.admission import Admission
 from ztna.quic.connection import Connection
 from ztna.quic.options import ConnectionOptions
 from ztna.session.effects import Peer
@@ -200,7 +200,7 @@ class NodePlan(_Configured[PeerSettingsT]):
         """`reread` reads the settings again, for a reload."""
         super().__init__(settings, credentials, reread)
         # Of all sessions together, by agent: none of them has the others wait for its handshakes.
-        self._admission = Admission()
+        self._gate = HandshakeGate()
 
     def specs(self, node: Node) -> list[ChildSpec]:
         """The children of the node, in dependency order."""
@@ -298,7 +298,7 @@ class NodePlan(_Configured[PeerSettingsT]):
                         verified, now_wall=node.io.wall_time()
                     ),
                     is_client=self.is_client,
-                    admit=lambda: self._admission.admit(peer.id, node.io.time()),
+                    gate=None if self.is_client else self._gate.of(peer.id),
                 ),
                 restart=Restart.TEMPORARY,
                 ends_scope=True,
@@ -335,9 +335,7 @@ class NodePlan(_Configured[PeerSettingsT]):
         )
         if self.is_client:
             return Connection.client(options)
-        connection = Connection.server(options, destination_cid=destination_cid)
-        self._admission.begin(peer.id, connection)
-        return connection
+        return Connection.server(options, destination_cid=destination_cid)
 
 
 class AgentPlan(NodePlan[AgentSettings]):
