@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import select
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from tests import garbage
 from tests.e2e import flood
@@ -26,6 +28,7 @@ from tools.deployment import Deployment
 from ztna.access.identity import Role
 from ztna.quic.connection import Connection
 
+ROOT = Path(__file__).parents[2]
 MIB = 1 << 20
 LIMIT = 3.0
 QUIET_S = 0.3
@@ -199,6 +202,12 @@ def test_download_ends_while_every_socket_gets_ten_thousand_garbage_datagrams_a_
         assert len(lines) < 200, name
         assert events(daemon, "udp_socket.datagrams_dropped"), name
         assert not events(daemon, "quic_session.session_closed"), name
+        assert not [line for line in lines if '"level":"error"' in line.replace(" ", "")], name
+        assert found['ztna_refusals_total{place="http",reason="malformed"}'] > 0, name
+        # Places are part of the contract.
+        places = set(re.findall(r'place="(\w+)"', " ".join(found)))
+        documented = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+        assert {each for each in places if f"`{each}`" not in documented} == set(), name
     refused = metrics(intermediate)
     for place, reason in (
         ("quic", "invalid_token"),
