@@ -280,7 +280,7 @@ def test_grant_that_is_wrong_in_one_point_opens_nothing_and_the_connector_says_w
             'ztna_refusals_total{place="service_backend",reason="access_denied"}',
             len(wrong),
         )
-        wait_for_event(prey.connector, "service_backend.flow_refused", peer="mallory", detail="wrong_agent")
+        wait_for_event(prey.connector, "service_backend.flow_refused", peer="mallory", detail="expired")
         assert shown(sealed(right, captured)).accepted
 
 
