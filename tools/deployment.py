@@ -31,8 +31,6 @@ from ztna.v1 import control_pb2, control_pb2_grpc
 POLL_INTERVAL_S = 0.05
 STOP_LIMIT_S = 6.0
 STATUS_LIMIT_S = 2.0
-# A daemon needs two seconds of a core to start; several that share one busy core, much longer.
-READY_LIMIT_S = 60.0
 MAX_EXCEPTION_LINES = 6
 # The control socket is a file: no proxy stands before it, whatever the environment says of HTTP.
 # Daemons take a moment to open it: look again soon.
@@ -270,7 +268,7 @@ class Deployment:
             f"{self.daemons[name].log_tail()}"
         )
 
-    def wait_ready(self, *names: str, timeout_s: float = READY_LIMIT_S) -> None:
+    def wait_ready(self, *names: str, timeout_s: float = 20.0) -> None:
         """Wait until daemons (all, if none is named) report that they are ready."""
         for name in names or tuple(self.daemons):
             deadline = time.monotonic() + timeout_s
