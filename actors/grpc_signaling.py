@@ -27,6 +27,9 @@ from ztna.errors import describe
 from ztna.signaling.framing import MAX_FRAME_BYTES
 from ztna.v1 import signaling_pb2, signaling_pb2_grpc
 
+HANDSHAKE_LIMIT_MS = 10_000
+"""For TLS, like that of a relay leg."""
+
 STOP_GRACE_S = 1.0
 """For the last frames of every stream to be written while the daemon stops, of the 5 s it has."""
 
@@ -39,6 +42,8 @@ _SERVICE_NAME = signaling_pb2.DESCRIPTOR.services_by_name["SignalingService"].fu
 _OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_receive_message_length", MAX_FRAME_BYTES),
     ("grpc.max_send_message_length", MAX_FRAME_BYTES),
+    # By default a stranger who dribbles bytes has a place for two minutes.
+    ("grpc.server_handshake_timeout_ms", HANDSHAKE_LIMIT_MS),
     # A node whose address vanished sends no FIN: two missed pings tell.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),

@@ -20,7 +20,8 @@ from ztna.v1 import (
     types_pb2,
 )
 
-TOKEN_FAILURE: Final = "invalid_token"  # noqa: S105 - the word of `ztna.quic.endpoint` for a bad Retry token
+# The words of `ztna.quic.endpoint` for a Retry token that is none, and for one that was used before.
+TOKEN_FAILURES: Final = ("invalid_token", "replayed_token")
 
 _ROLES: Final = {types_pb2.ROLE_AGENT: "agent", types_pb2.ROLE_CONNECTOR: "connector"}
 
@@ -152,7 +153,7 @@ class IntermediateStatusBook(StatusBook):
 
     def own_samples(self) -> Iterator[Sample]:
         """Add the totals of relay, registry and signaling."""
-        failures = self._relay.refused.get(TOKEN_FAILURE, 0) + self._relay.dropped.get(TOKEN_FAILURE, 0)
+        failures = sum(self._relay.refused.get(each, 0) for each in TOKEN_FAILURES)
         yield Sample("active_connections", self._relay.legs)
         yield Sample("sessions", len(self._sessions.sessions))
         yield Sample("attached_nodes", len(self._nodes))

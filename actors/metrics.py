@@ -124,7 +124,7 @@ CATALOGUE: Final[tuple[MetricSpec, ...]] = (
     MetricSpec(
         "retry_token_failures_total",
         COUNTER,
-        "Retry tokens that were forged, foreign or expired",
+        "Retry tokens that were forged, foreign, expired or used before",
         daemons="intermediate",
     ),
     *_peer_metrics("connector"),

@@ -100,6 +100,7 @@ class NodeStatusBook(StatusBook):
         checklist_pb2.PairNominated: "pair_nominated",
         candidate_gatherer_pb2.NatBehaviourLearned: "nat_behaviour_learned",
         keepalive_pb2.KeepaliveStatistics: "keepalive_statistics",
+        quic_session_pb2.HandshakeDeferred: "handshake_deferred",
         quic_session_pb2.SessionEstablished: "session_established",
         quic_session_pb2.SessionClosed: "session_closed",
         quic_session_pb2.SessionStatistics: "session_statistics",
@@ -312,6 +313,10 @@ class NodeStatusBook(StatusBook):
         if not message.is_remote and message.reason not in _OUTAGES:
             self.count_refusal("session", message.reason)
         self.problems.note("quic_session.session_closed", f"session with {who}: {reason}", self.wall)
+
+    def handshake_deferred(self, message: quic_session_pb2.HandshakeDeferred) -> None:
+        """The first packet of a session was dropped, since too many handshakes are under way."""
+        self.count_refusal("session", message.reason)
 
     def session_statistics(self, message: quic_session_pb2.SessionStatistics) -> None:
         """RTT and totals of a session."""

@@ -26,6 +26,7 @@ from actors.daemon import Node, Plan
 from actors.daemon_hooks import Validity
 from actors.grpc_carrier import CarrierOwner, GrpcCarrier
 from actors.grpc_signaling import GrpcSignalingServer, StreamOwner
+from actors.handshake_gate import HandshakeGate
 from actors.hole_punch import HolePunch
 from actors.intermediate_selector import IntermediateSelector
 from actors.keepalive import Keepalive
@@ -199,6 +200,17 @@ class NodePlan(_Configured[PeerSettingsT]):
     wiring: Wiring
     is_client: bool
 
+    def __init__(
+        self,
+        settings: PeerSettingsT,
+        credentials: Credentials,
+        reread: Callable[[], PeerSettingsT] | None = None,
+    ) -> None:
+        """`reread` reads the settings again, for a reload."""
+        super().__init__(settings, credentials, reread)
+        # Of all sessions together, by agent: none of them has the others wait for its handshakes.
+        self._gate = HandshakeGate()
+
     def specs(self, node: Node) -> list[ChildSpec]:
         """The children of the node, in dependency order."""
         settings = self._settings
@@ -306,6 +318,7 @@ class NodePlan(_Configured[PeerSettingsT]):
                         verified, now_wall=node.io.wall_time()
                     ),
                     is_client=self.is_client,
+                    gate=None if self.is_client else self._gate.of(peer.id),
                 ),
                 restart=Restart.TEMPORARY,
                 ends_scope=True,

@@ -17,6 +17,7 @@ from actors import translate
 from actors.base import Concern, Context
 from actors.burst_log import BurstLog
 from actors.credentials import Credentials
+from actors.drop_log import DropLog
 from ztna.access.identity import Role, VerifiedPeer
 from ztna.address import TransportAddress
 from ztna.quic.options import ConnectionOptions
@@ -89,6 +90,8 @@ class QuicRelay(Concern):
         # Strangers cause these, so that a flood of them must not become one of the log.
         self._refusal_log = BurstLog(self.log, "quic_relay.leg_refused", is_warning=True)
         self._hello_log = BurstLog(self.log, "quic_relay.hello_rejected", is_warning=True)
+        self._drop_log = DropLog(self.log, "quic_relay.packets_dropped")
+        self._stranger_log = DropLog(self.log, "quic_relay.strangers_dropped")
         self._reported: tuple[int, ...] = ()
         self._report_at: float | None = None
 
@@ -163,7 +166,7 @@ class QuicRelay(Concern):
         """Drive the core and report figures."""
         self._hub.handle_timeout(now)
         self._act()
-        for log in (self._refusal_log, self._hello_log):
+        for log in self._logs:
             log.handle_timeout(now)
         if self._report_at is not None and now >= self._report_at:
             self._report(now)
@@ -173,10 +176,13 @@ class QuicRelay(Concern):
         deadlines = (
             self._hub.next_deadline(),
             self._report_at,
-            self._refusal_log.next_deadline(),
-            self._hello_log.next_deadline(),
+            *(log.next_deadline() for log in self._logs),
         )
         return min((each for each in deadlines if each is not None), default=None)
+
+    @property
+    def _logs(self) -> tuple[BurstLog | DropLog, ...]:
+        return (self._refusal_log, self._hello_log, self._drop_log, self._stranger_log)
 
     def _verify(self, chain: Sequence[x509.Certificate]) -> VerifiedPeer:
         return self._credentials.verifier.verify(
@@ -318,6 +324,8 @@ class QuicRelay(Concern):
         if figures == self._reported:
             return
         self._reported = figures
+        self._drop_log.note(now, dropped)
+        self._stranger_log.note(now, hub.strangers_dropped)
         traffic = hub.traffic()
         self._report_at = now + STATISTICS_INTERVAL_S * (1 + len(traffic) // SESSIONS_PER_INTERVAL)
         self.emit(

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from actors.base import Concern, Context
+from actors.handshake_gate import ASK_INTERVAL_S, SessionGate
 from actors.translate import address_from_proto, address_to_proto, path_kind_from_proto, path_kind_to_proto
 from ztna.access.identity import VerifiedPeer
 from ztna.address import TransportAddress
@@ -95,6 +96,7 @@ class QuicSession(Concern):
         quic_session_pb2.PathSilent,
         quic_session_pb2.SessionReported,
         quic_session_pb2.PeerOnPath,
+        quic_session_pb2.HandshakeDeferred,
         quic_session_pb2.SessionEstablished,
         quic_session_pb2.SessionClosed,
         quic_session_pb2.PayloadReceived,
@@ -111,15 +113,20 @@ class QuicSession(Concern):
         recheck: Callable[[VerifiedPeer], None],
         *,
         is_client: bool,
+        gate: SessionGate | None = None,
     ) -> None:
         """`open_connection` takes the destination connection ID of the client's first packet (server).
 
-        `recheck` judges the peer again while the session lives; it raises `AuthenticationError`.
+        `recheck` judges the peer again while the session lives; it raises `AuthenticationError`. A server
+        begins its handshake when `gate` lets it.
         """
         super().__init__(context)
         self._recheck = recheck
         self._session_id = bytes.fromhex(context.key)
         self._open_connection = open_connection
+        self._gate = gate
+        self._first_packets: Sequence[bytes] = ()  # they wait at the gate
+        self._ask_at: float | None = None
         self._connection: Connection | None = None
         self._is_client = is_client
         self._max_stream_id = -STREAM_ID_STEP
@@ -203,10 +210,26 @@ class QuicSession(Concern):
             start = next((number for number, each in enumerate(packets) if _is_client_initial(each)), None)
             if start is None:
                 return
-            packets = packets[start:]
-            self._connection = self._open_connection(demux.destination_cid(packets[0]) or b"")
+            self._knock(list(packets[start:]))
+            return
         if packets:
             self._receive(packets, PathKind.RELAY)
+
+    def _knock(self, packets: Sequence[bytes]) -> None:
+        """Begin the handshake that these packets ask for, or wait at the gate with the first that came."""
+        gate = self._gate
+        if gate is not None and (reason := gate.ask(self.now)):
+            if self._ask_at is None:
+                self.emit(quic_session_pb2.HandshakeDeferred(session_id=self._session_id, reason=reason))
+            if gate.wait():
+                self._first_packets = self._first_packets or packets
+                self._ask_at = self.now + ASK_INTERVAL_S * self.io.random.uniform(0.5, 1.5)
+            return
+        packets, self._first_packets, self._ask_at = self._first_packets or packets, (), None
+        connection = self._connection = self._open_connection(demux.destination_cid(packets[0]) or b"")
+        if gate is not None:
+            gate.begin(connection)
+        self._receive(packets, PathKind.RELAY)
 
     def datagrams_received(self, message: udp_socket_pb2.DatagramsReceived) -> None:
         """Packets on a direct path; on which, only their source tells."""
@@ -270,7 +293,9 @@ class QuicSession(Concern):
         self._close(message.code, message.reason)
 
     def handle_timeout(self, now: float) -> None:
-        """QUIC's timers, doubt about the selected path, and the statistics."""
+        """QUIC's timers, doubt about the selected path, the statistics, and the gate."""
+        if self._ask_at is not None and now >= self._ask_at:
+            self._knock(self._first_packets)
         if self._connection is not None:
             self._connection.handle_timeout(now)
             self._traffic.handle_timeout(now)
@@ -287,6 +312,8 @@ class QuicSession(Concern):
         if deadline is not None and self._routes() == traffic.NOWHERE:
             # What is due (an ACK, say) stays due while nothing can be sent.
             deadline = max(deadline, self.now + NO_PATH_INTERVAL_S)
+        if self._ask_at is not None:
+            return self._ask_at  # there is no connection yet
         for other in (self._report_at, self._traffic.next_deadline() if self._was_established else None):
             if other is not None and (deadline is None or other < deadline):
                 deadline = other
@@ -421,6 +448,9 @@ class QuicSession(Concern):
     def _close(self, code: int, reason: str) -> None:
         if self._is_closed:
             return
+        self._ask_at = None
+        if self._gate is not None:
+            self._gate.leave()
         # Before the connection tells of its end, since it knows less of the reason.
         self._end = self._end or _End(reason)
         if self._connection is not None:

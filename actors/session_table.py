@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 
 from actors import translate
 from actors.base import Concern, Context
+from actors.burst_log import BurstLog
 from ztna.session import effects
 from ztna.session.agent_table import AgentSessions
 from ztna.session.book import SessionBook
@@ -39,6 +40,7 @@ _COMMON_HANDLERS = {
     signaling_client_pb2.SessionReboundReceived: "session_rebound",
     signaling_client_pb2.SessionRevoked: "session_revoked",
     signaling_client_pb2.SessionAccessReceived: "session_access_received",
+    quic_session_pb2.HandshakeDeferred: "handshake_deferred",
     quic_session_pb2.SessionEstablished: "session_established",
     quic_session_pb2.SessionClosed: "session_closed",
     session_table_pb2.CloseSessionRequested: "close_session_requested",
@@ -84,6 +86,7 @@ class SessionTable(Concern):
         super().__init__(context)
         self._core = core
         self._scopes = scopes
+        self._deferral_log = BurstLog(self.log, "session_table.handshake_deferred")
 
     def attached(self, message: signaling_client_pb2.Attached) -> None:
         """An attachment stands."""
@@ -130,6 +133,12 @@ class SessionTable(Concern):
         )
         self._act()
 
+    def handshake_deferred(self, message: quic_session_pb2.HandshakeDeferred) -> None:
+        """Too many handshakes are under way; this one waits."""
+        self._deferral_log.note(
+            self.now, (message.reason,), reason=message.reason, session=message.session_id.hex()
+        )
+
     def session_established(self, message: quic_session_pb2.SessionEstablished) -> None:
         """The peer is proven."""
         self._core.handle_established(message.session_id, self.now)
@@ -148,11 +157,13 @@ class SessionTable(Concern):
     def handle_timeout(self, now: float) -> None:
         """Drive the core."""
         self._core.handle_timeout(now)
+        self._deferral_log.handle_timeout(now)
         self._act()
 
     def next_deadline(self) -> float | None:
-        """The core's deadline."""
-        return self._core.next_deadline()
+        """The earlier of the core's deadline and what the log has to sum up."""
+        deadlines = (self._core.next_deadline(), self._deferral_log.next_deadline())
+        return min((each for each in deadlines if each is not None), default=None)
 
     def _act(self) -> None:
         while pending := self._core.drain():

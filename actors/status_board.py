@@ -19,6 +19,7 @@ from google.protobuf.message import Message
 from actors import translate
 from actors.agent_status import AgentStatusBook
 from actors.base import Concern, Context, loop_callback
+from actors.burst_log import BurstLog
 from actors.connector_status import ConnectorStatusBook
 from actors.control_server import CloseWish, ControlServer, OpenWish, Refusal, ReloadWish, RestartWish
 from actors.daemon_hooks import DaemonHooks
@@ -86,6 +87,7 @@ class _StatusBoard(Concern):
         self._has_failed = False
         self._control: ControlServer | None = None
         self._http: HttpServer | None = None
+        self._request_log = BurstLog(self.log, "status_board.request_refused")
 
     def on_start(self) -> None:
         """Listen. Raises `OSError`, or `ConfigError` for a control socket whose path is too long."""
@@ -120,6 +122,7 @@ class _StatusBoard(Concern):
             self._book.tick(now, self.io.wall_time(), now - self._tick_at)
             self._tick_at = now + TICK_S
             self._book.note_refusals("resources", self.io.shortages())
+            self._request_log.handle_timeout(now)
             self._report_readiness()
             # Ages and rates go on although nothing happens: who watches sees them move.
             self._changed()
@@ -139,6 +142,12 @@ class _StatusBoard(Concern):
     def not_ready_reason(self) -> str:
         """Why the daemon is not ready, in words; empty when it is."""
         return self._book.not_ready_reason()
+
+    @loop_callback
+    def request_refused(self, reason: str) -> None:
+        """Somebody at the metrics' port asked for nothing that it serves."""
+        self._book.count_refusal("http", reason)
+        self._request_log.note(self.now, (reason,), reason=reason)
 
     def _report_readiness(self) -> None:
         reason = self._book.not_ready_reason()

@@ -32,6 +32,9 @@ MAX_LISTED: Final = 1000
 """Sessions, nodes or actors in one status. Building it takes about 5 us for each on the loop's thread, and
 packets wait meanwhile; the counters always count all of them."""
 
+STUN_ANSWERED: Final = "answered"
+"""The one figure of STUN that is no refusal."""
+
 MAX_DROP_REASONS: Final = 256
 """Pairs of place and reason. Reasons are words of our own code (some 60); the bound holds if one ever is
 not."""
@@ -185,6 +188,8 @@ class StatusBook:
         """Totals of the UDP sockets."""
         self._sockets = message
         self.note_drops("udp_socket", "", message.dropped)
+        stun = {reason: count for reason, count in message.stun.items() if reason != STUN_ANSWERED and count}
+        self.note_drops("stun", "", stun)
 
     def send_failed(self, message: udp_socket_pb2.SendFailed) -> None:
         """The kernel refused a datagram."""

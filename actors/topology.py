@@ -137,6 +137,7 @@ def _session_table_rows(table: type[AgentSessionTable | ConnectorSessionTable]) 
         Row(signaling_client_pb2.SessionReboundReceived, table, _NODE),
         Row(signaling_client_pb2.SessionRevoked, table, _NODE),
         Row(signaling_client_pb2.SessionAccessReceived, table, _NODE),
+        Row(quic_session_pb2.HandshakeDeferred, table, _NODE),
         Row(quic_session_pb2.SessionEstablished, table, _NODE),
         Row(quic_session_pb2.SessionClosed, table, _NODE),
         # `ztna.v1.ControlService`, and the daemon when it drains.

@@ -20,6 +20,7 @@ from google.protobuf.message import Message
 
 from actors import translate
 from actors.base import Concern, Context, loop_callback
+from actors.drop_log import DropLog
 from actors.io import DatagramBatch
 from actors.io import UdpSocket as Socket
 from ztna.address import Family, TransportAddress
@@ -80,6 +81,7 @@ class BoundSockets(Concern):
         self._report_at = self.now
         self._reported = (0, 0)
         self._failing: set[TransportAddress] = set()
+        self._drop_log = DropLog(self.log, "udp_socket.datagrams_dropped")
 
     def on_start(self) -> None:
         """Bind; a family that this host does not have is left out as long as another one works."""
@@ -155,11 +157,12 @@ class BoundSockets(Concern):
         )
 
     def handle_timeout(self, now: float) -> None:
-        """Report figures."""
+        """Report figures, and log what was dropped."""
         if now < self._report_at:
             return
         self._report_at = now + STATISTICS_INTERVAL_S
         self._failing.clear()
+        self._note_drops(now)
         progress = (self._received[0], self._sent[0])
         if progress == self._reported:
             return
@@ -211,12 +214,16 @@ class BoundSockets(Concern):
     def _strangers_received(self, batch: DatagramBatch, datagrams: list[bytes]) -> None:
         raise NotImplementedError
 
+    def _note_drops(self, now: float) -> None:
+        self._drop_log.note(now, self._drops())
+
     def _drops(self) -> Counter[str]:
-        return self._dropped + self._demultiplexer.dropped
+        dropped = self._dropped + self._demultiplexer.dropped
+        dropped["buffer_full"] += sum(socket.dropped for socket in self._sockets)
+        return dropped
 
     def _statistics(self) -> udp_socket_pb2.SocketStatistics:
         dropped = self._drops()
-        dropped["buffer_full"] += sum(socket.dropped for socket in self._sockets)
         return udp_socket_pb2.SocketStatistics(
             datagrams_received=self._received[0],
             bytes_received=self._received[1],
@@ -327,6 +334,7 @@ class IntermediateUdpSocket(BoundSockets):
         self._external_address = external_address
         self._responder = BindingResponder(alternate_port)
         self._alternates: dict[Family, Socket] = {}
+        self._stun_log = DropLog(self.log, "udp_socket.stun_refused")
 
     def on_start(self) -> None:
         """Bind the alternate port beside each address."""
@@ -388,6 +396,10 @@ class IntermediateUdpSocket(BoundSockets):
                 datagrams=datagrams,
             )
         )
+
+    def _note_drops(self, now: float) -> None:
+        super()._note_drops(now)
+        self._stun_log.note(now, self._responder.stats.refused)
 
     def _statistics(self) -> udp_socket_pb2.SocketStatistics:
         statistics = super()._statistics()

@@ -54,6 +54,13 @@ CONSTANTS: list[tuple[str, str, str, Any]] = [
     ("ours, first candidates", "ztna.ice.hole_punch", "ANSWER_PATIENCE_S", 0.1),
     ("ours, in-session fallback", "ztna.ice.hole_punch", "REPEAT_AFTER_S", 1.5),
     ("ours, same path failure", "ztna.ice.hole_punch", "RESTART_INTERVAL_S", 30.0),
+    # Strangers, and storms of nodes
+    ("ours, docs/wire.md §1", "ztna.quic.endpoint", "MAX_STATELESS_REPLIES_PER_S", 2000.0),
+    ("ours, docs/wire.md §1", "ztna.quic.endpoint", "MAX_WAITING", 128),
+    ("ours, docs/wire.md §1", "ztna.quic.endpoint", "MAX_WAITING_S", 6.0),
+    ("ours, docs/wire.md §1", "ztna.quic.admission", "MAX_HANDSHAKING", 256),
+    ("ours, a fifth of any second", "ztna.quic.admission", "MAX_HANDSHAKE_SHARE", 0.2),
+    ("ours, five at once", "ztna.quic.admission", "MAX_HANDSHAKE_BURST_S", 0.04),
     # Keepalive, which is the consent check
     ("RFC 7675 §5.1", "ztna.ice.timing", "KEEPALIVE_ACTIVE_S", 5.0),
     ("ours, docs/wire.md §7", "ztna.ice.timing", "KEEPALIVE_IDLE_S", 15.0),

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import aiohttp
 import pytest
 
+from actors import http_server
 from actors.daemon_hooks import DaemonHooks
-from actors.http_server import HttpServer
+from actors.http_server import MAX_CONNECTIONS, HttpServer
 from actors.metrics import Sample
 from actors.status_board import BoardSettings, IntermediateStatusBoard
 from actors.status_book import BookSettings
@@ -21,6 +23,10 @@ LOOPBACK = TransportAddress("127.0.0.1", 0)
 class Owner:
     def __init__(self) -> None:
         self.reason = ""
+        self.refused: list[str] = []
+
+    def request_refused(self, reason: str) -> None:
+        self.refused.append(reason)
 
     def samples(self) -> list[Sample]:
         return [Sample("dropped_total", 3, ("queue_full", "relay")), Sample("uptime_seconds", 1.5)]
@@ -108,6 +114,100 @@ def test_ipv6_loopback_works_too() -> None:
     async def main(session: aiohttp.ClientSession) -> None:
         server = HttpServer(TransportAddress("::1", 0), Owner())
         assert (await fetch(session, server.local_address, "/healthz"))[0] == 200
+        server.close()
+
+    run(main)
+
+
+async def has_ended(reader: asyncio.StreamReader) -> bool:
+    """Whether the server ended the connection, having said nothing."""
+    with suppress(ConnectionResetError):
+        return await reader.read() == b""
+    return True
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"\x16\x03\x01\x02\x00" * 20,
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"GET /metrics HTTP/1.1\r\nHost\r\n\r\n",
+        b"\0\r\n\r\n",
+    ],
+    ids=["tls", "no-host", "half-header", "nul"],
+)
+def test_malformed_request_is_counted_and_puts_nothing_into_the_log(
+    request_bytes: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main(session: aiohttp.ClientSession) -> None:
+        owner = Owner()
+        server = HttpServer(LOOPBACK, owner)
+        host, port = server.local_address.host, server.local_address.port
+        await fetch(session, server.local_address, "/healthz")
+        reader, writer = await asyncio.open_connection(host, port)
+        writer.write(request_bytes)
+        assert (await reader.read()).startswith(b"HTTP/1.0 400")
+        writer.close()
+        assert owner.refused == ["malformed"]
+        server.close()
+
+    run(main)
+    assert not caplog.records
+
+
+def test_fault_of_ours_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(Owner):
+        def not_ready_reason(self) -> str:
+            raise RuntimeError("the book is gone")
+
+    async def main(session: aiohttp.ClientSession) -> None:
+        owner = Broken()
+        server = HttpServer(LOOPBACK, owner)
+        assert (await fetch(session, server.local_address, "/readyz"))[0] == 500
+        assert not owner.refused
+        server.close()
+
+    run(main)
+    assert "the book is gone" in caplog.text
+
+
+def test_request_said_a_byte_at_a_time_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "REQUEST_LIMIT_S", 0.3)
+
+    async def main(session: aiohttp.ClientSession) -> None:
+        owner = Owner()
+        server = HttpServer(LOOPBACK, owner)
+        await fetch(session, server.local_address, "/healthz")
+        reader, writer = await asyncio.open_connection(server.local_address.host, server.local_address.port)
+        request = iter(b"GET /metrics HTTP/1.1\r\nHost: " + b"x" * 10_000)
+        while not owner.refused:
+            writer.write(bytes([next(request)]))
+            await asyncio.sleep(0.01)
+        assert owner.refused == ["too_slow"]
+        assert await has_ended(reader)
+        writer.close()
+        # Those who come in time are served, whoever dribbled before.
+        assert (await fetch(session, server.local_address, "/healthz"))[0] == 200
+        server.close()
+
+    run(main)
+
+
+def test_idle_connections_are_bounded_and_the_newest_is_heard() -> None:
+    async def main(session: aiohttp.ClientSession) -> None:
+        owner = Owner()
+        server = HttpServer(LOOPBACK, owner)
+        await fetch(session, server.local_address, "/healthz")
+        idle = [
+            await asyncio.open_connection(server.local_address.host, server.local_address.port)
+            for _ in range(MAX_CONNECTIONS + 3)
+        ]
+        assert (await fetch(session, server.local_address, "/metrics"))[0] == 200
+        assert owner.refused == ["too_many_connections"] * 4
+        # The oldest made room.
+        assert await has_ended(idle[0][0])
+        for _, writer in idle:
+            writer.close()
         server.close()
 
     run(main)

@@ -43,6 +43,8 @@ from ztna.v1 import (
 )
 
 MessageT = TypeVar("MessageT", bound=Message)
+# Nodes of one network that come one after the other: at the same instant some would have to wait.
+DIAL_INTERVAL_S = 0.1
 SESSION = b"s" * 16
 ATTACH_A = b"a" * 16
 ATTACH_C = b"c" * 16
@@ -104,6 +106,7 @@ class Site:
 
     def dial(self, role: Role, name: str, *, port: int = 0, issued: Issued | None = None) -> Node:
         issued = issued or issue(role, name)
+        self.advance(DIAL_INTERVAL_S)
         address = TransportAddress("192.0.2.1", port or 5000 + len(self.nodes))
         options = ConnectionOptions.leg(
             certificate=issued.certificate,

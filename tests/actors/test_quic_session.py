@@ -11,6 +11,7 @@ from cryptography import x509
 from google.protobuf.message import Message
 
 from actors.base import Context
+from actors.handshake_gate import MAX_WAITING, HandshakeGate, SessionGate
 from actors.quic_session import MAX_DATAGRAMS_PENDING, STATISTICS_INTERVAL_S, STREAM_LIMIT, QuicSession
 from tests.manual_io import ActorHarness, ManualIo, actor_harness
 from tests.pki_fixtures import NOW, verifier
@@ -70,8 +71,22 @@ class ServerSession(QuicSession):
         context: Context,
         open_connection: Callable[[bytes], Connection],
         recheck: Callable[[VerifiedPeer], None],
+        gate: SessionGate,
     ) -> None:
-        super().__init__(context, open_connection, recheck, is_client=False)
+        super().__init__(context, open_connection, recheck, is_client=False, gate=gate)
+
+
+class Gate(HandshakeGate):
+    """Opens when the test says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refusal = ""
+        self.asked = 0
+
+    def ask(self, peer_id: str, now: float) -> str:
+        self.asked += 1
+        return self.refusal or super().ask(peer_id, now)
 
 
 class World:
@@ -79,6 +94,7 @@ class World:
 
     def __init__(self, *, agent_key: bytes = b"", max_streams: int = 1024) -> None:
         self.io = ManualIo()
+        self.gate = Gate()
         client = replace(
             client_options(),
             verify_peer=judge(Role.CONNECTOR, fingerprint(CONNECTOR.certificate), as_server=True),
@@ -95,6 +111,7 @@ class World:
             ServerSession,
             lambda cid: Connection.server(server, destination_cid=cid),
             self._recheck,
+            self.gate.of("a1"),
             key=SESSION.hex(),
             io=self.io,
         )
@@ -406,6 +423,57 @@ def test_packets_before_the_initial_are_passed_over() -> None:
             intermediate_id="i1", session_id=SESSION, packets=[b"\x40" + bytes(50), *first.packets]
         )
     )
+    world.run(1.0)
+    assert len(world.of("server", quic_session_pb2.SessionEstablished)) == 1
+
+
+def test_handshake_that_may_not_begin_is_told_once_and_begins_without_being_asked_again() -> None:
+    world = World()
+    world.gate.refusal = "handshake_budget"
+    world.server.tell(UP)
+    world.client.tell(UP)
+    world.run(0.2)
+    (told,) = world.of("server", quic_session_pb2.HandshakeDeferred)
+    assert (told.session_id, told.reason) == (SESSION, "handshake_budget")
+    assert world.of("server", quic_session_pb2.SessionEstablished) == []
+    # Not even one more packet of the client is needed: only its answers to ours.
+    world.gate.refusal = ""
+    world.run(0.1)
+    assert len(world.of("server", quic_session_pb2.SessionEstablished)) == 1
+    asked = world.gate.asked
+    world.run(2.0)
+    assert world.gate.asked == asked
+
+
+def test_places_to_wait_are_bounded_and_given_back_by_a_session_that_ends() -> None:
+    world = World()
+    world.gate.refusal = "handshake_budget"
+    others = [world.gate.of(str(number)) for number in range(MAX_WAITING - 1)]
+    assert all(other.wait() for other in others)
+    assert others[0].wait(), "it has its place already"
+    world.server.tell(UP)
+    world.client.tell(UP)
+    world.exchange()
+    assert not world.gate.of("late").wait()
+    world.server.tell(close("operator"))
+    world.exchange()
+    assert world.gate.of("late").wait()
+    others[0].leave()
+    others[0].leave()
+    assert world.gate.of("later").wait()
+    assert not world.gate.of("latest").wait()
+
+
+def test_session_without_a_place_to_wait_begins_when_the_client_asks_again() -> None:
+    world = World()
+    world.gate.refusal = "handshake_budget"
+    assert all(world.gate.of(str(number)).wait() for number in range(MAX_WAITING))
+    world.server.tell(UP)
+    world.client.tell(UP)
+    world.exchange()
+    world.gate.refusal = ""
+    world.run(0.1)
+    assert world.of("server", quic_session_pb2.SessionEstablished) == []
     world.run(1.0)
     assert len(world.of("server", quic_session_pb2.SessionEstablished)) == 1
 

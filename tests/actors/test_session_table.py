@@ -5,6 +5,7 @@ from typing import TypeVar
 from google.protobuf.message import Message
 
 from actors.base import Context
+from actors.burst_log import BURST_S
 from actors.session_table import NOT_STARTED, AgentSessionTable, ConnectorSessionTable, WantedService
 from tests.manual_io import ActorHarness, actor_harness
 from ztna.session.agent_table import WISH_LIMIT_S
@@ -318,3 +319,18 @@ def test_session_that_a_former_table_knew_is_freed_when_it_ends() -> None:
     harness = actor_harness(ConnectorTable, scopes)
     harness.tell(quic_session_pb2.SessionClosed(session_id=S1, reason="idle_timeout"))
     assert scopes.log == [("stop", S1)]
+
+
+def test_handshakes_that_wait_are_logged_once_per_burst() -> None:
+    harness: ActorHarness[ConnectorTable] = actor_harness(ConnectorTable, Scopes())
+    for number in range(100):
+        harness.tell(
+            quic_session_pb2.HandshakeDeferred(
+                session_id=number.to_bytes(16, "big"), reason="handshake_budget"
+            )
+        )
+    harness.advance(BURST_S + 1)
+    assert [(line["event"], line.get("count")) for line in harness.logs] == [
+        ("session_table.handshake_deferred", None),
+        ("session_table.handshake_deferred_repeated", 99),
+    ]

@@ -203,6 +203,28 @@ def test_stream_without_a_request_is_closed_in_time(agent: Issued) -> None:
     assert world.closed == [5]
 
 
+def test_request_said_a_byte_per_second_is_closed_in_time_and_counted(
+    agent: Issued, connector: Issued
+) -> None:
+    world = World()
+    world.open(5, agent)
+    world.attached(6, connector)
+    started = world.harness.io.time()
+    for byte in encode(attach_request().SerializeToString()):
+        world.feed(5, bytes([byte]))
+        world.harness.advance(1.0)
+        world.received(5)
+        if world.closed:
+            break
+    assert world.harness.io.time() - started == ATTACH_LIMIT_S
+    assert world.closed == [5]
+    # The others go on, and the refusal has a name.
+    world.send(6, Frame(seq=2, ping=signaling_pb2.SignalingPing(id=7)))
+    assert [frame.pong.id for frame in world.received(6)] == [7]
+    world.harness.advance(1.0)
+    assert world.take(signaling_service_pb2.SignalingStatistics)[-1].refused["invalid_message"] == 1
+
+
 def test_wishes_and_offers_carry_who_asks(agent: Issued, connector: Issued) -> None:
     world = World()
     a, c = world.attached(5, agent), world.attached(6, connector)

@@ -17,6 +17,7 @@ from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from actors import grpc_signaling
 from actors.base import ConcernRef, Context, Unobserved
 from actors.credentials import Credentials, parse_credentials
 from actors.grpc_signaling import GrpcSignalingServer, remote_text
@@ -31,6 +32,7 @@ from ztna.errors import AuthenticationError
 from ztna.pki.authority import Issued
 from ztna.v1 import grant_pb2, signaling_pb2, signaling_pb2_grpc, signaling_service_pb2
 
+HANDSHAKE_LIMIT = "grpc.server_handshake_timeout_ms"
 NONCE = bytes(range(32))
 T = TypeVar("T")
 MessageT = TypeVar("MessageT", bound=Message)
@@ -192,6 +194,29 @@ def test_agent_attaches_and_the_intermediate_proves_its_key() -> None:
             detached = await service.wait_for(signaling_service_pb2.NodeDetached)
             assert (detached.is_clean, detached.reason) == (True, "done")
             assert await call.code() is grpc.StatusCode.OK
+
+    on_loop(body)
+
+
+def test_tls_handshake_said_a_byte_at_a_time_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With gRPC's own limit of two minutes a few hundred of them would hold every place."""
+    options = [each for each in grpc_signaling._OPTIONS if each[0] != HANDSHAKE_LIMIT]
+    assert (HANDSHAKE_LIMIT, grpc_signaling.HANDSHAKE_LIMIT_MS) in grpc_signaling._OPTIONS
+    monkeypatch.setattr(grpc_signaling, "_OPTIONS", [*options, (HANDSHAKE_LIMIT, 500)])
+
+    async def body(service: Service) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
+        # A ClientHello is announced, and comes in no hurry.
+        hello = b"\x16\x03\x01\x10\x00\x01\x00\x0f\xfc\x03\x03" + bytes(4096)
+        said, ended = 0, asyncio.ensure_future(reader.read())
+        while not ended.done():
+            writer.write(hello[said : said + 1])
+            said += 1
+            await asyncio.wait([ended], timeout=0.02)
+        assert said < len(hello)
+        writer.close()
+        async with service.channel(issue(Role.AGENT, "a1")) as channel:
+            await attach(channel)
 
     on_loop(body)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from actors.burst_log import BURST_S
 from actors.child_group import ChildState
 from actors.control_server import Refusal, ReloadWish
 from actors.daemon_hooks import DaemonHooks, Validity
@@ -363,6 +364,13 @@ def test_an_offered_session_names_the_agent(connector: World) -> None:
     assert connector.status.sessions[0].peer_id == "agent-7"
 
 
+def test_handshakes_that_wait_are_counted_by_reason(connector: World) -> None:
+    for reason in ("handshake_budget", "network_handshake_budget", "handshake_budget"):
+        connector.tell(quic_session_pb2.HandshakeDeferred(session_id=SESSION, reason=reason))
+    assert connector.counters['refusals_total{place="session",reason="handshake_budget"}'] == 2
+    assert connector.counters['refusals_total{place="session",reason="network_handshake_budget"}'] == 1
+
+
 def test_a_session_closed_for_a_bad_certificate_is_a_problem(connector: World) -> None:
     connector.tell(
         quic_session_pb2.SessionClosed(
@@ -532,7 +540,7 @@ def test_sessions_of_an_intermediate_show_what_was_relayed(intermediate: World) 
             bytes_relayed=8000,
             dropped={"queue_full": 1},
             retry_tokens_validated=2,
-            refused={"invalid_token": 3},
+            refused={"invalid_token": 3, "replayed_token": 2},
             sessions=[quic_relay_pb2.RelayStatistics.Session(session_id=SESSION, packets=7, bytes=8000)],
         ),
         registry_pb2.RegistryStatistics(
@@ -556,16 +564,39 @@ def test_sessions_of_an_intermediate_show_what_was_relayed(intermediate: World) 
         "registration_rejections_total": 1,
         "signaling_sessions_total": 5,
         "retry_tokens_validated_total": 2,
-        "retry_token_failures_total": 3,
+        "retry_token_failures_total": 5,
         'dropped_total{place="relay",reason="queue_full"}': 1,
         'dropped_total{place="quic",reason="invalid_token"}': 3,
+        'dropped_total{place="quic",reason="replayed_token"}': 2,
     }
     assert {key: intermediate.counters[key] for key in expected} == expected
     assert intermediate.problems == [
         "sessions refused: no connector available",
         "registrations rejected: access denied",
+        "connections refused: replayed token",
         "connections refused: invalid token",
     ]
+
+
+def test_refusals_of_stun_are_counted_by_reason_and_answers_are_none(intermediate: World) -> None:
+    intermediate.tell(udp_socket_pb2.SocketStatistics(stun={"answered": 9, "malformed": 4, "source_rate": 0}))
+    found = {key: count for key, count in intermediate.counters.items() if 'place="stun"' in key}
+    assert found == {'dropped_total{place="stun",reason="malformed"}': 4}
+
+
+def test_request_at_the_metrics_port_that_is_none_is_counted_and_logged_once_per_burst(
+    intermediate: World,
+) -> None:
+    board = intermediate.harness.concern
+    for _ in range(3):
+        board.request_refused("malformed")
+    intermediate.harness.advance(BURST_S + 1)
+    lines = intermediate.harness.logs
+    assert [(line["event"], line["reason"]) for line in lines] == [
+        ("status_board.request_refused", "malformed"),
+        ("status_board.request_refused_repeated", "malformed"),
+    ]
+    assert intermediate.counters['refusals_total{place="http",reason="malformed"}'] == 3
 
 
 def test_a_refusal_is_noted_when_its_count_rises(intermediate: World) -> None:

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 
 import pytest
 import yaml
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from tests.e2e.backends import TcpBackend, UdpEcho, connect, content_digest, download
 from tests.e2e.conftest import listeners, services
@@ -28,10 +29,12 @@ from tests.e2e.hostile import (
 from tests.e2e.identities import Identities
 from tests.e2e.test_identity_faults import events, wait_for_event
 from tools.deployment import Daemon, Deployment, free_port
+from ztna.access.grant import sign
 from ztna.access.identity import Role
+from ztna.pki.authority import Issued
 from ztna.relay import frame as relay_frame
 from ztna.service.fragments import MAX_PAYLOAD_BYTES, Fragmenter, encode_varint
-from ztna.v1 import session_pb2, signaling_pb2
+from ztna.v1 import grant_pb2, session_pb2, signaling_pb2
 
 MIB = 1 << 20
 DOWNLOAD = 2 * MIB
@@ -217,6 +220,68 @@ def test_sessions_streams_and_grants_of_others_are_worth_nothing(prey: Prey) -> 
     )
     wait_for_event(prey.intermediate, "quic_relay.hello_rejected", peer_id="mallory")
     assert found["ztna_attached_nodes"] == 4
+
+
+def sealed(claims: grant_pb2.GrantClaims, issuer: Issued) -> grant_pb2.SealedGrant:
+    """Claims signed by whoever has the key of `issuer`."""
+    data = claims.SerializeToString(deterministic=True)
+    chain = [issuer.certificate.public_bytes(Encoding.DER)]
+    return grant_pb2.SealedGrant(claims=data, signature=sign(issuer.private_key, data), issuer_chain=chain)
+
+
+def test_grant_that_is_wrong_in_one_point_opens_nothing_and_the_connector_says_which(prey: Prey) -> None:
+    identities = prey.identities
+    # As if the intermediate's key were the attacker's: whatever it signs, the connector checks the claims.
+    captured = identities.issue(Role.INTERMEDIATE, "intermediate-1")
+    signers = {
+        "stranger": identities.issue(Role.INTERMEDIATE, "intermediate-1", is_alien=True),
+        "agent": identities.issue(Role.AGENT, "mallory"),
+        "other": identities.issue(Role.INTERMEDIATE, "intermediate-2"),
+    }
+    with prey.intruder() as mallory, unharmed(prey, prey.connector):
+        mallory.attach()
+        opened = mallory.opened("files")
+        session = mallory.session(opened.channel)
+        right = grant_pb2.GrantClaims.FromString(opened.grant.claims)
+        now = int(time.time())
+
+        def changed(**claims: object) -> grant_pb2.GrantClaims:
+            other = grant_pb2.GrantClaims()
+            other.CopyFrom(right)
+            for name, value in claims.items():
+                setattr(other, name, value)
+            return other
+
+        def shown(grant: grant_pb2.SealedGrant) -> session_pb2.StreamAnswer:
+            return session.answer(session.open_service("files", grant, b"DOWN 10\n"))
+
+        # What is right in every point is taken, so what follows is refused for its one fault.
+        assert shown(sealed(right, captured)).accepted
+        wrong: dict[str, tuple[grant_pb2.SealedGrant, str]] = {
+            "expired": (sealed(changed(issued_at_s=now - 700, expires_at_s=now - 100), captured), "expired"),
+            "endless": (sealed(changed(issued_at_s=now - 700, expires_at_s=2**62), captured), "expired"),
+            "early": (sealed(changed(issued_at_s=now + 200, expires_at_s=now + 800), captured), "not_yet"),
+            "agent": (sealed(changed(agent_id="agent-1"), captured), "wrong_agent"),
+            "key": (sealed(changed(agent_fingerprint=bytes(32)), captured), "wrong_agent"),
+            "service": (sealed(changed(service="echo"), captured), "wrong_service"),
+            "session": (sealed(changed(session_id=bytes(16)), captured), "wrong_session"),
+            "connector": (sealed(changed(connector_id="connector-2"), captured), "wrong_connector"),
+            "version": (sealed(changed(version=2), captured), "wrong_version"),
+            "stranger": (sealed(right, signers["stranger"]), "foreign_ca"),
+            "signer": (sealed(changed(issuer_id="mallory"), signers["agent"]), "wrong_role"),
+            "issuer": (sealed(right, signers["other"]), "wrong_name"),
+        }
+        for name, (grant, reason) in wrong.items():
+            answer = shown(grant)
+            assert (answer.accepted, answer.code) == (False, session_pb2.REFUSAL_CODE_ACCESS_DENIED), name
+            assert reason in answer.message, name
+        wait_for_metric(
+            prey.connector,
+            'ztna_refusals_total{place="service_backend",reason="access_denied"}',
+            len(wrong),
+        )
+        wait_for_event(prey.connector, "service_backend.flow_refused", peer="mallory", detail="expired")
+        assert shown(sealed(right, captured)).accepted
 
 
 def refusal(node: HostileNode) -> tuple[int, str]:

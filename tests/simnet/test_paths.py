@@ -1,4 +1,4 @@
-"""What sessions feel when direct paths come, die and return; whole daemons behind NATs, on a virtual clock."""
+"""What sessions feel when direct paths come, die and return: whole daemons on a virtual clock."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ def deployed(world: World | None = None) -> World:
     world.add_agent("agent-1", nat=PORT_RESTRICTED)
     world.start()
     world.wait_ready()
+    finish(world, download(world, 1000))
     world.run_until(lambda: is_direct(world), 5, "a direct path at both ends")
     return world
 

@@ -162,7 +162,11 @@ def _check_time(claims: GrantClaims, now_wall: float, tolerance_s: float, grace_
         )
     late_s = now_wall - _expiry(claims)
     if late_s > tolerance_s + grace_s:
-        raise AccessDenied("expired", f"the grant expired {late_s:.0f} s ago")
+        raise AccessDenied(
+            "expired",
+            f"the grant expired {late_s:.0f} s ago; if it is a new one, check this host's and the "
+            "intermediate's clocks",
+        )
 
 
 def _attach_message(nonce: bytes, client_fingerprint: bytes) -> bytes:

@@ -2,14 +2,16 @@
 
 Every client proves its address by a Retry (RFC 9000 §8.1.2) before anything is remembered about it, so a
 forged source costs us one small answer and no memory. Answers that are not part of a connection are far
-smaller than what they answer, hence anti-amplification (RFC 9000 §8) holds by construction. Agents and
-connectors have no endpoint: they answer no stranger.
+smaller than what they answer, hence anti-amplification (RFC 9000 §8) holds by construction. A token opens
+one connection: whoever recorded a client's Initial could otherwise have us send that client our whole
+handshake again and again, six bytes for each of theirs. Agents and connectors have no endpoint: they answer
+no stranger.
 """
 
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -19,12 +21,12 @@ from aioquic.quic.packet import (
     encode_quic_retry,
     encode_quic_version_negotiation,
 )
-from aioquic.quic.retry import QuicRetryTokenHandler
+from aioquic.quic.retry import TOKEN_LIFETIME, QuicRetryTokenHandler
 
-from ztna.address import TransportAddress
+from ztna.address import TransportAddress, network_prefix
 from ztna.errors import RemoteProtocolError
 from ztna.quic.adapter import parse_header
-from ztna.quic.admission import Admission
+from ztna.quic.admission import BUDGET_SPENT, Admission
 from ztna.quic.connection import Connection
 from ztna.quic.demux import (
     LOCAL_CID_BYTES,
@@ -46,6 +48,20 @@ MIN_INITIAL_BYTES = 1200
 MAX_STATELESS_REPLIES_PER_S = 2000.0
 """Retry and version negotiation cost about 40 us each: eight per cent of a core."""
 MAX_STATELESS_BURST = 200.0
+MAX_USED_TOKENS = 1024
+"""Remembered while they would still be accepted: more than admission lets begin in those thirty seconds."""
+MAX_WAITING = 128
+"""Clients of proved addresses whose handshake may not begin yet: 160 kB, and what the budget serves in six
+seconds. They come in waves, since all of them double the same time-out; without a place to wait, most of
+the budget would lie idle between two waves."""
+MAX_WAITING_PER_NETWORK = 32
+"""Once half of the places are taken: the others are for others."""
+MAX_WAITING_S = 6.0
+"""A client gives up after ten seconds, and the handshake itself takes some."""
+LOOK_INTERVAL_S = 0.02
+"""How often those who wait are looked at; the budget is good for twenty handshakes per second."""
+CLOCK_GRAIN_S = 0.001
+"""A token states its issue in whole milliseconds."""
 MIN_CLIENT_CID_BYTES = 8
 """RFC 9000 §7.2: the destination connection ID of a client's first Initial."""
 
@@ -72,6 +88,31 @@ class Accept:
 
 
 @dataclass(frozen=True, slots=True)
+class Wait:
+    """Its handshake begins later: see `handle_timeout`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A new connection of a client that waited; `local_host` is what its first packet was handed in with."""
+
+    connection: Connection
+    source: TransportAddress
+    local_host: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    header: QuicHeader
+    original_cid: bytes
+    datagram: bytes
+    source: TransportAddress
+    local_host: str
+    network: str
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
 class Deliver(Generic[OwnerT]):
     """The datagram belongs to a connection accepted earlier in the same batch."""
 
@@ -87,6 +128,9 @@ class Endpoint(Generic[OwnerT]):
         self._tokens = QuicRetryTokenHandler()
         self._replies = TokenBucket(MAX_STATELESS_REPLIES_PER_S, MAX_STATELESS_BURST, 0.0)
         self._admission = Admission()
+        self._used_tokens: OrderedDict[bytes, float] = OrderedDict()  # the connection ID in each, when used
+        self._waiting: OrderedDict[bytes, _Waiting] = OrderedDict()  # by connection ID, the longest first
+        self._look_at = 0.0
         self.dropped: Counter[str] = Counter()
         self.replied: Counter[str] = Counter()
 
@@ -99,9 +143,37 @@ class Endpoint(Generic[OwnerT]):
         """Accepted connections that are neither established nor closed."""
         return self._admission.handshaking
 
+    @property
+    def waiting(self) -> int:
+        """Clients whose handshake may not begin yet."""
+        return len(self._waiting)
+
+    def handle_timeout(self, now: float) -> list[Admitted]:
+        """Begin handshakes that waited, as far as the budget allows; give up those that did too long."""
+        if not self._waiting or now < self._look_at:
+            return []
+        self._look_at = now + LOOK_INTERVAL_S
+        admitted: list[Admitted] = []
+        for key, each in list(self._waiting.items()):
+            if now - each.since > MAX_WAITING_S:
+                del self._waiting[key]
+                self._drop("waited_too_long")
+                continue
+            refusal = self._admission.admit(each.network, now)
+            if not refusal:
+                del self._waiting[key]
+                admitted.append(Admitted(self._begin(each, now), each.source, each.local_host))
+            elif refusal == BUDGET_SPENT:
+                break
+        return admitted
+
+    def next_deadline(self) -> float | None:
+        """When to look at those who wait."""
+        return self._look_at if self._waiting else None
+
     def handle_datagram(
-        self, datagram: bytes, source: TransportAddress, now: float
-    ) -> Drop | Reply | Accept | Deliver[OwnerT]:
+        self, datagram: bytes, source: TransportAddress, now: float, local_host: str = ""
+    ) -> Drop | Reply | Accept | Wait | Deliver[OwnerT]:
         """Decide about one datagram; never raises for what it contains."""
         connection_id = destination_cid(datagram)
         if connection_id is None:
@@ -123,7 +195,7 @@ class Endpoint(Generic[OwnerT]):
             return self._drop("malformed")
         if not header.token:
             return self._retry(header, source, now)
-        return self._accept(header, datagram, source, now)
+        return self._accept(header, datagram, source, now, local_host)
 
     def _negotiate_version(self, datagram: bytes, connection_id: bytes, now: float) -> Drop | Reply:
         start = LONG_CID_OFFSET + len(connection_id) + 1
@@ -159,8 +231,8 @@ class Endpoint(Generic[OwnerT]):
         )
 
     def _accept(
-        self, header: QuicHeader, datagram: bytes, source: TransportAddress, now: float
-    ) -> Drop | Accept:
+        self, header: QuicHeader, datagram: bytes, source: TransportAddress, now: float, local_host: str
+    ) -> Drop | Accept | Wait:
         address = (source.host, source.port)
         try:
             original = self._tokens.validate_token(
@@ -168,18 +240,49 @@ class Endpoint(Generic[OwnerT]):
             )
         except ValueError:
             return self._drop("invalid_token")
-        refusal = self._admission.admit(source, now)
-        if refusal:
+        if self._is_used(header.destination_cid, now):
+            return self._drop("replayed_token")
+        if header.destination_cid in self._waiting:
+            return Wait()
+        network = network_prefix(source)
+        client = _Waiting(header, original, datagram, source, local_host, network, now)
+        # Who comes later does not overtake.
+        refusal = self._admission.admit(network, now) if not self._waiting else BUDGET_SPENT
+        if not refusal:
+            return Accept(self._begin(client, now))
+        if not self._has_place(network):
             return self._drop(refusal)
+        if not self._waiting:
+            self._look_at = now + LOOK_INTERVAL_S
+        self._waiting[header.destination_cid] = client
+        return Wait()
+
+    def _has_place(self, network: str) -> bool:
+        if len(self._waiting) < MAX_WAITING // 2:
+            return True
+        own = sum(each.network == network for each in self._waiting.values())
+        return len(self._waiting) < MAX_WAITING and own < MAX_WAITING_PER_NETWORK
+
+    def _begin(self, client: _Waiting, now: float) -> Connection:
         connection = Connection.server(
             self._options,
-            destination_cid=header.destination_cid,
-            original_destination_cid=original,
-            address=address,
+            destination_cid=client.header.destination_cid,
+            original_destination_cid=client.original_cid,
+            address=(client.source.host, client.source.port),
         )
-        connection.receive([datagram], now)
-        self._admission.begin(source, connection)
-        return Accept(connection)
+        connection.receive([client.datagram], now)
+        self._admission.begin(client.network, connection)
+        self._used_tokens[client.header.destination_cid] = now
+        return connection
+
+    def _is_used(self, retry_cid: bytes, now: float) -> bool:
+        """Whether the token made for this connection ID, which names it, opened a connection before."""
+        used = self._used_tokens
+        while used and (
+            len(used) >= MAX_USED_TOKENS or now - next(iter(used.values())) > TOKEN_LIFETIME + CLOCK_GRAIN_S
+        ):
+            used.popitem(last=False)
+        return retry_cid in used
 
     def _drop(self, reason: str) -> Drop:
         self.dropped[reason] += 1

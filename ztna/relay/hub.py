@@ -173,6 +173,11 @@ class RelayHub:
         """Connections and strangers' packets refused so far, by reason."""
         return self._refused + self._endpoint.dropped
 
+    @property
+    def strangers_dropped(self) -> Counter[str]:
+        """The part of `refused` that came in packets of no connection; nothing else tells of it."""
+        return self._endpoint.dropped.copy()
+
     def traffic(self) -> dict[bytes, SessionTraffic]:
         """Counters of every bound session."""
         return self._bindings.traffic()
@@ -201,7 +206,7 @@ class RelayHub:
     ) -> None:
         """Packets for no known connection ID: a new node, a stranger, or noise."""
         for datagram in datagrams:
-            verdict = self._endpoint.handle_datagram(datagram, remote, now)
+            verdict = self._endpoint.handle_datagram(datagram, remote, now, local_host)
             match verdict:
                 case quic_endpoint.Reply():
                     self._effects.append(HubTransmit(remote, local_host, [verdict.data]))
@@ -209,8 +214,8 @@ class RelayHub:
                     self._accept(verdict.connection, remote, local_host, now)
                 case quic_endpoint.Deliver():
                     self.handle_datagrams(verdict.owner, remote, local_host, [datagram], now)
-                case quic_endpoint.Drop():
-                    pass  # counted by the endpoint
+                case quic_endpoint.Drop() | quic_endpoint.Wait():
+                    pass  # counted, or kept, by the endpoint
 
     # From signaling
 
@@ -328,6 +333,8 @@ class RelayHub:
 
     def handle_timeout(self, now: float) -> None:
         """Drive QUIC's timers, and give verdicts that are due."""
+        for client in self._endpoint.handle_timeout(now):
+            self._accept(client.connection, client.source, client.local_host, now)
         for number in self._timers.take_due(now):
             leg = self._legs[number]
             leg.connection.handle_timeout(now)
@@ -350,7 +357,7 @@ class RelayHub:
             self._judgements,
             self._superseded,
         )
-        deadlines = (each.next() for each in every)
+        deadlines = (self._endpoint.next_deadline(), *(each.next() for each in every))
         return min((each for each in deadlines if each is not None), default=None)
 
     def flush(self, now: float) -> None:

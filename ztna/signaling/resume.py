@@ -75,7 +75,10 @@ def judge_grant(
         return Code.ACCESS_DENIED, f"no rule lets {agent} open anything that {connector} may provide"
     expired_s = now_wall - min(claims.expires_at, claims.issued_at + GRANT_LIFETIME_S)
     if expired_s > max_offline_s + GRANT_TOLERANCE_S:
-        return Code.ACCESS_DENIED, f"the grant expired {expired_s:.0f} s ago"
+        return (
+            Code.ACCESS_DENIED,
+            f"the grant expired {expired_s:.0f} s ago: check the clocks",
+        )
     if claims.issued_at - now_wall > GRANT_TOLERANCE_S:
         return Code.ACCESS_DENIED, "the grant starts in the future: check the clocks"
     return None

@@ -216,6 +216,32 @@ class SessionEstablished(_message.Message):
 Global___SessionEstablished: _TypeAlias = SessionEstablished  # noqa: Y015
 
 @_typing.final
+class HandshakeDeferred(_message.Message):
+    """Event: the handshake may not begin yet; the agent will ask again by itself."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.bytes
+    """16 bytes"""
+    reason: _builtins.str
+    """snake_case"""
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.bytes = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "session_id", b"session_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HandshakeDeferred: _TypeAlias = HandshakeDeferred  # noqa: Y015
+
+@_typing.final
 class SessionClosed(_message.Message):
     """Event: the session is over; the last message of its actor."""
 

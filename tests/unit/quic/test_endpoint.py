@@ -3,28 +3,43 @@
 from __future__ import annotations
 
 import pytest
+from aioquic.quic.retry import TOKEN_LIFETIME
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import pki_fixtures as pki
 from tests.unit.quic.identities import AGENT, INTERMEDIATE, leg_options
 from ztna.address import TransportAddress
+from ztna.quic.admission import (
+    HANDSHAKE_COST_S,
+    MAX_HANDSHAKE_BURST_S,
+    MAX_HANDSHAKE_SHARE,
+    Admission,
+)
 from ztna.quic.connection import Connection
 from ztna.quic.demux import ConnectionIdTable, destination_cid
 from ztna.quic.endpoint import (
+    LOOK_INTERVAL_S,
     MAX_STATELESS_BURST,
     MAX_STATELESS_REPLIES_PER_S,
+    MAX_USED_TOKENS,
+    MAX_WAITING,
+    MAX_WAITING_S,
     Accept,
+    Admitted,
     Deliver,
     Drop,
     Endpoint,
     Reply,
+    Wait,
 )
 from ztna.quic.events import CloseReason, ConnectionClosed
+from ztna.token_bucket import TokenBucket
 
 SOURCE = TransportAddress.of("192.0.2.7", 4000)
 OTHER_SOURCE = TransportAddress.of("192.0.2.8", 4000)
 NOW = 50.0
+SUSTAINED_SHARE = MAX_HANDSHAKE_SHARE - MAX_HANDSHAKE_BURST_S
 CLIENT_OPTIONS = leg_options(AGENT, "intermediate", is_client=True)
 
 
@@ -43,10 +58,15 @@ def reply_of(decision: object) -> bytes:
     return decision.data
 
 
-def initial_after_retry(endpoint: Endpoint[str], now: float = NOW, client: Connection | None = None) -> bytes:
+def initial_after_retry(
+    endpoint: Endpoint[str],
+    now: float = NOW,
+    client: Connection | None = None,
+    source: TransportAddress = SOURCE,
+) -> bytes:
     client = client or new_client(now)
     [first] = client.transmit(now)
-    client.receive([reply_of(endpoint.handle_datagram(first, SOURCE, now))], now)
+    client.receive([reply_of(endpoint.handle_datagram(first, source, now))], now)
     return client.transmit(now)[0]
 
 
@@ -186,14 +206,103 @@ def test_stateless_replies_are_limited() -> None:
     assert endpoint.handle_datagram(odd, SOURCE, later) == Drop("reply_rate")
 
 
-def test_handshake_that_may_not_begin_now_waits() -> None:
+def run_until(endpoint: Endpoint[str], end: float) -> list[tuple[float, Admitted]]:
+    admitted: list[tuple[float, Admitted]] = []
+    while (deadline := endpoint.next_deadline()) is not None and deadline <= end:
+        admitted += [(deadline, each) for each in endpoint.handle_timeout(deadline)]
+    return admitted
+
+
+def test_handshake_that_may_not_begin_now_waits_for_its_turn() -> None:
+    endpoint = new_endpoint()
+    initials = [initial_after_retry(endpoint) for _ in range(10)]
+    decisions = [endpoint.handle_datagram(each, SOURCE, NOW, "198.51.100.1") for each in initials]
+    begun = sum(isinstance(each, Accept) for each in decisions)
+    assert decisions == decisions[:begun] + [Wait()] * (10 - begun)
+    assert 0 < begun < 10
+    # Clients that ask again lose nothing and gain nothing.
+    assert [endpoint.handle_datagram(each, SOURCE, NOW + 0.001) for each in initials[begun:]] == [Wait()] * (
+        10 - begun
+    )
+    assert endpoint.waiting == 10 - begun
+    admitted = run_until(endpoint, NOW + 1.0)
+    assert [cid for _, each in admitted for cid in each.connection.local_connection_ids[-1:]] == [
+        destination_cid(each) for each in initials[begun:]
+    ]
+    assert {(each.source, each.local_host) for _, each in admitted} == {(SOURCE, "198.51.100.1")}
+    assert (endpoint.waiting, endpoint.next_deadline(), endpoint.dropped.total()) == (0, None, 0)
+    assert endpoint.handle_datagram(initials[-1], SOURCE, NOW + 1.0) == Drop("replayed_token")
+
+
+def test_network_that_waits_for_its_share_does_not_hold_up_another_one() -> None:
+    endpoint = new_endpoint()
+    for _ in range(40):
+        endpoint.handle_datagram(initial_after_retry(endpoint), SOURCE, NOW)
+    elsewhere = TransportAddress.of("198.51.100.9", 4000)
+    initial = initial_after_retry(endpoint, source=elsewhere)
+    assert endpoint.handle_datagram(initial, elsewhere, NOW) == Wait()
+    at = next(at for at, each in run_until(endpoint, NOW + 5.0) if each.source == elsewhere)
+    assert at - NOW <= 2 * LOOK_INTERVAL_S + HANDSHAKE_COST_S / SUSTAINED_SHARE
+
+
+def test_places_to_wait_are_bounded_and_half_of_them_are_for_others() -> None:
+    endpoint = new_endpoint()
+    now = NOW
+    for network in range(12):
+        source = TransportAddress.of(f"10.0.{network}.1", 4000)
+        for _ in range(MAX_WAITING):
+            endpoint._replies = TokenBucket(MAX_STATELESS_REPLIES_PER_S, MAX_STATELESS_BURST, now)
+            endpoint.handle_datagram(initial_after_retry(endpoint, now, source=source), source, now)
+        assert endpoint.waiting <= MAX_WAITING
+        if network == 0:
+            assert endpoint.waiting == MAX_WAITING // 2
+    assert endpoint.waiting == MAX_WAITING
+    assert endpoint.dropped["handshake_budget"] > 0
+
+
+def test_client_that_waited_too_long_is_given_up() -> None:
+    endpoint = new_endpoint()
+    endpoint._admission = Closed()
+    initial = initial_after_retry(endpoint)
+    assert endpoint.handle_datagram(initial, SOURCE, NOW) == Wait()
+    assert run_until(endpoint, NOW + MAX_WAITING_S + 1) == []
+    assert (endpoint.waiting, endpoint.dropped) == (0, {"waited_too_long": 1})
+
+
+class Closed(Admission):
+    """Nobody may begin."""
+
+    def admit(self, network: str, now: float) -> str:
+        del network, now
+        return "too_many_handshakes"
+
+
+def test_token_opens_one_connection_while_it_would_be_accepted() -> None:
     endpoint = new_endpoint()
     second = initial_after_retry(endpoint)
-    decisions = [endpoint.handle_datagram(second, SOURCE, NOW) for _ in range(30)]
-    assert isinstance(decisions[0], Accept)
-    assert decisions[-1] == Drop("network_handshake_budget")
-    assert endpoint.handshaking == sum(isinstance(decision, Accept) for decision in decisions)
-    assert isinstance(endpoint.handle_datagram(second, SOURCE, NOW + 0.2), Accept)
+    assert isinstance(endpoint.handle_datagram(second, SOURCE, NOW), Accept)
+    for delay in (0.0, 15.0, TOKEN_LIFETIME):
+        assert endpoint.handle_datagram(second, SOURCE, NOW + delay) == Drop("replayed_token")
+    assert endpoint.handle_datagram(second, SOURCE, NOW + TOKEN_LIFETIME + 1) == Drop("invalid_token")
+
+
+def test_used_tokens_are_bounded_and_forgotten_with_their_lifetime(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ztna.quic.endpoint.MAX_USED_TOKENS", 20)
+    endpoint = new_endpoint()
+    for number in range(25):
+        now = NOW + number * 1e-6
+        endpoint._admission = Admission()  # so that it is the bound that holds
+        assert isinstance(endpoint.handle_datagram(initial_after_retry(endpoint, now), SOURCE, now), Accept)
+        endpoint._replies = TokenBucket(MAX_STATELESS_REPLIES_PER_S, MAX_STATELESS_BURST, now)
+    assert len(endpoint._used_tokens) == 20
+    later = NOW + TOKEN_LIFETIME + 1
+    endpoint.handle_datagram(initial_after_retry(endpoint, later), SOURCE, later)
+    assert len(endpoint._used_tokens) == 1
+
+
+def test_admission_lets_no_more_begin_than_there_is_room_for_used_tokens() -> None:
+    begin = MAX_HANDSHAKE_BURST_S + (MAX_HANDSHAKE_SHARE - MAX_HANDSHAKE_BURST_S) * TOKEN_LIFETIME
+    assert begin / HANDSHAKE_COST_S < MAX_USED_TOKENS
 
 
 def test_new_options_hold_for_new_connections() -> None:

@@ -243,6 +243,24 @@ def test_silent_backend_is_given_up_in_time() -> None:
     assert backend.next_deadline() is None
 
 
+@pytest.mark.parametrize("make", [new_backend, new_client], ids=["header", "answer"])
+def test_opening_said_a_byte_per_second_is_given_up_like_one_that_stalls(
+    make: Callable[[], ClientConnection | BackendConnection],
+) -> None:
+    connection = make()
+    connection.drain()
+    for second, byte in enumerate(encode_prefixed(bytes(MAX_HEADER_BYTES))):
+        now = float(second)
+        deadline = connection.next_deadline()
+        if deadline is not None and now >= deadline:
+            connection.handle_timeout(now)
+        if connection.phase is Phase.FINISHED:
+            break
+        connection.handle_stream_data(bytes([byte]), False, now)
+    assert second == MAX_OPENING_S
+    assert summary_of(connection.drain()).detail in {"opening_timed_out", "answer_timed_out"}
+
+
 @pytest.mark.parametrize(
     ("make", "code", "detail"),
     [
