@@ -326,7 +326,8 @@ class NodePlan(_Configured[PeerSettingsT]):
                 # table that freed this session, and the service sockets that it carries, have forgotten it.
                 after="session_table",
             ),
-            # A crash among these costs the direct path for a while, never the session.
+            # A crash among these costs the direct path for a while, never the session. They begin again
+            # together: generations and the pair in use are known to all of them.
             ChildSpec(
                 "path_manager",
                 lambda context: PathManager(
@@ -341,8 +342,13 @@ class NodePlan(_Configured[PeerSettingsT]):
                     timeout_s=settings.keepalive.timeout_s,
                     max_missed=settings.keepalive.max_missed,
                 ),
+                restart_from="path_manager",
             ),
-            ChildSpec("checklist", lambda context: Checklist(context, settings.ice.pacing_ms / 1e3)),
+            ChildSpec(
+                "checklist",
+                lambda context: Checklist(context, settings.ice.pacing_ms / 1e3),
+                restart_from="path_manager",
+            ),
             ChildSpec(
                 "hole_punch",
                 lambda context: HolePunch(
@@ -355,6 +361,7 @@ class NodePlan(_Configured[PeerSettingsT]):
                     self._intermediate_addresses,
                     is_controlling=self.is_client,
                 ),
+                restart_from="path_manager",
             ),
         )
 

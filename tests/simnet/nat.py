@@ -103,9 +103,12 @@ class Nat:
             self._announce(address)
 
     def rebind(self) -> None:
-        """Forget every mapping, and give the next ones other ports, as after a restart."""
-        self._by_key.clear()
-        self._by_external.clear()
+        """Forget every mapping of UDP, and give the next ones other ports.
+
+        Connections of TCP are kept: the services of a connector stand behind the same NAT in truth.
+        """
+        self._by_key = {key: each for key, each in self._by_key.items() if key[0]}
+        self._by_external = {key: each for key, each in self._by_external.items() if key[0]}
         self._offset += 101
 
     def move(self, address: str) -> None:
