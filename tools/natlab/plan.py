@@ -106,7 +106,7 @@ class Site:
 
     `second` is an uplink to change over to. `provider` names a NAT (in `Plan.providers`) that the site
     shares with others. `ipv6` adds IPv6 beside the IPv4 of the access. `mapping_lifetime_s` replaces the
-    kernel's 30 s (120 s for a flow with answers). With `hairpin`, an endpoint-independent mapping also
+    kernel's 30 s (120 s for a flow with answers). With `has_hairpin`, an endpoint-independent mapping also
     works from inside (RFC 4787 REQ-9).
     """
 
@@ -116,7 +116,7 @@ class Site:
     second: Uplink | None = None
     provider: str | None = None
     ipv6: Kind | None = None
-    hairpin: bool = False
+    has_hairpin: bool = False
     mapping_lifetime_s: int | None = None
 
     def __post_init__(self) -> None:
@@ -149,7 +149,7 @@ class Provider:
     name: str
     kind: Kind = Kind.EIM_APDF
     link: Link = Link()
-    hairpin: bool = False
+    has_hairpin: bool = False
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name) or self.name in RESERVED_NAMES:

@@ -176,7 +176,7 @@ class _Layout:
             (("lan", str(network)),),
             external,
             kind_v6=site.ipv6 or (inner if not has_v4 else None),
-            has_hairpin=site.hairpin,
+            has_hairpin=site.has_hairpin,
             mapping_lifetime_s=site.mapping_lifetime_s,
         )
         outermost = self._outermost_external(site, uplink, number, external)
@@ -223,7 +223,7 @@ class _Layout:
                 "wan",
                 ((lan, f"{middle}.0/24"),),
                 wan_address(number, 2),
-                has_hairpin=site.hairpin,
+                has_hairpin=site.has_hairpin,
                 mapping_lifetime_s=site.mapping_lifetime_s,
             )
         routers.append(carrier)
@@ -239,7 +239,7 @@ class _Layout:
             "wan",
             tuple(self._provider_lans[provider.name]),
             wan_address(number, 2),
-            has_hairpin=provider.hairpin,
+            has_hairpin=provider.has_hairpin,
         )
 
     def _join_core(self, host: str, link_name: str, number: int, link: Link, *, has_v6: bool = False) -> None:
