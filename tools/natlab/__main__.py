@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from tools.natlab import matrix, server
-from tools.natlab.availability import unavailable_reason
+from tools.natlab import server
+from tools.natlab.availability import missing_packages, unavailable_reason
 from tools.natlab.kinds import Access, Kind
 from tools.natlab.lab import Cut, Handover
 from tools.natlab.namespaces import LabError
@@ -115,7 +115,7 @@ def _add_up(commands: Any) -> None:
 
 
 def _add_matrix(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--kinds", default=",".join(matrix.KINDS), help="separated by commas")
+    command.add_argument("--kinds", help="separated by commas (default: eight, and one behind another)")
     command.add_argument("--punches", type=int, default=5, metavar="N", help="in each cell (default: 5)")
     command.add_argument("--delay-ms", type=float, default=20.0, metavar="MS", help="of each site's link")
     command.add_argument("--limit-s", type=float, default=8.0, metavar="S", help="for a direct path to come")
@@ -172,9 +172,8 @@ def _print(options: argparse.Namespace, value: dict[str, Any], text: str) -> int
 
 def _up(options: argparse.Namespace) -> int:
     plan = plan_of(options)
-    reason = unavailable_reason()
-    if reason is not None:
-        raise LabError(f"no lab can be built here: {reason}")
+    if missing_packages():
+        raise LabError(f"no lab can be built here: {unavailable_reason()}")
     state = server.start(plan, options.name, options.lifetime_s)
     text = f"{state['name']}: {', '.join(state['hosts'])}"
     return _print(options, state, text)
@@ -263,7 +262,9 @@ def _down(options: argparse.Namespace) -> int:
 
 
 def _matrix(options: argparse.Namespace) -> int:
-    kinds = [str(Access.parse(kind)) for kind in options.kinds.split(",")]
+    from tools.natlab import matrix  # noqa: PLC0415 - the other commands need not wait for gRPC
+
+    kinds = [str(Access.parse(kind)) for kind in options.kinds.split(",")] if options.kinds else matrix.KINDS
     if options.punches < 1 or options.jobs < 1:
         raise ValueError("--punches and --jobs are at least 1")
     reason = unavailable_reason()
