@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: env demo test coverage format proto docs bench fuzz clean
+.PHONY: env demo test coverage format proto docs bench fuzz lab-tools clean
 
 env: $(VENV)/.installed
 
@@ -46,6 +46,17 @@ fuzz: env
 
 bench: env
 	$(BIN)/python -m tools.bench $(ARGS)
+
+# What the NAT lab (docs/natlab.md) and its tests call, from Debian or Ubuntu; needs root.
+LAB_COMMANDS := nft ip tc iptables-restore conntrack unshare turnserver turnutils_natdiscovery stun
+LAB_PACKAGES := nftables iproute2 iptables conntrack util-linux coturn stun-client
+
+lab-tools:
+	@missing=; for command in $(LAB_COMMANDS); do command -v $$command >/dev/null || missing="$$missing $$command"; done; \
+	test -z "$$missing" || { \
+	  echo "installing what brings:$$missing" >&2; \
+	  apt-get update && apt-get install -y --no-install-recommends $(LAB_PACKAGES); \
+	}
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,8 +1,8 @@
 """A whole deployment of real processes on loopback: identities, configuration files, daemons, and their end.
 
 Used by the demo and by the end-to-end tests. Everything lives in one directory: `pki/`, one YAML and one log
-file per daemon. Daemons bind to loopback only. The directory's path has to be short: control sockets are
-below it, and their names have at most 107 bytes.
+file per daemon. Daemons bind to loopback only; `tools/natlab/deployment.py` has them on the hosts of a lab.
+The directory's path has to be short: control sockets are below it, and their names have at most 107 bytes.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Protocol, Self
 
 import grpc
 import yaml
@@ -48,6 +48,33 @@ _handed_out: set[tuple[int, int]] = set()
 
 class DeploymentError(Exception):
     """A daemon did not do what was expected; the message ends with the tail of its log."""
+
+
+class Process(Protocol):
+    """What a deployment needs of a process, wherever that runs: a part of `subprocess.Popen`."""
+
+    @property
+    def pid(self) -> int:
+        """Its number, as seen from here."""
+
+    @property
+    def returncode(self) -> int | None:
+        """Its exit status, once somebody saw it end."""
+
+    def poll(self) -> int | None:
+        """Its exit status, None while it runs."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the end."""
+
+    def send_signal(self, sig: int, /) -> None:
+        """Send a signal."""
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
 
 
 def free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
@@ -94,7 +121,7 @@ class Daemon:
     config_path: Path
     log_path: Path
     settings: dict[str, Any]
-    process: subprocess.Popen[bytes] | None = None
+    process: Process | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -184,15 +211,8 @@ class Deployment:
         for name in names or tuple(n for n, d in self.daemons.items() if not d.is_running):
             daemon = self.daemons[name]
             with daemon.log_path.open("ab") as log:
-                daemon.process = subprocess.Popen(
-                    [sys.executable, "-m", "ztna.cli.main", daemon.kind, "-c", str(daemon.config_path)],
-                    stdout=log,
-                    stderr=log,
-                    stdin=subprocess.DEVNULL,
-                    env={**os.environ, **daemon.environment},
-                    # Ctrl-C in a terminal is for us; the daemons get one SIGTERM, and drain.
-                    process_group=0,
-                )
+                command = [sys.executable, "-m", "ztna.cli.main", daemon.kind, "-c", str(daemon.config_path)]
+                daemon.process = self._launch(daemon, command, {**os.environ, **daemon.environment}, log)
 
     def kill(self, name: str, signal_number: int = signal.SIGKILL) -> int:
         """Send a signal, wait for the end, and return the exit status."""
@@ -291,6 +311,21 @@ class Deployment:
                         f"{name} is not ready after {timeout_s} s: {reason}\n{self.daemons[name].log_tail()}"
                     )
                 time.sleep(POLL_INTERVAL_S)
+
+    def _launch(
+        self, daemon: Daemon, command: Sequence[str], environment: Mapping[str, str], log: IO[bytes]
+    ) -> Process:
+        """Start the process of a daemon; where, is for a subclass to say."""
+        del daemon
+        return subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+            # Ctrl-C in a terminal is for us; the daemons get one SIGTERM, and drain.
+            process_group=0,
+        )
 
     def _intermediates(self) -> list[dict[str, str]]:
         return [

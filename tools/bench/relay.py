@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any, Final, Self
 
-from tools.deployment import Deployment, free_port
+from tools.deployment import Deployment, Process, free_port
 from ztna.access.identity import Identity, Role
 from ztna.pki import authority
 
@@ -115,7 +115,7 @@ def _relay(directory: Path) -> dict[str, Any]:
     }
 
 
-def _cpu_s(process: subprocess.Popen[bytes] | None) -> float:
+def _cpu_s(process: Process | None) -> float:
     if process is None:
         return 0.0
     fields = Path(f"/proc/{process.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
