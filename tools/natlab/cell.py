@@ -10,51 +10,83 @@ from dataclasses import dataclass
 from typing import Final
 
 from tools.natlab.deployment import LabDeployment
+from ztna.v1 import control_pb2, hole_punch_pb2
 
 POLL_INTERVAL_S: Final = 0.02
-# What `ztna` exits with when it does not know a command.
-EXIT_USAGE: Final = 2
 
 DIRECT: Final = "direct"
 RELAY: Final = "relay"
 NONE: Final = "none"
 
+_ENDED: Final = frozenset(
+    {
+        hole_punch_pb2.HOLE_PUNCH_STATE_CONNECTED,
+        hole_punch_pb2.HOLE_PUNCH_STATE_FALLBACK_RELAY,
+        hole_punch_pb2.HOLE_PUNCH_STATE_FAILED,
+    }
+)
+
 
 @dataclass(frozen=True, slots=True)
 class SessionPath:
-    """Which path a session is on, and why."""
+    """Which path a session is on, and why; `generation` of the candidates that it was searched with."""
 
     path: str
     reason: str
+    generation: int = 0
+    time_to_direct_ms: float | None = None
+    """From the offer to a pair that the agent uses."""
+    answer_to_succeeded_ms: float | None = None
+    """From the peer's candidates to the first answered check, at the agent."""
 
 
-def session_path(deployment: LabDeployment, agent: str) -> SessionPath:
-    """The path of the agent's only session; `none` without one."""
-    status = deployment.daemon_status(agent)
-    if status is None or not status.sessions:
-        return SessionPath(NONE, "no session")
-    session = status.sessions[0]
-    return SessionPath(session.path or NONE, session.path_reason)
+def session_path(deployment: LabDeployment, node: str) -> SessionPath:
+    """The path of a node's only session; `none` without one."""
+    session = _session(deployment, node)
+    return SessionPath(NONE, "no session") if session is None else _path(session)
 
 
-def wait_for_direct(
-    deployment: LabDeployment, agent: str, started: float, limit_s: float
-) -> tuple[SessionPath, float | None]:
-    """The path once it is direct, or when `limit_s` is over; and milliseconds since `started`, if direct."""
+def wait_for_punch(
+    deployment: LabDeployment, nodes: tuple[str, str], above: int, limit_s: float
+) -> SessionPath:
+    """How the agent's path is once a search of a generation above `above` has come to its end at both nodes.
+
+    A search that found a direct path ends when both ends use it; after `limit_s` nobody waits any more.
+    """
+    deadline = time.monotonic() + limit_s
     while True:
-        found = session_path(deployment, agent)
-        now = time.monotonic()
-        if found.path == DIRECT:
-            return found, round((now - started) * 1e3, 1)
-        if now - started > limit_s:
-            return found, None
+        sessions = [_session(deployment, node) for node in nodes]
+        if time.monotonic() > deadline or all(_has_ended(session, above) for session in sessions):
+            return SessionPath(NONE, "no session") if sessions[0] is None else _path(sessions[0])
         time.sleep(POLL_INTERVAL_S)
 
 
-def restart_ice(deployment: LabDeployment, agent: str) -> bool:
-    """Have the agent gather and check anew (RFC 8445 section 2.4). False where `ztna` has no such command."""
-    socket_path = str(deployment.daemons[agent].control_socket)
-    done = deployment.ztna("restart-ice", "--socket", socket_path, check=False)
-    if done.returncode == EXIT_USAGE:
+def restart_ice(deployment: LabDeployment, agent: str) -> None:
+    """Have the agent gather and check anew (RFC 8445 §9). Raises `DeploymentError`."""
+    deployment.ztna("restart", "--socket", str(deployment.daemons[agent].control_socket))
+
+
+def _session(deployment: LabDeployment, node: str) -> control_pb2.SessionStatus | None:
+    status = deployment.daemon_status(node)
+    return status.sessions[0] if status is not None and status.sessions else None
+
+
+def _has_ended(session: control_pb2.SessionStatus | None, above: int) -> bool:
+    if session is None or session.direct_path.generation <= above:
         return False
-    return done.returncode == 0
+    state = session.direct_path.state
+    if state not in _ENDED:
+        return False
+    return state != hole_punch_pb2.HOLE_PUNCH_STATE_CONNECTED or session.path == DIRECT
+
+
+def _path(session: control_pb2.SessionStatus) -> SessionPath:
+    direct_path = session.direct_path
+    is_connected = direct_path.state == hole_punch_pb2.HOLE_PUNCH_STATE_CONNECTED
+    return SessionPath(
+        session.path or NONE,
+        session.path_reason,
+        direct_path.generation,
+        round(direct_path.time_to_direct_ms, 1) if is_connected else None,
+        round(direct_path.answer_to_succeeded_ms, 1) if is_connected else None,
+    )
