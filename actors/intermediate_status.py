@@ -172,7 +172,7 @@ class IntermediateStatusBook(StatusBook):
             node.is_leg_up = is_up
 
     def _note_increases(self, event: str, what: str, counts: Mapping[str, int]) -> None:
-        for reason, count in counts.items():
+        for reason, count in sorted(counts.items()):
             if count > self._counts.get((event, reason), 0):
                 self.problems.note(event, f"{what}: {reason.replace('_', ' ')}", self.wall)
             self._counts[event, reason] = count

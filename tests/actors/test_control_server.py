@@ -223,8 +223,10 @@ def test_a_search_begins_anew_where_there_are_searches(path: Path) -> None:
         async with client(path) as stub:
             assert list((await stub.RestartIce(request)).session_ids) == [SESSION]
         server.close()
-        server = ControlServer(path, Owner())
-        async with client(path) as stub:
+        # Another path: the former server may still be closing.
+        other = path.with_name("other.sock")
+        server = ControlServer(other, Owner())
+        async with client(other) as stub:
             with pytest.raises(aio.AioRpcError) as caught:
                 await stub.RestartIce(request)
             assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED

@@ -201,7 +201,7 @@ def test_gatherer_learns_its_candidates_from_an_intermediate(world: RealWorld, h
         ),
     )
     node = RealActor(world, functools.partial(UdpSocket, bind=[TransportAddress(ours, 0)]))
-    gatherer = RealActor(world, CandidateGatherer)
+    gatherer = RealActor(world, functools.partial(CandidateGatherer, loopback=True))
     forward(node, gatherer)
     (public,) = intermediate.wait_for(udp_socket_pb2.SocketsBound)
     (bound,) = node.wait_for(udp_socket_pb2.SocketsBound)
