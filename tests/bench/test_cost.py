@@ -7,7 +7,8 @@ import pytest
 from tools.bench import download, echo, handshakes, idle_nodes, parallel, profile, setup, stalled_reader
 from tools.bench._site import AGENT, CONNECTOR, INTERMEDIATE, PATHS
 
-pytestmark = pytest.mark.e2e
+# Seconds on a machine of its own; each starts daemons, which may have to wait for a busy one.
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 DAEMONS = {AGENT, CONNECTOR, INTERMEDIATE}
 
@@ -93,6 +94,7 @@ def test_parallel_connections_share_one_session(monkeypatch: pytest.MonkeyPatch)
 
 def test_idle_nodes_attach_and_come_back_over_both_carriers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(idle_nodes, "NODES", 4)
+    monkeypatch.setattr(idle_nodes, "ATTACH_OVER_S", 0.0)
     monkeypatch.setattr(idle_nodes, "IDLE_S", 0.2)
     monkeypatch.setattr(idle_nodes, "SETTLE_S", 0.0)
     rows = idle_nodes.run()["attached"]

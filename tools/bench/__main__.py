@@ -14,6 +14,7 @@ import json
 import os
 import pkgutil
 import platform
+import signal
 import sys
 from typing import Any
 
@@ -41,6 +42,11 @@ def machine() -> dict[str, Any]:
     }
 
 
+def end_on_sigterm() -> None:
+    """Let SIGTERM end this process as an exception, so that it ends the daemons that it started."""
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tools.bench", description="Run benchmarks.")
@@ -50,6 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     unknown = sorted(set(options.names) - set(names()))
     if unknown:
         parser.error(f"no benchmark named {', '.join(unknown)}; there are {', '.join(names())}")
+    end_on_sigterm()
     results: dict[str, Any] = {"machine": machine()}
     for name in options.names or names():
         results[name] = importlib.import_module(f"tools.bench.{name}").run()

@@ -15,7 +15,7 @@ from typing import Final, Self
 from tools.bench._client import connect, download
 from tools.bench._services import LOOPBACK, content, digest_of
 from tools.bench._site import START_LIMIT_S, Site
-from tools.deployment import Deployment
+from tools.deployment import Deployment, DeploymentError
 
 MIB: Final = 1 << 20
 DOWNLOAD_BYTES: Final = 8 * MIB
@@ -110,11 +110,20 @@ class MixedLoad:
             self._echo_client.connect((LOOPBACK, self._running.udp_port))
         payload = hashlib.sha256(str(time.monotonic()).encode()).digest()
         self._echo_client.send(payload)
-        while self._echo_client.recv(2048) != payload:
-            pass  # one that came too late before
+        try:
+            while self._echo_client.recv(2048) != payload:
+                pass  # one that came too late before
+        except TimeoutError:
+            # UDP promises nothing; how many is said.
+            self.done["udp_echo_lost"] += 1
 
     def _session(self) -> None:
-        _echo_once(self._idle_agent_port)
+        try:
+            _echo_once(self._idle_agent_port)
+        except ConnectionResetError:
+            # The connector's idle time-out passed at the very moment that the agent used the session.
+            self.done["session_ended_meanwhile"] += 1
+            _echo_once(self._idle_agent_port)
 
     def _agent_restart(self) -> None:
         name, port = self._restarted
@@ -122,7 +131,11 @@ class MixedLoad:
         deployment.start(name)
         deployment.wait_ready(name, timeout_s=START_LIMIT_S)
         _echo_once(port)
-        deployment.kill(name, signal.SIGTERM)
+        process = deployment.daemons[name].process
+        if process is not None:
+            process.send_signal(signal.SIGTERM)
+            if status := process.wait(START_LIMIT_S):
+                raise DeploymentError(f"{name} ended with status {status}")
 
     def _reload(self) -> None:
         deployment = self._running.deployment

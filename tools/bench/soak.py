@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tools.bench import _proc
-from tools.bench.__main__ import machine
+from tools.bench.__main__ import end_on_sigterm, machine
 from tools.bench._figures import lines
 from tools.bench._mixed_load import MixedLoad
 from tools.bench._observed import observe
@@ -48,6 +48,9 @@ FLOW_IDLE_S: Final = 10
 """Flows of the load end during the soak, not after it."""
 SESSION_IDLE_S: Final = 5
 """Of the second agent: shorter than the pause between two uses."""
+
+MAX_LOST_SHARE: Final = 0.01
+"""Of the UDP echoes: nothing on loopback loses any but a machine that is busy for seconds."""
 
 MIB: Final = float(1 << 20)
 _GAUGE: Final = re.compile(r"^ztna_(\w+?)(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
@@ -115,6 +118,7 @@ def run(minutes: float, directory: Path | None = None) -> dict[str, Any]:
         "daemons": daemons,
         "violations": [
             *violations(daemons),
+            *lost_echoes(load.done["udp_echo_lost"], load.done["udp_echo"]),
             *(f"soak: {kind} failed {count} times" for kind, count in load.failed.items()),
             *(f"soak: {failure}" for failure in load.failures),
         ],
@@ -148,6 +152,11 @@ def violations(daemons: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list
         for name, row in rows.items()
         if row["growth"] > row.get("allowed", row["growth"])
     ]
+
+
+def lost_echoes(lost: int, total: int) -> list[str]:
+    """What to say of echoes that did not come back."""
+    return [f"soak: {lost} of {total} echoes were lost"] if lost > total * MAX_LOST_SHARE else []
 
 
 def _sample(
@@ -195,6 +204,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--directory", type=Path, help="keep logs and configuration here; a short path")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
+    end_on_sigterm()
     results = {"machine": machine(), "soak": run(options.minutes, options.directory)}
     print(json.dumps(results) if options.json else "\n".join(lines(results)))
     for text in results["soak"]["violations"]:
