@@ -19,7 +19,7 @@ from tools.bench._site import AGENT, PATHS, SessionPath, Site, site
 
 CONNECTIONS: Final = 500
 BYTES_PER_CONNECTION: Final = 128 << 10
-ROUNDS: Final = 3
+ROUNDS: Final = 2
 PACKET_BYTES: Final = 1150
 _CHUNK_BYTES: Final = 1 << 16
 
