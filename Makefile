@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: env demo test coverage format proto docs bench fuzz clean
+.PHONY: env demo test coverage format proto docs bench soak fuzz clean
 
 env: $(VENV)/.installed
 
@@ -46,6 +46,10 @@ fuzz: env
 
 bench: env
 	$(BIN)/python -m tools.bench $(ARGS)
+
+# Fifteen minutes; ARGS='--minutes 60' for more.
+soak: env
+	$(BIN)/python -m tools.bench.soak $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -96,6 +96,8 @@ class Daemon:
     settings: dict[str, Any]
     process: subprocess.Popen[bytes] | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
+    # Arguments of the interpreter: a benchmark starts its daemons under a profiler, say.
+    program: tuple[str, ...] = ("-m", "ztna.cli.main")
 
     @property
     def control_socket(self) -> Path:
@@ -185,7 +187,7 @@ class Deployment:
             daemon = self.daemons[name]
             with daemon.log_path.open("ab") as log:
                 daemon.process = subprocess.Popen(
-                    [sys.executable, "-m", "ztna.cli.main", daemon.kind, "-c", str(daemon.config_path)],
+                    [sys.executable, *daemon.program, daemon.kind, "-c", str(daemon.config_path)],
                     stdout=log,
                     stderr=log,
                     stdin=subprocess.DEVNULL,
