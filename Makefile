@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: env demo test coverage format proto docs bench fuzz lab-tools clean
+.PHONY: env demo test coverage format proto docs bench soak fuzz lab-tools clean
 
 env: $(VENV)/.installed
 
@@ -57,6 +57,10 @@ lab-tools:
 	  echo "installing what brings:$$missing" >&2; \
 	  apt-get update && apt-get install -y --no-install-recommends $(LAB_PACKAGES); \
 	}
+
+# Fifteen minutes; ARGS='--minutes 60' for more.
+soak: env
+	$(BIN)/python -m tools.bench.soak $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

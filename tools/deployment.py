@@ -123,6 +123,8 @@ class Daemon:
     settings: dict[str, Any]
     process: Process | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
+    # Arguments of the interpreter: a benchmark starts its daemons under a profiler, say.
+    program: tuple[str, ...] = ("-m", "ztna.cli.main")
 
     @property
     def control_socket(self) -> Path:
@@ -211,7 +213,7 @@ class Deployment:
         for name in names or tuple(n for n, d in self.daemons.items() if not d.is_running):
             daemon = self.daemons[name]
             with daemon.log_path.open("ab") as log:
-                command = [sys.executable, "-m", "ztna.cli.main", daemon.kind, "-c", str(daemon.config_path)]
+                command = [sys.executable, *daemon.program, daemon.kind, "-c", str(daemon.config_path)]
                 daemon.process = self._launch(daemon, command, {**os.environ, **daemon.environment}, log)
 
     def kill(self, name: str, signal_number: int = signal.SIGKILL) -> int:

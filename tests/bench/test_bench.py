@@ -39,3 +39,14 @@ def test_an_unknown_name_is_a_usage_error_that_lists_the_known(capsys: pytest.Ca
     with pytest.raises(SystemExit, match="2"):
         runner.main(["nonsense"])
     assert "there are" in capsys.readouterr().err
+
+
+def test_bound_that_was_not_kept_is_told_and_ends_in_status_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = SimpleNamespace(run=lambda: {"violations": ["agent grew"]})
+    monkeypatch.setattr(importlib, "import_module", lambda _name: module)
+    assert runner.main(["actors", "--json"]) == 1
+    output = capsys.readouterr()
+    assert json.loads(output.out)["actors"] == {"violations": ["agent grew"]}
+    assert output.err == "violated: agent grew\n"

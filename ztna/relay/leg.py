@@ -482,12 +482,12 @@ class Leg:
         if connection is None or remote is None:
             return
         datagrams: list[bytes] = []
-        while self._feed(connection, now):
+        while True:
+            is_fed = self._feed(connection, now)
             datagrams += connection.transmit(now)
-            if connection.datagrams_pending >= MAX_DATAGRAMS_PENDING:
+            # Once more only for what is left: a call with nothing to send costs a quarter of a packet.
+            if not is_fed or not self._queue or connection.datagrams_pending >= MAX_DATAGRAMS_PENDING:
                 break
-        else:
-            datagrams += connection.transmit(now)
         last = self._effects[-1] if self._effects else None
         if isinstance(last, LegTransmit):
             last.datagrams.extend(datagrams)

@@ -211,6 +211,22 @@ def test_a_burst_is_not_dropped_while_the_connection_takes_it() -> None:
     assert not any(world.leg.dropped.values())
 
 
+def test_packets_that_fit_are_written_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World().up()
+    world.leg.bind(S1, 7)
+    transmit, passes = Connection.transmit, 0
+
+    def count(connection: Connection, now: float) -> list[bytes]:
+        nonlocal passes
+        passes += 1
+        return transmit(connection, now)
+
+    monkeypatch.setattr(Connection, "transmit", count)
+    world.leg.send_sealed(S1, [b"ping", b"pong"], world.now)
+    assert len(world.take()) == 1  # both in one datagram
+    assert passes == 1
+
+
 def test_oldest_packets_are_dropped_while_the_connection_is_busy() -> None:
     world = World(max_queued_packets=8, max_sojourn_s=1.0).up()
     world.leg.bind(S1, 7)

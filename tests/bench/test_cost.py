@@ -1,0 +1,115 @@
+"""Each benchmark of the packet path, on small numbers: results have their shape; no speed is judged."""
+
+from __future__ import annotations
+
+import pytest
+
+from tools.bench import download, echo, handshakes, idle_nodes, parallel, profile, setup, stalled_reader
+from tools.bench._site import AGENT, CONNECTOR, INTERMEDIATE, PATHS
+
+# Seconds on a machine of its own; each starts daemons, which may have to wait for a busy one.
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+
+DAEMONS = {AGENT, CONNECTOR, INTERMEDIATE}
+
+
+def test_download_relates_each_path_to_both_baselines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "SIZE_BYTES", 2 << 20)
+    monkeypatch.setattr(download, "ROUNDS", 1)
+    results = download.run()
+    rows = results["throughput"]
+    assert list(rows) == [*download.BASELINES, *PATHS]
+    for row in rows.values():
+        for baseline in download.BASELINES:
+            ratio = row["megabytes_per_s"] / rows[baseline]["megabytes_per_s"]
+            assert row[f"to_{baseline}"] == pytest.approx(ratio, rel=0.05)
+    for path in PATHS:
+        cpu = dict(results["cpu_us_per_packet"][path])
+        assert cpu.pop("total") == pytest.approx(sum(cpu.values()), abs=0.5)
+        assert set(cpu) == DAEMONS
+
+
+def test_echo_compares_round_trips_with_the_bare_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(echo, "ECHOES", 20)
+    results = echo.run()
+    assert list(results["round_trip"]) == ["bare", *PATHS]
+    for row in results["round_trip"].values():
+        assert 0 < row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"]
+    assert results["round_trip"]["bare"]["added_p50_ms"] == 0
+
+
+def test_echo_without_a_service_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(echo, "LOSS_LIMIT_S", 0.01)
+    monkeypatch.setattr(echo, "_round_trip_ms", lambda *_: None)
+    with pytest.raises(TimeoutError, match="20 datagrams did not come back, 0 did"):
+        echo._echoes(9)
+
+
+def test_setup_measures_cold_and_warm_starts_and_the_return_of_the_intermediate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(setup, "COLD_STARTS", 2)
+    monkeypatch.setattr(setup, "WARM_CONNECTIONS", 3)
+    monkeypatch.setattr(setup, "KILLS", 1)
+    results = setup.run()
+    names = [name for path in PATHS for name in (f"{path}_cold", f"{path}_warm")]
+    assert list(results["first_byte"]) == ["bare", *names]
+    for path in PATHS:
+        row = results["reconnect"][path]
+        assert row["silence_p50_s"] == row["silence_max_s"] > 0
+        assert row["after_intermediate_ready_p50_s"] >= 0
+
+
+def test_handshakes_are_related_to_those_of_aioquic(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handshakes, "HANDSHAKES", 2)
+    monkeypatch.setattr(handshakes, "ROUNDS", 1)
+    rows = handshakes.run()["handshakes"]
+    assert list(rows) == ["aioquic", "session", "leg"]
+    assert rows["aioquic"]["to_aioquic"] == 1
+    assert all(row["per_s"] > 0 for row in rows.values())
+
+
+@pytest.mark.parametrize(("allowed", "violated"), [(64 << 20, 0), (-1 << 30, 3)])
+def test_stalled_reader_checks_the_bytes_and_holds_each_daemon_to_its_bound(
+    monkeypatch: pytest.MonkeyPatch, allowed: int, violated: int
+) -> None:
+    monkeypatch.setattr(stalled_reader, "SIZE_BYTES", 2 << 20)
+    monkeypatch.setattr(stalled_reader, "STOP_AFTER_BYTES", 1 << 20)
+    monkeypatch.setattr(stalled_reader, "STOP_S", 0.1)
+    monkeypatch.setattr(stalled_reader, "MAX_GROWTH_BYTES", allowed)
+    results = stalled_reader.run()
+    assert set(results["memory"]) == {f"{path}_{daemon}" for path in PATHS for daemon in DAEMONS}
+    assert len(results["violations"]) == violated * len(PATHS)
+
+
+def test_parallel_connections_share_one_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "CONNECTIONS", 8)
+    monkeypatch.setattr(parallel, "ROUNDS", 1)
+    rows = parallel.run()["throughput"]
+    for path in PATHS:
+        one, many = rows[f"{path}_one"], rows[f"{path}_many"]
+        ratio = many["megabytes_per_s"] / one["megabytes_per_s"]
+        assert many["to_one"] == pytest.approx(ratio, rel=0.05)
+
+
+def test_idle_nodes_attach_and_come_back_over_both_carriers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idle_nodes, "NODES", 4)
+    monkeypatch.setattr(idle_nodes, "ATTACH_OVER_S", 0.0)
+    monkeypatch.setattr(idle_nodes, "IDLE_S", 0.2)
+    monkeypatch.setattr(idle_nodes, "SETTLE_S", 0.0)
+    rows = idle_nodes.run()["attached"]
+    assert list(rows) == ["grpc", "quic"]
+    for row in rows.values():
+        assert row["attach_per_s"] > 0
+        assert 0 < row["back_p50_s"] <= row["back_all_s"]
+
+
+def test_profile_names_the_top_functions_of_each_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profile, "SIZE_BYTES", 1 << 20)
+    results = profile.run()
+    for path in PATHS:
+        assert set(results[path]) == {"layers", *DAEMONS}
+        for daemon in DAEMONS:
+            assert sum(results[path]["layers"][daemon].values()) == pytest.approx(1, abs=0.01)
+            assert len(results[path][daemon]) == profile.TOP
+            assert any(name.startswith("aioquic.quic.connection:") for name in results[path][daemon])
