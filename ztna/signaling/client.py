@@ -15,6 +15,9 @@ from ztna.signaling.backoff import Backoff
 
 # From dialling to AttachAccepted: TCP, TLS and one exchange fit even at 500 ms round trip.
 ATTACH_LIMIT_S = 5.0
+# An attempt that is given up costs a busy intermediate as much as one that succeeds: when a thousand nodes come
+# back at once, patience that did not grow would keep it busy with nothing else. Each time-out doubles it.
+MAX_ATTACH_LIMIT_S = 40.0
 
 # An unanswered registration is repeated; after that many tries the connection is given up.
 REGISTRATION_INTERVAL_S = 2.0
@@ -143,6 +146,7 @@ class AttachmentClient:
         self._retry_at: float | None = None
         self._is_held = False
         self._attach_by: float | None = None
+        self._patience_s = ATTACH_LIMIT_S
         self._registrations: dict[str, _Registration] = {}
         self._rejected: set[str] = set()
         self._requests: dict[int, float] = {}
@@ -193,7 +197,7 @@ class AttachmentClient:
         if self._state is not ClientState.CONNECTING or self._is_carrier_open:
             return
         self._is_carrier_open = True
-        self._attach_by = now + ATTACH_LIMIT_S
+        self._attach_by = now + self._patience_s
         self._nonce = self._random.randbytes(32)
         self._effects.append(SendAttachRequest(self._nonce))
 
@@ -216,6 +220,7 @@ class AttachmentClient:
             return False
         self._state = ClientState.ATTACHED
         self._attach_by = None
+        self._patience_s = ATTACH_LIMIT_S
         self._backoff.handle_connected(now)
         self._liveness = _Liveness(ping_at=now + PING_INTERVAL_S)
         self._rejected.clear()
@@ -284,7 +289,8 @@ class AttachmentClient:
         if self._retry_at is not None and now >= self._retry_at:
             self._dial(now)
         elif self._attach_by is not None and now >= self._attach_by:
-            self._lose("attach_timeout", f"no answer within {ATTACH_LIMIT_S:g} s", now, is_clean=False)
+            self._lose("attach_timeout", f"no answer within {self._patience_s:g} s", now, is_clean=False)
+            self._patience_s = min(2 * self._patience_s, MAX_ATTACH_LIMIT_S)
         elif self._liveness.pong_by is not None and now >= self._liveness.pong_by:
             self._lose("silent", f"no answer within {PONG_LIMIT_S:g} s", now, is_clean=False)
         if self._state is ClientState.ATTACHED:
@@ -307,7 +313,7 @@ class AttachmentClient:
         self._is_carrier_open = False
         self._retry_at = None
         self._is_held = False
-        self._attach_by = now + ATTACH_LIMIT_S
+        self._attach_by = now + self._patience_s
         self._effects.append(OpenCarrier())
 
     def _ping(self, now: float) -> None:

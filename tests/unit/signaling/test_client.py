@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from ztna.signaling.client import (
     ATTACH_LIMIT_S,
     LEFT,
+    MAX_ATTACH_LIMIT_S,
     MAX_REQUESTS,
     PING_INTERVAL_S,
     PONG_LIMIT_S,
@@ -69,6 +70,31 @@ def test_attachment_dials_introduces_itself_and_registers() -> None:
     client.attach(0.3)
     assert not client.handle_accepted(0.3)
     assert client.drain() == []
+
+
+def test_patience_with_a_busy_intermediate_doubles_until_it_answers() -> None:
+    client = AttachmentClient([], Random(1))
+    client.attach(0.0)
+    client.drain()
+    waited, dialled_at = [], 0.0
+    while len(waited) < 6:
+        deadline = client.next_deadline()
+        assert deadline is not None
+        client.handle_timeout(deadline)
+        for effect in client.drain():
+            if isinstance(effect, Lost):
+                assert effect.reason == "attach_timeout"
+                waited.append(deadline - dialled_at)
+            elif isinstance(effect, OpenCarrier):
+                dialled_at = deadline
+    assert waited == pytest.approx([5, 10, 20, 40, MAX_ATTACH_LIMIT_S, MAX_ATTACH_LIMIT_S])
+    deadline = client.next_deadline()
+    assert deadline is not None
+    client.handle_timeout(deadline)
+    client.handle_carrier_open(deadline)
+    assert client.handle_accepted(deadline)
+    client.reattach(deadline)
+    assert client.next_deadline() == deadline + ATTACH_LIMIT_S
 
 
 def test_each_attempt_has_its_own_nonce() -> None:
