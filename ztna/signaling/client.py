@@ -16,7 +16,7 @@ from ztna.signaling.backoff import Backoff
 # From dialling to AttachAccepted: TCP, TLS and one exchange fit even at 500 ms round trip.
 ATTACH_LIMIT_S = 5.0
 # An attempt that is given up costs a busy intermediate as much as one that succeeds: when a thousand nodes
-# come back at once, patience that did not grow would keep it busy with nothing else. Each time-out doubles it.
+# come back at once, patience that did not grow would keep it busy with nothing else. A time-out doubles it.
 MAX_ATTACH_LIMIT_S = 40.0
 
 # An unanswered registration is repeated; after that many tries the connection is given up.
