@@ -355,7 +355,8 @@ def test_agent_is_refused_what_policy_and_protocol_do_not_allow(prey: Prey) -> N
     wait_for_event(prey.intermediate, "registry.session_refused", agent_id="mallory", code="access_denied")
     wait_for_event(prey.intermediate, "signaling_service.frame_refused", peer_id="mallory")
     wait_for_event(prey.intermediate, "signaling_service.stream_abandoned", peer_id="mallory")
-    assert len(events(prey.intermediate, "session_manager.resume_refused")) == 1
+    # One line per burst; on a slow machine two thousand refusals may be a few of them.
+    assert 1 <= len(events(prey.intermediate, "session_manager.resume_refused")) <= 5
 
 
 def test_connector_offers_only_what_it_may_and_a_node_that_does_not_read_is_let_go(prey: Prey) -> None:

@@ -18,7 +18,12 @@ from tests.e2e.conftest import Site
 ROOT = Path(__file__).parents[2]
 ROW = re.compile(r"^\| `(ztna_\w+)` \| (\w+) \| ([^|]*) \| (\w+) \|", re.MULTILINE)
 # Have a series only once something was dropped or refused, or where a service has a health check.
-MAY_BE_ABSENT = {"ztna_dropped_total", "ztna_refusals_total", "ztna_connector_service_healthy"}
+MAY_BE_ABSENT = {
+    "ztna_dropped_total",
+    "ztna_refusals_total",
+    "ztna_connector_service_healthy",
+    "ztna_hole_punch_attempts_total",
+}
 MIB = 1 << 20
 
 
@@ -28,7 +33,7 @@ def documented(daemon: str) -> dict[str, tuple[str, frozenset[str]]]:
     return {
         name: (kind, frozenset(re.findall(r"`(\w+)`", labels)))
         for name, kind, labels, whose in rows
-        if whose in {"all", daemon}
+        if whose in {"all", daemon} or (whose == "nodes" and daemon != "intermediate")
     }
 
 
