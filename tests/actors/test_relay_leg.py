@@ -14,7 +14,7 @@ from ztna.quic import events
 from ztna.quic.connection import Connection
 from ztna.quic.demux import destination_cid
 from ztna.relay import frame
-from ztna.relay.leg import DEAD_AFTER_S, PING_INTERVAL_S
+from ztna.relay.quic_carrier import DEAD_AFTER_S, PING_INTERVAL_S
 from ztna.signaling.framing import FrameDecoder, encode
 from ztna.v1 import qad_pb2, relay_leg_pb2, relay_pb2, types_pb2, udp_socket_pb2
 
