@@ -314,6 +314,7 @@ class QuicRelay(Concern):
                 is_authentication_failure=is_unknown,
             )
         )
+        self._act()
 
     def _log_leg(self, effect: effects.LegConnected | effects.LegRefused | effects.LegClosed) -> None:
         match effect:
