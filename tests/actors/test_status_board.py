@@ -245,6 +245,26 @@ def test_a_leg_shows_its_round_trip_and_its_observed_address_until_it_is_down(ag
     assert agent.problems == ["relay leg to int-1: idle timeout"]
 
 
+def test_a_leg_shows_what_carries_it(agent: World) -> None:
+    def leg() -> tuple[bool, str]:
+        intermediate = agent.status.intermediates[0]
+        return intermediate.is_leg_up, intermediate.leg_carrier
+
+    def down(carrier: str) -> relay_leg_pb2.RelayLegDown:
+        return relay_leg_pb2.RelayLegDown(intermediate_id="int-1", reason="no_answer", carrier=carrier)
+
+    over_grpc = relay_leg_pb2.RelayLegUp(intermediate_id="int-1", max_packet_bytes=1200, carrier="grpc")
+    agent.tell(ATTACHED)
+    assert leg() == (False, "")
+    agent.tell(over_grpc, down("quic"))  # tried again, in vain
+    assert leg() == (True, "grpc")
+    agent.tell(LEG_UP, down("grpc"))  # left behind
+    assert leg() == (True, "quic")
+    agent.tell(down("quic"))
+    assert leg() == (False, "")
+    assert agent.status.intermediates[0].leg_reason == "no answer"
+
+
 def test_a_listener_that_cannot_be_bound_is_a_problem(agent: World) -> None:
     agent.tell(BOUND, service_port_pb2.ListenerChanged(service="web", error="address already in use"))
     status = agent.status
@@ -495,8 +515,13 @@ def test_nodes_come_lose_their_leg_and_go(intermediate: World) -> None:
     assert (node.id, node.role, node.carrier, node.is_leg_up, node.attached_s) == (
         "agent-1", types_pb2.ROLE_AGENT, "grpc", True, 9,
     )  # fmt: skip
+    assert node.leg_carrier == "quic"
+    intermediate.tell(quic_relay_pb2.LegJudged(attach_id=b"\1", is_alive=True))
+    intermediate.tell(quic_relay_pb2.LegOpened(attach_id=b"\1", carrier="grpc"))
+    assert intermediate.status.nodes[0].leg_carrier == "grpc"
     intermediate.tell(quic_relay_pb2.LegJudged(attach_id=b"\1", is_alive=False, reason="idle_timeout"))
     assert not intermediate.status.nodes[0].is_leg_up
+    assert intermediate.status.nodes[0].leg_carrier == ""
     intermediate.tell(attached_node(2, "agent-1", superseded=b"\1"))
     intermediate.tell(quic_relay_pb2.LegOpened(attach_id=b"\1", carrier="quic"))
     assert [(node.id, node.is_leg_up) for node in intermediate.status.nodes] == [("agent-1", False)]

@@ -19,4 +19,7 @@ def test_relay_benchmark_reports_ratios_against_both_baselines(monkeypatch: pyte
     assert results["relay_to_aioquic_asyncio"] == pytest.approx(
         rate / results["aioquic_asyncio_megabytes_per_s"], rel=0.05
     )
+    assert results["grpc_to_quic"] == pytest.approx(
+        results["relay_over_grpc"]["megabytes_per_s"] / rate, rel=0.05
+    )
     assert set(results["relay"]["cpu_us_per_packet"]) == {"agent-1", "connector-1", "intermediate-1", "total"}

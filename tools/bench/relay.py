@@ -2,7 +2,7 @@
 
 Everything on loopback, each party a process of its own. The baselines seal each packet once and have no third
 party; the relay seals twice and forwards, so the ratio says what that costs. CPU time per packet of each
-daemon is read from /proc.
+daemon is read from /proc. The same again with legs over gRPC.
 """
 
 from __future__ import annotations
@@ -38,13 +38,16 @@ def run() -> dict[str, Any]:
         _write_identities(directory)
         bare = max(_bare("driver", directory) for _ in range(ROUNDS))
         stock = max(_bare("asyncio", directory) for _ in range(ROUNDS))
-        relay = _relay(directory / "deployment")
+        relay = _relay(directory / "quic", "quic")
+        over_grpc = _relay(directory / "grpc", "grpc")
     relayed = relay["megabytes_per_s"]
     return {
         "megabytes": SIZE_BYTES / 1e6,
         "relay": relay,
+        "relay_over_grpc": over_grpc,
         "bare_driver_megabytes_per_s": round(bare, 2),
         "aioquic_asyncio_megabytes_per_s": round(stock, 2),
+        "grpc_to_quic": round(over_grpc["megabytes_per_s"] / relayed, 3),
         "relay_to_bare_driver": round(relayed / bare, 3),
         "relay_to_aioquic_asyncio": round(relayed / stock, 3),
     }
@@ -88,14 +91,18 @@ def _wait_until_bound(port: int) -> None:
         time.sleep(0.02)
 
 
-def _relay(directory: Path) -> dict[str, Any]:
+def _relay(directory: Path, carrier: str) -> dict[str, Any]:
+    # Nodes on one machine would find each other without the relay.
+    node = {"relay": {"carrier": carrier}, "path": {"policy": "relay_only"}}
     with _Source() as source, Deployment(directory) as deployment:
         port = free_port()
         deployment.add_intermediate("intermediate-1")
         deployment.add_connector(
-            "connector-1", [{"id": "files", "protocol": "tcp", "backend": f"127.0.0.1:{source.port}"}]
+            "connector-1", [{"id": "files", "protocol": "tcp", "backend": f"127.0.0.1:{source.port}"}], **node
         )
-        deployment.add_agent("agent-1", [{"id": "files", "protocol": "tcp", "listen": f"127.0.0.1:{port}"}])
+        deployment.add_agent(
+            "agent-1", [{"id": "files", "protocol": "tcp", "listen": f"127.0.0.1:{port}"}], **node
+        )
         deployment.start()
         deployment.wait_ready()
         cold_ms = _time_to_first_byte_ms(port)
