@@ -29,6 +29,7 @@ from ztna.ice.gatherer import (
     TellSession,
 )
 from ztna.nat.discovery import CloseProbe, OpenProbe, SendProbe
+from ztna.relay.carrier import CarrierKind
 from ztna.v1 import candidate_gatherer_pb2, relay_leg_pb2, udp_socket_pb2
 
 _WILDCARD: Final = {Family.IPV4: "0.0.0.0", Family.IPV6: "::"}  # noqa: S104 - as the main sockets are
@@ -45,6 +46,7 @@ class CandidateGatherer(Concern):
         udp_socket_pb2.StunResponseReceived: "stun_response_received",
         relay_leg_pb2.LegReported: "leg_reported",
         relay_leg_pb2.LegConnected: "leg_connected",
+        relay_leg_pb2.RelayLegUp: "relay_leg_up",
         relay_leg_pb2.RelayLegDown: "relay_leg_down",
         relay_leg_pb2.AddressObserved: "address_observed",
     }
@@ -123,7 +125,15 @@ class CandidateGatherer(Concern):
         if message.HasField("observed"):
             address = translate.address_from_proto(message.observed)
             self._core.handle_observed(message.intermediate_id, address, self.now)
+        if message.carrier == CarrierKind.GRPC:
+            self._core.handle_leg_over_tcp(message.intermediate_id, self.now)
         self._process()
+
+    def relay_leg_up(self, message: relay_leg_pb2.RelayLegUp) -> None:
+        """Take note of one that UDP does not reach."""
+        if message.carrier == CarrierKind.GRPC:
+            self._core.handle_leg_over_tcp(message.intermediate_id, self.now)
+            self._process()
 
     def leg_connected(self, message: relay_leg_pb2.LegConnected) -> None:
         """Take note of an intermediate that answers."""
@@ -133,6 +143,8 @@ class CandidateGatherer(Concern):
 
     def relay_leg_down(self, message: relay_leg_pb2.RelayLegDown) -> None:
         """Take note of one that does not."""
+        if message.carrier == CarrierKind.GRPC:
+            return  # which says nothing about UDP
         self._core.handle_leg_down(
             message.intermediate_id, self.now, is_refusal=message.is_authentication_failure
         )

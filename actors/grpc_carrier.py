@@ -63,6 +63,41 @@ _UNRESOLVABLE = re.compile(r"address lookup failed for (?P<what>[^]]+)")
 _NO_TLS = "WRONG_VERSION_NUMBER"
 
 
+def open_channel(target: str, intermediate_id: str, credentials: Credentials) -> tuple[str, aio.Channel]:
+    """Make a channel of its own to an intermediate at `target` (host:port); returns its name for people, too.
+
+    Must be called on the event loop's thread. Nothing is dialled before the first call.
+    """
+    identity = Identity(credentials.identity.trust_domain, Role.INTERMEDIATE, intermediate_id)
+    channel = aio.secure_channel(
+        target,
+        grpc.ssl_channel_credentials(
+            credentials.ca_pem, credentials.private_key_pem, credentials.certificate_pem
+        ),
+        options=[*_OPTIONS, ("grpc.ssl_target_name_override", identity.dns_name)],
+    )
+    return str(identity), channel
+
+
+def explain(code: grpc.StatusCode, detail: str, name: str, *, has_received: bool) -> tuple[str, str, bool]:
+    """Reason, detail for people, and whether a certificate is to blame, for the end of a call.
+
+    `name` is the intermediate's, for people; `has_received`: it said something before.
+    """
+    # A write that crosses the end of the stream makes gRPC forget the status that the other side gave.
+    is_lost = code is grpc.StatusCode.INTERNAL and detail == WRITE_CROSSED_END
+    if is_lost:
+        detail = "the intermediate ended the stream"
+    reason = "stream_ended" if is_lost or code is grpc.StatusCode.OK else code.name.lower()
+    fault = certificate_fault(detail) if code is grpc.StatusCode.UNAVAILABLE else ""
+    words = in_words(detail)
+    if fault:
+        reason, words = "untrusted_intermediate", f"{name}: {fault} (gRPC: {words})"
+    elif _CLOSED_IN_HANDSHAKE in detail and not has_received:
+        words = f"{name} hung up; if it refuses this node's certificate, its log says why ({words})"
+    return reason, words, bool(fault) or code in _AUTHENTICATION_CODES
+
+
 class CarrierOwner(Protocol):
     """Whoever uses a carrier; called on the loop thread."""
 
@@ -84,15 +119,7 @@ class GrpcCarrier:
         self._outgoing: asyncio.Queue[signaling_pb2.SignalingFrame | None] = asyncio.Queue(MAX_QUEUED_FRAMES)
         self._is_closed = False
         self._has_received = False
-        identity = Identity(credentials.identity.trust_domain, Role.INTERMEDIATE, intermediate_id)
-        self._name = str(identity)
-        self._channel = aio.secure_channel(
-            target,
-            grpc.ssl_channel_credentials(
-                credentials.ca_pem, credentials.private_key_pem, credentials.certificate_pem
-            ),
-            options=[*_OPTIONS, ("grpc.ssl_target_name_override", identity.dns_name)],
-        )
+        self._name, self._channel = open_channel(target, intermediate_id, credentials)
         self._call = signaling_pb2_grpc.SignalingServiceStub(self._channel).Attach()
         loop = asyncio.get_running_loop()
         # asyncio keeps only weak references to tasks.
@@ -152,22 +179,8 @@ class GrpcCarrier:
             code, detail = error.code(), error.details() or ""
         except asyncio.CancelledError:
             code, detail = grpc.StatusCode.CANCELLED, ""
-        # A write that crosses the end of the stream makes gRPC forget the status that the other side gave.
-        is_lost = code is grpc.StatusCode.INTERNAL and detail == WRITE_CROSSED_END
-        if is_lost:
-            detail = "the intermediate ended the stream"
-        reason = "stream_ended" if is_lost or code is grpc.StatusCode.OK else code.name.lower()
-        fault = certificate_fault(detail) if code is grpc.StatusCode.UNAVAILABLE else ""
-        words = in_words(detail)
-        if fault:
-            reason, detail = "untrusted_intermediate", f"{self._name}: {fault} (gRPC: {words})"
-        elif _CLOSED_IN_HANDSHAKE in detail and not self._has_received:
-            detail = (
-                f"{self._name} hung up; if it refuses this node's certificate, its log says why ({words})"
-            )
-        else:
-            detail = words
-        self._report(reason, detail, bool(fault) or code in _AUTHENTICATION_CODES)
+        reason, detail, is_authentication = explain(code, detail, self._name, has_received=self._has_received)
+        self._report(reason, detail, is_authentication)
 
     def _report(self, reason: str, detail: str, is_authentication: bool) -> None:
         if not self._is_closed:

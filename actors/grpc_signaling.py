@@ -1,4 +1,4 @@
-"""The gRPC listener of an intermediate: mutual TLS, `Attach` streams, health and reflection.
+"""The gRPC listener of an intermediate: mutual TLS, `Attach` and `Relay` streams, health and reflection.
 
 Judges nobody and knows no frame: each stream reports to its owner on the loop thread what it received and
 when it ended, and writes what it is given, in order, from one bounded queue. A node that does not read loses
@@ -12,7 +12,7 @@ import contextlib
 import errno
 import socket
 from collections.abc import Callable
-from typing import Any, Protocol, TypeAlias, cast
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar, cast
 from urllib.parse import unquote
 
 import grpc
@@ -25,7 +25,7 @@ from actors.sockaddr import SOCKET_FAMILY, to_sockaddr
 from ztna.address import TransportAddress
 from ztna.errors import describe
 from ztna.signaling.framing import MAX_FRAME_BYTES
-from ztna.v1 import signaling_pb2, signaling_pb2_grpc
+from ztna.v1 import relay_pb2, relay_pb2_grpc, signaling_pb2, signaling_pb2_grpc
 
 HANDSHAKE_LIMIT_MS = 10_000
 """For TLS, like that of a relay leg."""
@@ -38,6 +38,11 @@ REFUSAL_GRACE_S = 1.0
 is lost at the other end: gRPC then knows only that its write failed."""
 
 _SERVICE_NAME = signaling_pb2.DESCRIPTOR.services_by_name["SignalingService"].full_name
+_RELAY_SERVICE_NAME = relay_pb2.DESCRIPTOR.services_by_name["RelayService"].full_name
+
+MAX_QUEUED_RELAY_FRAMES = 64
+"""Waiting for one node on its `Relay` stream: a batch of packets, and answers to what it asked. Packets wait
+elsewhere, where the oldest are dropped."""
 
 _OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_receive_message_length", MAX_FRAME_BYTES),
@@ -60,6 +65,11 @@ _FAMILY_MISSING = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
 _Context: TypeAlias = "aio.ServicerContext[signaling_pb2.SignalingFrame, signaling_pb2.SignalingFrame]"
 
 
+_RelayContext: TypeAlias = "aio.ServicerContext[relay_pb2.RelayFrame, relay_pb2.RelayFrame]"
+
+FrameT = TypeVar("FrameT", signaling_pb2.SignalingFrame, relay_pb2.RelayFrame)
+
+
 class StreamOwner(Protocol):
     """Whoever serves the streams; called on the loop thread, for each stream in this order."""
 
@@ -73,18 +83,38 @@ class StreamOwner(Protocol):
         """The stream is over, whoever ended it; comes once."""
 
 
-class GrpcStream:
-    """One `Attach` call. `certificate_pem` is what the node presented in the TLS handshake."""
+class RelayCallOwner(Protocol):
+    """Whoever serves the `Relay` streams; called on the loop thread, for each stream in this order."""
+
+    def relay_opened(self, call: GrpcRelayCall) -> None:
+        """A node opened a stream; nothing about it is judged yet but possession of some key."""
+
+    def relay_frame(self, call: GrpcRelayCall, frame: relay_pb2.RelayFrame) -> None:
+        """A frame arrived."""
+
+    def relay_written(self, call: GrpcRelayCall) -> None:
+        """A frame with packets is on its way."""
+
+    def relay_closed(self, call: GrpcRelayCall) -> None:
+        """The stream is over, whoever ended it; comes once."""
+
+
+class ListenerOwner(StreamOwner, RelayCallOwner, Protocol):
+    """Whoever owns the listener."""
+
+
+class _Stream(Generic[FrameT]):
+    """One call. `certificate_pem` is what the node presented in the TLS handshake."""
 
     def __init__(self, certificate_pem: bytes, remote: str, max_queued: int) -> None:
         self.certificate_pem = certificate_pem
         self.remote = remote
         self._max_queued = max_queued
-        self._outgoing: asyncio.Queue[signaling_pb2.SignalingFrame | None] = asyncio.Queue()
+        self._outgoing: asyncio.Queue[FrameT | None] = asyncio.Queue()
         self._status: tuple[grpc.StatusCode, str] | None = None
         self._has_read = asyncio.Event()
 
-    def send(self, frame: signaling_pb2.SignalingFrame) -> None:
+    def send(self, frame: FrameT) -> None:
         """Queue a frame; a full queue ends the stream."""
         if self._status is not None:
             return
@@ -103,13 +133,14 @@ class GrpcStream:
             self._status = (status, detail)
             self._outgoing.put_nowait(None)
 
-    async def serve(self, context: _Context, owner: StreamOwner) -> None:
+    async def _carry(self, context: aio.ServicerContext[FrameT, FrameT]) -> None:
         """Carry frames both ways until either side ends the stream."""
-        owner.stream_opened(self)
-        reader = asyncio.get_running_loop().create_task(self._read(context, owner))
+        self._opened()
+        reader = asyncio.get_running_loop().create_task(self._read(context))
         try:
             while (frame := await self._outgoing.get()) is not None:
                 await context.write(frame)
+                self._wrote(frame)
             status, detail = self._status or (grpc.StatusCode.OK, "")
             if status is not grpc.StatusCode.OK:
                 with contextlib.suppress(TimeoutError):
@@ -117,24 +148,78 @@ class GrpcStream:
                         await self._has_read.wait()
         finally:
             reader.cancel()
-            owner.stream_closed(self)
+            self._ended()
         if status is not grpc.StatusCode.OK:
             await context.abort(status, detail)
 
-    async def _read(self, context: _Context, owner: StreamOwner) -> None:
+    async def _read(self, context: aio.ServicerContext[FrameT, FrameT]) -> None:
         try:
             while True:
-                frame: object = await context.read()
+                frame = await context.read()
                 self._has_read.set()
-                if not isinstance(frame, signaling_pb2.SignalingFrame):
+                if frame is aio.EOF:
                     break  # the node finished its direction
-                owner.stream_frame(self, frame)
+                self._received(frame)
         finally:
             self._has_read.set()
             self.close()
 
+    def _opened(self) -> None:
+        raise NotImplementedError
 
-class GrpcSignalingServer(signaling_pb2_grpc.SignalingServiceServicer):
+    def _received(self, frame: FrameT) -> None:
+        raise NotImplementedError
+
+    def _wrote(self, frame: FrameT) -> None:
+        """A frame has left; of interest to whoever has the next one ready."""
+
+    def _ended(self) -> None:
+        raise NotImplementedError
+
+
+class GrpcStream(_Stream[signaling_pb2.SignalingFrame]):
+    """One `Attach` call."""
+
+    async def serve(self, context: _Context, owner: StreamOwner) -> None:
+        """Carry frames both ways until either side ends the stream."""
+        self._owner = owner
+        await self._carry(context)
+
+    def _opened(self) -> None:
+        self._owner.stream_opened(self)
+
+    def _received(self, frame: signaling_pb2.SignalingFrame) -> None:
+        self._owner.stream_frame(self, frame)
+
+    def _ended(self) -> None:
+        self._owner.stream_closed(self)
+
+
+class GrpcRelayCall(_Stream[relay_pb2.RelayFrame]):
+    """One `Relay` call."""
+
+    async def serve(self, context: _RelayContext, owner: RelayCallOwner) -> None:
+        """Carry frames both ways until either side ends the stream."""
+        self._owner = owner
+        # The node says hello when it has seen this.
+        await context.send_initial_metadata(())
+        await self._carry(context)
+
+    def _opened(self) -> None:
+        self._owner.relay_opened(self)
+
+    def _received(self, frame: relay_pb2.RelayFrame) -> None:
+        self._owner.relay_frame(self, frame)
+
+    def _wrote(self, frame: relay_pb2.RelayFrame) -> None:
+        if frame.datagrams:
+            self._owner.relay_written(self)
+
+    def _ended(self) -> None:
+        self._owner.relay_closed(self)
+
+
+class GrpcSignalingServer(signaling_pb2_grpc.SignalingServiceServicer, relay_pb2_grpc.RelayServiceServicer):
     """Listens on `address`. Must be made on the event loop's thread.
 
     `credentials` is asked at every handshake; `max_connections` also counts those that have shown none yet.
@@ -145,7 +230,7 @@ class GrpcSignalingServer(signaling_pb2_grpc.SignalingServiceServicer):
         self,
         address: TransportAddress,
         credentials: Callable[[], Credentials],
-        owner: StreamOwner,
+        owner: ListenerOwner,
         max_queued_frames: int,
         max_connections: int,
     ) -> None:
@@ -157,9 +242,10 @@ class GrpcSignalingServer(signaling_pb2_grpc.SignalingServiceServicer):
             options=[*_OPTIONS, ("grpc.max_allowed_incoming_connections", max_connections)]
         )
         signaling_pb2_grpc.add_SignalingServiceServicer_to_server(self, self._server)
+        relay_pb2_grpc.add_RelayServiceServicer_to_server(self, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
-            (_SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
+            (_SERVICE_NAME, _RELAY_SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
         )
         _check_bindable(address)
         try:
@@ -181,19 +267,30 @@ class GrpcSignalingServer(signaling_pb2_grpc.SignalingServiceServicer):
     ) -> None:
         """Serve one node."""
         del request_iterator  # `context.read` takes frames one at a time
-        presented = next(iter(context.auth_context().get("x509_pem_cert", ())), b"")
-        remote = remote_text(context.peer())
-        await GrpcStream(presented, remote, self._max_queued).serve(context, self._owner)
+        stream = GrpcStream(_presented(context), remote_text(context.peer()), self._max_queued)
+        await stream.serve(context, self._owner)
+
+    async def Relay(  # type: ignore[override]  # noqa: N802 - as above
+        self, request_iterator: object, context: _RelayContext
+    ) -> None:
+        """Serve one relay leg."""
+        del request_iterator  # as above
+        call = GrpcRelayCall(_presented(context), remote_text(context.peer()), MAX_QUEUED_RELAY_FRAMES)
+        await call.serve(context, self._owner)
 
     async def _start(self) -> None:
         await self._server.start()
-        for name in ("", _SERVICE_NAME):
+        for name in ("", _SERVICE_NAME, _RELAY_SERVICE_NAME):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
 
     async def _stop(self, start: asyncio.Task[None]) -> None:
         await start
         await self._health.enter_graceful_shutdown()
         await self._server.stop(STOP_GRACE_S)
+
+
+def _presented(context: aio.ServicerContext[Any, Any]) -> bytes:
+    return next(iter(context.auth_context().get("x509_pem_cert", ())), b"")
 
 
 def remote_text(peer: str) -> str:

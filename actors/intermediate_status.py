@@ -31,7 +31,7 @@ class _Node:
     identity: types_pb2.NodeIdentity
     carrier: str
     attached_at: float
-    is_leg_up: bool = False
+    leg_carrier: str = ""
 
 
 class IntermediateStatusBook(StatusBook):
@@ -88,11 +88,15 @@ class IntermediateStatusBook(StatusBook):
 
     def leg_opened(self, message: quic_relay_pb2.LegOpened) -> None:
         """A node's relay leg is up."""
-        self._set_leg(message.attach_id, is_up=True)
+        node = self._nodes.get(message.attach_id)
+        if node is not None:
+            node.leg_carrier = message.carrier
 
     def leg_judged(self, message: quic_relay_pb2.LegJudged) -> None:
         """A node's relay leg answers, or went down."""
-        self._set_leg(message.attach_id, is_up=message.is_alive)
+        node = self._nodes.get(message.attach_id)
+        if node is not None and not message.is_alive:
+            node.leg_carrier = ""
 
     def signaling_statistics(self, message: signaling_service_pb2.SignalingStatistics) -> None:
         """Totals of signaling."""
@@ -128,7 +132,8 @@ class IntermediateStatusBook(StatusBook):
                 role=node.identity.role,
                 id=node.identity.id,
                 carrier=node.carrier,
-                is_leg_up=node.is_leg_up,
+                is_leg_up=bool(node.leg_carrier),
+                leg_carrier=node.leg_carrier,
                 attached_s=self.now - node.attached_at,
             )
         for service in self._registry.services:
@@ -165,11 +170,6 @@ class IntermediateStatusBook(StatusBook):
         yield Sample("signaling_sessions_total", self._sessions.opened_total)
         yield Sample("retry_tokens_validated_total", self._relay.retry_tokens_validated)
         yield Sample("retry_token_failures_total", failures)
-
-    def _set_leg(self, attach_id: bytes, *, is_up: bool) -> None:
-        node = self._nodes.get(attach_id)
-        if node is not None:
-            node.is_leg_up = is_up
 
     def _note_increases(self, event: str, what: str, counts: Mapping[str, int]) -> None:
         for reason, count in sorted(counts.items()):

@@ -14,6 +14,7 @@ from actors.session_list import SessionList
 from actors.status_book import MAX_LISTED, BookSettings, ServiceLine, StatusBook
 from actors.supervisor import ChildStatus
 from ztna.quic.events import CloseReason
+from ztna.relay.carrier import CarrierKind
 from ztna.v1 import (
     candidate_gatherer_pb2,
     checklist_pb2,
@@ -54,7 +55,8 @@ class IntermediateState:
     state: str = "idle"
     reason: str = ""
     is_leg_connected: bool = False
-    is_leg_up: bool = False
+    leg_carrier: str = ""
+    """What carries the leg's packets; empty while it is down."""
     leg_reason: str = ""
     rtt_ms: float = 0.0
     observed: types_pb2.TransportAddress | None = None
@@ -193,14 +195,17 @@ class NodeStatusBook(StatusBook):
     def leg_up(self, message: relay_leg_pb2.RelayLegUp) -> None:
         """The leg relays."""
         intermediate = self._intermediate(message.intermediate_id)
-        intermediate.is_leg_up, intermediate.leg_reason = True, ""
+        intermediate.leg_carrier, intermediate.leg_reason = message.carrier, ""
 
     def leg_down(self, message: relay_leg_pb2.RelayLegDown) -> None:
-        """The leg is gone."""
+        """A carrier of the leg is gone, and the leg with it unless the other one is in use."""
         intermediate = self._intermediate(message.intermediate_id)
         reason = sentence(message.reason, message.detail)
-        intermediate.is_leg_connected = intermediate.is_leg_up = False
-        intermediate.leg_reason, intermediate.rtt_ms, intermediate.observed = reason, 0.0, None
+        if message.carrier == CarrierKind.QUIC:
+            intermediate.is_leg_connected, intermediate.observed = False, None
+        if intermediate.leg_carrier not in {"", message.carrier}:
+            return
+        intermediate.leg_carrier, intermediate.leg_reason, intermediate.rtt_ms = "", reason, 0.0
         # A leg that is closed along with its attachment is no news, unless it says who is to blame.
         if intermediate.state != "idle" or message.is_authentication_failure:
             self.problems.note(
@@ -358,7 +363,7 @@ class NodeStatusBook(StatusBook):
             name, each = next(iter(attached.items()))
             waiting = [service for service in self._services if service not in each.answers]
             return f"intermediate {name} has not answered the registration of {', '.join(waiting)}"
-        if not any(each.is_leg_up for each in answered.values()):
+        if not any(each.leg_carrier for each in answered.values()):
             name, each = next(iter(answered.items()))
             return f"the relay leg to {name} is not up: {each.leg_reason or 'connecting'}"
         return ""
@@ -373,7 +378,8 @@ class NodeStatusBook(StatusBook):
                 id=name,
                 state=each.state,
                 reason=each.reason,
-                is_leg_up=each.is_leg_up,
+                is_leg_up=bool(each.leg_carrier),
+                leg_carrier=each.leg_carrier,
                 leg_reason=each.leg_reason or self._leg_reason(each),
                 rtt_ms=each.rtt_ms,
                 observed_address=each.observed,
@@ -384,7 +390,7 @@ class NodeStatusBook(StatusBook):
 
     @staticmethod
     def _leg_reason(intermediate: IntermediateState) -> str:
-        if intermediate.is_leg_up or intermediate.state == "idle":
+        if intermediate.leg_carrier or intermediate.state == "idle":
             return ""
         return "waits for the attachment" if intermediate.is_leg_connected else "connecting"
 

@@ -25,7 +25,8 @@ from actors.credentials import Credentials, load_credentials
 from actors.daemon import Node, Plan
 from actors.daemon_hooks import Validity
 from actors.grpc_carrier import CarrierOwner, GrpcCarrier
-from actors.grpc_signaling import GrpcSignalingServer, StreamOwner
+from actors.grpc_relay_stream import GrpcRelayStream, RelayStreamOwner
+from actors.grpc_signaling import GrpcSignalingServer, ListenerOwner
 from actors.handshake_gate import HandshakeGate
 from actors.hole_punch import HolePunch
 from actors.intermediate_selector import IntermediateSelector
@@ -34,7 +35,7 @@ from actors.path_manager import PathManager
 from actors.quic_relay import QuicRelay
 from actors.quic_session import QuicSession
 from actors.registry import Registry
-from actors.relay_leg import RelayLeg
+from actors.relay_leg import OpenStream, RelayLeg
 from actors.resources import connection_room
 from actors.service_backend import ServiceBackend
 from actors.service_health import ServiceHealth
@@ -65,6 +66,7 @@ from ztna.ice.hole_punch import HolePunchLimits
 from ztna.path.manager import Policy
 from ztna.quic.connection import Connection
 from ztna.quic.options import ConnectionOptions
+from ztna.relay.carrier import CarrierMode
 from ztna.session.effects import Peer
 from ztna.settings import (
     AgentSettings,
@@ -292,7 +294,19 @@ class NodePlan(_Configured[PeerSettingsT]):
             open_connection,
             max_queued_packets=relay.queue_packets,
             max_sojourn_s=relay.queue_ms / 1e3,
+            open_stream=self._relay_opener(each),
+            mode=CarrierMode(relay.carrier.value),
         )
+
+    def _relay_opener(self, each: IntermediateAddress) -> OpenStream | None:
+        # An attachment that came over QUIC goes with it, so there would be nothing to say over gRPC.
+        if self._settings.signaling.transport is SignalingTransport.QUIC:
+            return None
+
+        def open_stream(owner: RelayStreamOwner) -> GrpcRelayStream:
+            return GrpcRelayStream(str(each.grpc), each.id, self._credentials, owner)
+
+        return open_stream
 
     def _signaling_client(self, each: IntermediateAddress, context: Context) -> SignalingClient:
         raise NotImplementedError
@@ -557,7 +571,7 @@ class IntermediatePlan(_Configured[IntermediateSettings]):
     def _signaling_service(self, context: Context) -> SignalingService:
         limits = self._settings.limits
 
-        def open_server(owner: StreamOwner) -> GrpcSignalingServer:
+        def open_server(owner: ListenerOwner) -> GrpcSignalingServer:
             return GrpcSignalingServer(
                 self._settings.grpc.listen,
                 lambda: self._credentials,

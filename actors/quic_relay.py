@@ -20,11 +20,11 @@ from actors.credentials import Credentials
 from actors.drop_log import DropLog
 from ztna.access.identity import Role, VerifiedPeer
 from ztna.address import TransportAddress
+from ztna.errors import AuthenticationError, RemoteProtocolError
 from ztna.quic.options import ConnectionOptions
 from ztna.relay import hub_effects as effects
 from ztna.relay.hub import RelayHub
 from ztna.relay.queue import MAX_QUEUED_PACKETS_PER_SESSION, MAX_SOJOURN_S
-from ztna.signaling.framing import encode
 from ztna.v1 import (
     qad_pb2,
     quic_relay_pb2,
@@ -54,6 +54,10 @@ class QuicRelay(Concern):
         session_manager_pb2.ReleaseChannels: "release_channels",
         signaling_service_pb2.JudgeLeg: "judge_leg",
         quic_relay_pb2.SendLegSignalingBytes: "send_leg_signaling_bytes",
+        quic_relay_pb2.RelayStreamOpened: "relay_stream_opened",
+        quic_relay_pb2.RelayStreamReceived: "relay_stream_received",
+        quic_relay_pb2.RelayStreamWritten: "relay_stream_written",
+        quic_relay_pb2.RelayStreamEnded: "relay_stream_ended",
     }
     emits = (
         udp_socket_pb2.SendDatagrams,
@@ -64,6 +68,7 @@ class QuicRelay(Concern):
         quic_relay_pb2.LegSignalingChanged,
         quic_relay_pb2.LegSignalingBytesReceived,
         quic_relay_pb2.RelayStatistics,
+        quic_relay_pb2.SendRelayStream,
     )
 
     def __init__(
@@ -162,6 +167,42 @@ class QuicRelay(Concern):
         self._hub.send_signaling(message.connection, message.data, self.now, end=message.close)
         self._act()
 
+    def relay_stream_opened(self, message: quic_relay_pb2.RelayStreamOpened) -> None:
+        """A node whose network lets no UDP pass."""
+        try:
+            peer = self._verify(translate.chain_from_der([message.certificate]))
+        except (AuthenticationError, RemoteProtocolError) as error:
+            self._refuse_stream(message, error.reason, str(error), is_unknown=True)
+            return
+        shortage = self.io.shortage(needs_descriptor=True)
+        if shortage is not None:
+            self._refuse_stream(message, shortage.reason, shortage.detail, is_unknown=False)
+            return
+        self._hub.handle_stream_opened(message.stream, peer, message.remote, self.now)
+        self._act()
+
+    def relay_stream_received(self, message: quic_relay_pb2.RelayStreamReceived) -> None:
+        """A frame of such a node."""
+        frame, number = message.frame, self._hub.stream_leg(message.stream)
+        if number is None:
+            return  # refused, and it does not know yet
+        if frame.HasField("control"):
+            self._control_frame_received(number, frame.control)
+        if frame.datagrams:
+            self._hub.handle_stream_datagrams(message.stream, frame.datagrams, self.now)
+        self._hub.handle_stream_pings(message.stream, frame.ping, frame.pong, self.now)
+        self._act()
+
+    def relay_stream_written(self, message: quic_relay_pb2.RelayStreamWritten) -> None:
+        """Its stream takes more."""
+        self._hub.handle_stream_written(message.stream)
+        self._act()
+
+    def relay_stream_ended(self, message: quic_relay_pb2.RelayStreamEnded) -> None:
+        """It is gone."""
+        self._hub.handle_stream_ended(message.stream, message.reason)
+        self._act()
+
     def handle_timeout(self, now: float) -> None:
         """Drive the core and report figures."""
         self._hub.handle_timeout(now)
@@ -248,8 +289,38 @@ class QuicRelay(Concern):
                         attach_id=effect.attach_id, is_alive=effect.is_alive, reason=effect.reason
                     )
                 )
+            case effects.StreamWrite() | effects.StreamClosed():
+                self._serve_stream(effect)
             case _:
                 self._log_leg(effect)
+
+    def _serve_stream(self, effect: effects.StreamWrite | effects.StreamClosed) -> None:
+        match effect:
+            case effects.StreamWrite():
+                frame = relay_pb2.RelayFrame(datagrams=effect.datagrams, ping=effect.ping, pong=effect.pong)
+                if effect.control:
+                    frame.control.MergeFromString(effect.control)
+                self.emit(quic_relay_pb2.SendRelayStream(stream=effect.stream, frame=frame))
+            case effects.StreamClosed():
+                self.emit(
+                    quic_relay_pb2.SendRelayStream(stream=effect.stream, close=True, reason=effect.reason)
+                )
+
+    def _refuse_stream(
+        self, opened: quic_relay_pb2.RelayStreamOpened, reason: str, detail: str, *, is_unknown: bool
+    ) -> None:
+        self._hub.refuse(reason)
+        self._refusal_log.note(self.now, (reason, detail), remote=opened.remote, reason=reason, detail=detail)
+        self.emit(
+            quic_relay_pb2.SendRelayStream(
+                stream=opened.stream,
+                close=True,
+                reason=reason,
+                detail=detail,
+                is_authentication_failure=is_unknown,
+            )
+        )
+        self._act()
 
     def _log_leg(self, effect: effects.LegConnected | effects.LegRefused | effects.LegClosed) -> None:
         match effect:
@@ -259,6 +330,7 @@ class QuicRelay(Concern):
                     peer_id=effect.peer.identity.id,
                     role=effect.peer.identity.role.value,
                     remote=str(effect.remote),
+                    carrier=effect.carrier.value,
                 )
             case effects.LegRefused():
                 self._refusal_log.note(
@@ -283,6 +355,9 @@ class QuicRelay(Concern):
         except DecodeError:
             self._hub.close(connection, "malformed_leg_frame")
             return
+        self._control_frame_received(connection, frame)
+
+    def _control_frame_received(self, connection: int, frame: relay_pb2.LegFrame) -> None:
         if frame.WhichOneof("body") == "hello":
             self._hub.handle_hello(connection, frame.hello.attach_id, self.now)
         else:
@@ -303,10 +378,10 @@ class QuicRelay(Concern):
             return
         accepted = relay_pb2.LegAccepted(max_packet_bytes=effect.max_packet_bytes)
         self._send_control(effect.connection, relay_pb2.LegFrame(accepted=accepted))
-        self.emit(quic_relay_pb2.LegOpened(attach_id=effect.attach_id))
+        self.emit(quic_relay_pb2.LegOpened(attach_id=effect.attach_id, carrier=effect.carrier.value))
 
     def _send_control(self, connection: int, frame: relay_pb2.LegFrame) -> None:
-        self._hub.send_control(connection, encode(frame.SerializeToString()))
+        self._hub.send_control(connection, frame.SerializeToString())
 
     def _report(self, now: float) -> None:
         """Report if anything changed; otherwise wait for the next message."""

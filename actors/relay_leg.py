@@ -1,26 +1,43 @@
-"""Owns the QUIC connection to one intermediate; takes sealed packets and signaling for it, emits theirs.
+"""Owns the leg to one intermediate; takes sealed packets and signaling for it, emits theirs.
 
-The core (`ztna.relay.leg`) decides; this actor resolves the name, builds connections and translates.
+The core (`ztna.relay.leg`) decides; this actor resolves the name, builds connections, holds the gRPC stream
+of networks without UDP, and translates.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 from google.protobuf.message import DecodeError
 
 from actors import translate
 from actors.base import Concern, Context, loop_callback
+from actors.grpc_relay_stream import RelayStreamOwner
 from actors.outage_log import OutageLog
 from ztna.address import TransportAddress
 from ztna.errors import RemoteProtocolError
 from ztna.quic.connection import Connection
 from ztna.relay import leg
+from ztna.relay import leg_effects as effects
+from ztna.relay.carrier import CarrierKind, CarrierMode
 from ztna.relay.queue import MAX_QUEUED_PACKETS_PER_SESSION, MAX_SOJOURN_S
 from ztna.v1 import relay_leg_pb2, relay_pb2, types_pb2, udp_socket_pb2
 
 STATISTICS_INTERVAL_S = 1.0
+
+
+class RelayStream(Protocol):
+    """What is needed of a gRPC stream; it is dialled when it is made."""
+
+    def send(self, frame: relay_pb2.RelayFrame) -> None:
+        """Send a frame behind those already sent."""
+
+    def close(self) -> None:
+        """Let go; nothing is reported any more."""
+
+
+OpenStream = Callable[[RelayStreamOwner], RelayStream]
 
 
 class RelayLeg(Concern):
@@ -63,8 +80,13 @@ class RelayLeg(Concern):
         *,
         max_queued_packets: int = MAX_QUEUED_PACKETS_PER_SESSION,
         max_sojourn_s: float = MAX_SOJOURN_S,
+        open_stream: OpenStream | None = None,
+        mode: CarrierMode = CarrierMode.AUTO,
     ) -> None:
-        """`max_queued_packets` and `max_sojourn_s` bound what waits per session (`relay` settings)."""
+        """`max_queued_packets` and `max_sojourn_s` bound what waits per session (`relay` settings).
+
+        `open_stream` dials the gRPC carrier; without it there is the QUIC one alone, whatever the `mode`.
+        """
         super().__init__(context)
         self._host = host
         self._port = port
@@ -73,11 +95,14 @@ class RelayLeg(Concern):
             context.io.random,
             max_queued_packets=max_queued_packets,
             max_sojourn_s=max_sojourn_s,
+            mode=CarrierMode.QUIC if open_stream is None else mode,
         )
+        self._open_stream = open_stream
+        self._stream: RelayStream | None = None
         self._report_at: float | None = None
         self._remote: types_pb2.TransportAddress | None = None
         self._observed: types_pb2.TransportAddress | None = None
-        self._outage = OutageLog(self.log, "relay_leg.lost")
+        self._outages = {kind: OutageLog(self.log, "relay_leg.lost") for kind in CarrierKind}
 
     def on_stop(self) -> None:
         """Say goodbye to the intermediate."""
@@ -86,7 +111,7 @@ class RelayLeg(Concern):
 
     def connect_leg(self, _message: relay_leg_pb2.ConnectLeg) -> None:
         """Use the leg."""
-        self._core.connect()
+        self._core.connect(self.now)
         self._report_at = self.now + STATISTICS_INTERVAL_S
         self._act()
 
@@ -109,7 +134,12 @@ class RelayLeg(Concern):
     def report_leg(self, _message: relay_leg_pb2.ReportLeg) -> None:
         """Tell somebody who started later."""
         self.emit(
-            relay_leg_pb2.LegReported(intermediate_id=self.key, remote=self._remote, observed=self._observed)
+            relay_leg_pb2.LegReported(
+                intermediate_id=self.key,
+                remote=self._remote,
+                observed=self._observed,
+                carrier=self._core.carrier or "",
+            )
         )
 
     def present_attachment(self, message: relay_leg_pb2.PresentAttachment) -> None:
@@ -163,34 +193,66 @@ class RelayLeg(Concern):
         self._core.handle_resolved(addresses, str(error or "no address"), self.now)
         self._act()
 
+    @loop_callback
+    def stream_opened(self, stream: object) -> None:
+        """The intermediate took the gRPC call."""
+        if stream is self._stream:
+            self._core.handle_stream_opened(self.now)
+            self._act()
+
+    @loop_callback
+    def stream_frame(self, stream: object, frame: relay_pb2.RelayFrame) -> None:
+        """A frame came over gRPC."""
+        if stream is self._stream:
+            control = [frame.control.SerializeToString()] if frame.HasField("control") else []
+            self._core.handle_stream_frame(control, frame.datagrams, frame.ping, frame.pong, self.now)
+            self._act()
+
+    @loop_callback
+    def stream_written(self, stream: object) -> None:
+        """The gRPC stream takes more packets."""
+        if stream is self._stream:
+            self._core.handle_stream_written(self.now)
+            self._act()
+
+    @loop_callback
+    def stream_closed(self, stream: object, reason: str, detail: str, is_authentication: bool) -> None:
+        """The gRPC stream ended, or could not be opened."""
+        if stream is self._stream:
+            self._stream = None
+            self._core.handle_stream_ended(
+                reason, detail, self.now, is_authentication_failure=is_authentication
+            )
+            self._act()
+
     def _act(self) -> None:
         # In rounds: a control frame may end the leg, and nothing of the round it came in may follow that.
-        while effects := self._core.drain():
-            control: list[bytes] = []
-            for effect in effects:
-                if isinstance(effect, leg.LegControlReceived):
-                    control.append(effect.body)
+        while pending := self._core.drain():
+            control: list[effects.LegControlReceived] = []
+            for effect in pending:
+                if isinstance(effect, effects.LegControlReceived):
+                    control.append(effect)
                 else:
                     self._perform(effect)
-            for body in control:
-                self._control_received(body)
+            for frame in control:
+                self._control_received(frame.body, frame.carrier)
 
-    def _perform(self, effect: leg.LegEffect) -> None:
+    def _perform(self, effect: effects.LegEffect) -> None:
         name = self.key
         match effect:
-            case leg.LegTransmit():
+            case effects.LegTransmit():
                 self.emit(
                     udp_socket_pb2.SendDatagrams(
                         remote=translate.address_to_proto(effect.remote), datagrams=effect.datagrams
                     )
                 )
-            case leg.LegSealedReceived():
+            case effects.LegSealedReceived():
                 self.emit(
                     relay_leg_pb2.SealedReceived(
                         intermediate_id=name, session_id=effect.session_id, packets=effect.packets
                     )
                 )
-            case leg.LegConnectionIds():
+            case effects.LegConnectionIds():
                 self.emit(
                     udp_socket_pb2.UpdateConnectionIds(
                         intermediate_id=name,
@@ -199,22 +261,44 @@ class RelayLeg(Concern):
                         forget_owner=effect.forget_all,
                     )
                 )
-            case leg.LegDialWanted():
+            case effects.LegDialWanted():
                 self.io.resolve(self._host, self._port, self._resolved)
-            case leg.LegSignalingReceived():
+            case effects.LegSignalingReceived():
                 self.emit(relay_leg_pb2.LegSignalingReceived(intermediate_id=name, data=effect.data))
+            case effects.StreamDialWanted() | effects.StreamSend() | effects.StreamCloseWanted():
+                self._serve_stream(effect)
             case _:
                 self._report_change(effect)
 
-    def _report_change(self, effect: leg.LegEffect) -> None:
+    def _serve_stream(
+        self, effect: effects.StreamDialWanted | effects.StreamSend | effects.StreamCloseWanted
+    ) -> None:
+        match effect:
+            case effects.StreamDialWanted():
+                self._stream = self._open_stream(self) if self._open_stream is not None else None
+            case effects.StreamCloseWanted():
+                if self._stream is not None:
+                    self._stream.close()
+                    self._stream = None
+            case effects.StreamSend():
+                if self._stream is not None:
+                    frame = relay_pb2.RelayFrame(
+                        datagrams=effect.datagrams, ping=effect.ping, pong=effect.pong
+                    )
+                    if effect.hello:
+                        frame.control.MergeFromString(effect.hello)
+                    self._stream.send(frame)
+
+    def _report_change(self, effect: effects.LegEffect) -> None:
         name = self.key
         match effect:
-            case leg.LegConnected():
+            case effects.LegConnected():
                 self.log.info("relay_leg.connected", remote=str(effect.remote))
                 self._remote = translate.address_to_proto(effect.remote)
                 self.emit(relay_leg_pb2.LegConnected(intermediate_id=name, remote=self._remote))
-            case leg.LegLost():
-                self._remote = self._observed = None
+            case effects.LegLost():
+                if effect.carrier is CarrierKind.QUIC:
+                    self._remote = self._observed = None
                 self._log_lost(effect)
                 self.emit(
                     relay_leg_pb2.RelayLegDown(
@@ -222,9 +306,10 @@ class RelayLeg(Concern):
                         reason=effect.reason,
                         detail=effect.detail,
                         is_authentication_failure=effect.is_authentication_failure,
+                        carrier=effect.carrier.value,
                     )
                 )
-            case leg.LegPathChanged():
+            case effects.LegPathChanged():
                 self.emit(
                     relay_leg_pb2.RelayPathChanged(
                         intermediate_id=name,
@@ -234,38 +319,45 @@ class RelayLeg(Concern):
                     )
                 )
 
-    def _log_lost(self, lost: leg.LegLost) -> None:
+    def _log_lost(self, lost: effects.LegLost) -> None:
+        outage = self._outages[lost.carrier]
         if lost.retry_in_s is None:
-            self._outage.forget()
-            self.log.info("relay_leg.lost", reason=str(lost.reason), detail=lost.detail)
+            outage.forget()
+            self.log.info(
+                "relay_leg.lost", reason=str(lost.reason), detail=lost.detail, carrier=lost.carrier.value
+            )
             return
-        self._outage.failed(
+        outage.failed(
             self.now,
             str(lost.reason),
             lost.detail,
             is_error=lost.is_authentication_failure,
             retry_in_s=round(lost.retry_in_s, 3),
+            carrier=lost.carrier.value,
         )
 
-    def _control_received(self, body: bytes) -> None:
+    def _control_received(self, body: bytes, carrier: CarrierKind) -> None:
         try:
             frame = relay_pb2.LegFrame.FromString(body)
         except DecodeError:
-            self._core.handle_protocol_error("malformed_leg_frame", self.now)
+            self._core.handle_protocol_error("malformed_leg_frame", self.now, carrier)
             return
         match frame.WhichOneof("body"):
             case "accepted":
-                if self._core.handle_accepted(frame.accepted.max_packet_bytes, self.now):
-                    self.log.info("relay_leg.up", **self._outage.recovered(self.now))
+                if self._core.handle_accepted(frame.accepted.max_packet_bytes, self.now, carrier):
+                    recovered = self._outages[carrier].recovered(self.now)
+                    self.log.info("relay_leg.up", carrier=carrier.value, **recovered)
                     self.emit(
                         relay_leg_pb2.RelayLegUp(
-                            intermediate_id=self.key, max_packet_bytes=frame.accepted.max_packet_bytes
+                            intermediate_id=self.key,
+                            max_packet_bytes=frame.accepted.max_packet_bytes,
+                            carrier=carrier.value,
                         )
                     )
             case "rejected":
-                self.log.warning("relay_leg.rejected", reason=frame.rejected.reason)
-                self._core.handle_rejected()
-            case "observed_address":
+                self.log.warning("relay_leg.rejected", reason=frame.rejected.reason, carrier=carrier.value)
+                self._core.handle_rejected(self.now, carrier)
+            case "observed_address" if carrier is CarrierKind.QUIC:
                 self._address_observed(frame.observed_address.address)
             case _:
                 self.log.debug("relay_leg.unknown_frame_ignored")

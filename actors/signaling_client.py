@@ -19,6 +19,7 @@ from ztna import __version__
 from ztna.access.grant import verify_nonce
 from ztna.access.identity import Role
 from ztna.errors import AuthenticationError, RemoteProtocolError
+from ztna.relay.carrier import CarrierKind
 from ztna.relay.frame import MAX_CHANNEL, RESERVED_CHANNEL
 from ztna.signaling import client, resume
 from ztna.signaling.framing import MAX_FRAME_BYTES, FrameDecoder, encode
@@ -170,6 +171,10 @@ class SignalingClient(Concern):
 
     def leg_down(self, message: relay_leg_pb2.RelayLegDown) -> None:
         """The leg took its signaling with it; gRPC may have the same trouble."""
+        if message.carrier == CarrierKind.GRPC:
+            self._core.handle_doubt(self.now)
+            self._act()
+            return
         self._is_leg_connected = False
         if self._open_grpc is None:
             self._core.handle_carrier_closed(

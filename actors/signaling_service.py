@@ -20,7 +20,8 @@ from actors import translate
 from actors.base import Concern, Context, loop_callback
 from actors.burst_log import BurstLog
 from actors.credentials import Credentials
-from actors.grpc_signaling import GrpcSignalingServer, GrpcStream, StreamOwner
+from actors.grpc_signaling import GrpcRelayCall, GrpcSignalingServer, GrpcStream, ListenerOwner
+from actors.relay_calls import RelayCalls
 from actors.signaling_streams import Introduction, LegCarrier, Stream, StreamCarrier
 from ztna.access.grant import NONCE_BYTES, sign_nonce
 from ztna.access.identity import Role, VerifiedPeer
@@ -29,7 +30,7 @@ from ztna.errors import AccessDenied, AuthenticationError, LocalProtocolError, R
 from ztna.signaling import attachments
 from ztna.signaling.exchange import MAX_ROUND_TRIP_S
 from ztna.signaling.values import Code
-from ztna.v1 import quic_relay_pb2, signaling_pb2, signaling_service_pb2
+from ztna.v1 import quic_relay_pb2, relay_pb2, signaling_pb2, signaling_service_pb2
 
 PROTOCOL_VERSION = 1
 
@@ -68,7 +69,7 @@ _STATUS: Final = {
 # Ten thousand nodes at 1 us each are 10 ms in five seconds; nobody needs to be sent away faster than that.
 RECHECK_INTERVAL_S = 5.0
 
-OpenServer = Callable[[StreamOwner], GrpcSignalingServer]
+OpenServer = Callable[[ListenerOwner], GrpcSignalingServer]
 
 
 class SignalingService(Concern):
@@ -80,6 +81,7 @@ class SignalingService(Concern):
         quic_relay_pb2.LegJudged: "leg_judged",
         quic_relay_pb2.LegSignalingChanged: "leg_signaling_changed",
         quic_relay_pb2.LegSignalingBytesReceived: "leg_signaling_bytes_received",
+        quic_relay_pb2.SendRelayStream: "send_relay_stream",
     }
     emits = (
         signaling_service_pb2.NodeAttached,
@@ -92,6 +94,10 @@ class SignalingService(Concern):
         signaling_service_pb2.RoundTripMeasured,
         signaling_service_pb2.SignalingStatistics,
         quic_relay_pb2.SendLegSignalingBytes,
+        quic_relay_pb2.RelayStreamOpened,
+        quic_relay_pb2.RelayStreamReceived,
+        quic_relay_pb2.RelayStreamWritten,
+        quic_relay_pb2.RelayStreamEnded,
     )
 
     def __init__(
@@ -112,6 +118,7 @@ class SignalingService(Concern):
         )
         self._grpc_streams: dict[GrpcStream, Stream] = {}
         self._leg_streams: dict[int, Stream] = {}
+        self._relay_calls = RelayCalls(self.emit)
         self._pending: dict[tuple[Role, str], Stream] = {}
         self._attached: dict[bytes, Stream] = {}
         self._recheck_at = self.now + RECHECK_INTERVAL_S
@@ -138,6 +145,7 @@ class SignalingService(Concern):
         for stream in (*self._attached.values(), *self._pending.values()):
             self._send(stream, signaling_pb2.SignalingFrame(goodbye=goodbye))
             stream.carrier.close(grpc.StatusCode.UNAVAILABLE, "this intermediate is shutting down")
+        self._relay_calls.close_all()
         if self._server is not None:
             self._server.stop()
 
@@ -173,6 +181,32 @@ class SignalingService(Concern):
         known = self._grpc_streams.pop(stream, None)
         if known is not None:
             self._stream_ended(known)
+
+    # Relay legs over gRPC: their listener is here, what they are about is not
+
+    @loop_callback
+    def relay_opened(self, call: GrpcRelayCall) -> None:
+        """A node opened a relay stream."""
+        self._relay_calls.opened(call)
+
+    @loop_callback
+    def relay_frame(self, call: GrpcRelayCall, frame: relay_pb2.RelayFrame) -> None:
+        """A node sent a frame on its relay stream."""
+        self._relay_calls.received(call, frame)
+
+    @loop_callback
+    def relay_written(self, call: GrpcRelayCall) -> None:
+        """A relay stream takes more packets."""
+        self._relay_calls.written(call)
+
+    @loop_callback
+    def relay_closed(self, call: GrpcRelayCall) -> None:
+        """A relay stream ended."""
+        self._relay_calls.closed(call)
+
+    def send_relay_stream(self, message: quic_relay_pb2.SendRelayStream) -> None:
+        """The relay has something for a node."""
+        self._relay_calls.send(message)
 
     # Carrier quic
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 from typing import TypeVar
 
+import pytest
 from google.protobuf.message import Message
 
 from actors.base import Context
@@ -168,6 +169,21 @@ def test_leg_without_answers_makes_udp_look_blocked() -> None:
     harness.tell(relay_leg_pb2.RelayLegDown(intermediate_id="i1", reason="timeout"))
     (learned,) = of(harness.take_emitted(), candidate_gatherer_pb2.NatBehaviourLearned)
     assert learned.nat.is_udp_blocked
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_leg_over_grpc_alone_makes_udp_look_blocked_until_quic_connects(is_restarted: bool) -> None:
+    harness = started()
+    if is_restarted:
+        harness.tell(relay_leg_pb2.LegReported(intermediate_id="i1", carrier="grpc"))
+    else:
+        harness.tell(relay_leg_pb2.RelayLegUp(intermediate_id="i1", carrier="grpc"))
+    (learned,) = of(harness.take_emitted(), candidate_gatherer_pb2.NatBehaviourLearned)
+    assert learned.nat.is_udp_blocked
+    harness.tell(leg_connected(), relay_leg_pb2.RelayLegUp(intermediate_id="i1", carrier="quic"))
+    harness.tell(relay_leg_pb2.RelayLegDown(intermediate_id="i1", reason="quic_answered", carrier="grpc"))
+    emitted = answer_all(harness, FakeInternet(FakeNat(EI, APD), [SERVER]))
+    assert not of(emitted, candidate_gatherer_pb2.NatBehaviourLearned)[-1].nat.is_udp_blocked
 
 
 def test_host_without_descriptors_lacks_an_explanation_and_nothing_else() -> None:

@@ -24,13 +24,13 @@ from ztna.relay.hub import (
     FAREWELL_S,
     JUDGEMENT_LIMIT_S,
     MAX_CONTROL_BACKLOG_BYTES,
-    MAX_DATAGRAMS_PENDING,
     MAX_HELLO_BURST,
     MAX_LEGS_PER_NODE,
     MAX_SIGNALING_BACKLOG_BYTES,
     SILENCE_LIMIT_S,
     SUPERSEDED_REST_S,
 )
+from ztna.relay.hub_legs import MAX_DATAGRAMS_PENDING
 from ztna.relay.queue import MAX_QUEUED_PACKETS_PER_SESSION
 from ztna.signaling.framing import FrameDecoder, encode
 from ztna.v1 import (

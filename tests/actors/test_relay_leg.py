@@ -7,6 +7,7 @@ from typing import TypeVar
 from google.protobuf.message import Message
 
 from actors.base import Context
+from actors.grpc_relay_stream import RelayStreamOwner
 from actors.relay_leg import STATISTICS_INTERVAL_S, RelayLeg
 from tests.manual_io import ActorHarness, ManualIo, actor_harness
 from tests.unit.quic.identities import AGENT, INTERMEDIATE, leg_options
@@ -14,7 +15,8 @@ from ztna.quic import events
 from ztna.quic.connection import Connection
 from ztna.quic.demux import destination_cid
 from ztna.relay import frame
-from ztna.relay.leg import DEAD_AFTER_S, PING_INTERVAL_S
+from ztna.relay.carrier import CarrierMode
+from ztna.relay.quic_carrier import DEAD_AFTER_S, PING_INTERVAL_S
 from ztna.signaling.framing import FrameDecoder, encode
 from ztna.v1 import qad_pb2, relay_leg_pb2, relay_pb2, types_pb2, udp_socket_pb2
 
@@ -281,3 +283,73 @@ def test_figures_are_reported() -> None:
     world.run(STATISTICS_INTERVAL_S + 0.1)
     figures = world.of(relay_leg_pb2.LegStatistics)[-1]
     assert dict(figures.dropped) == {"no_channel": 1}
+
+
+class FakeStream:
+    """What the actor does with a gRPC stream."""
+
+    def __init__(self, owner: RelayStreamOwner) -> None:
+        self.owner = owner
+        self.sent: list[relay_pb2.RelayFrame] = []
+        self.is_closed = False
+
+    def send(self, frame: relay_pb2.RelayFrame) -> None:
+        self.sent.append(frame)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+class LegWithStream(RelayLeg):
+    """One that may use gRPC alone."""
+
+    def __init__(self, context: Context) -> None:
+        self.streams: list[FakeStream] = []
+        super().__init__(
+            context, "127.0.0.1", 4433, _no_connection, open_stream=self._open, mode=CarrierMode.GRPC
+        )
+
+    def _open(self, owner: RelayStreamOwner) -> FakeStream:
+        self.streams.append(FakeStream(owner))
+        return self.streams[-1]
+
+
+def _no_connection() -> Connection:
+    raise AssertionError("QUIC is not to be used")
+
+
+def test_leg_over_grpc_translates_frames_and_ends_with_its_stream() -> None:
+    leg = actor_harness(LegWithStream, key="i1")
+    leg.tell(
+        relay_leg_pb2.ConnectLeg(intermediate_id="i1"),
+        relay_leg_pb2.PresentAttachment(intermediate_id="i1", attach_id=b"a" * 16),
+        relay_leg_pb2.BindChannel(intermediate_id="i1", session_id=b"s" * 16, channel=7),
+    )
+    (stream,) = leg.concern.streams
+    stream.owner.stream_opened(object())  # a former one's: nothing happens
+    assert stream.sent == []
+    stream.owner.stream_opened(stream)
+    assert [each.control.hello.attach_id for each in stream.sent if each.HasField("control")] == [b"a" * 16]
+    accepted = relay_pb2.LegFrame(accepted=relay_pb2.LegAccepted(max_packet_bytes=1200))
+    stream.owner.stream_frame(stream, relay_pb2.RelayFrame(control=accepted))
+    leg.tell(relay_leg_pb2.SendSealed(intermediate_id="i1", session_id=b"s" * 16, packets=[b"x"]))
+    assert list(stream.sent[-1].datagrams) == [b"\0\7x"]
+    stream.owner.stream_written(stream)
+    stream.owner.stream_frame(stream, relay_pb2.RelayFrame(datagrams=[b"\0\7y"]))
+    leg.tell(relay_leg_pb2.ReportLeg(intermediate_id="i1"))
+    emitted = leg.take_emitted()
+    assert [type(each).__name__ for each in emitted] == [
+        "RelayLegUp", "RelayPathChanged", "SealedReceived", "LegReported",
+    ]  # fmt: skip
+    assert [each.carrier for each in emitted if isinstance(each, relay_leg_pb2.RelayLegUp)] == ["grpc"]
+    assert [each.carrier for each in emitted if isinstance(each, relay_leg_pb2.LegReported)] == ["grpc"]
+    observed = relay_pb2.LegFrame(observed_address=qad_pb2.ObservedAddress())
+    stream.owner.stream_frame(stream, relay_pb2.RelayFrame(control=observed))
+    assert leg.take_emitted() == []  # a TCP address is no candidate
+    stream.owner.stream_closed(stream, "unavailable", "gone", False)
+    down = [each for each in leg.take_emitted() if isinstance(each, relay_leg_pb2.RelayLegDown)]
+    assert [(each.reason, each.detail, each.carrier) for each in down] == [("unavailable", "gone", "grpc")]
+    leg.advance(1)
+    leg.stop()
+    assert len(leg.concern.streams) == 2
+    assert leg.concern.streams[1].is_closed

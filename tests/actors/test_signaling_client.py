@@ -317,9 +317,10 @@ def test_pings_are_answered_and_silence_is_noticed() -> None:
     assert detached.reason == "silent"
 
 
-def test_loss_of_the_leg_asks_at_once_whether_grpc_still_works() -> None:
+@pytest.mark.parametrize("carrier", ["quic", "grpc"])
+def test_loss_of_the_leg_asks_at_once_whether_grpc_still_works(carrier: str) -> None:
     world = World().attached()
-    world.client.tell(relay_leg_pb2.RelayLegDown(intermediate_id="i1", reason="no_answer"))
+    world.client.tell(relay_leg_pb2.RelayLegDown(intermediate_id="i1", reason="no_answer", carrier=carrier))
     assert world.carrier.sent[-1].WhichOneof("body") == "ping"
     world.client.advance(PONG_LIMIT_S)
     (detached,) = of(world.client.take_emitted(), signaling_client_pb2.Detached)

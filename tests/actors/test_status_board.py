@@ -59,7 +59,7 @@ SESSION = bytes(range(16))
 ADDRESS = types_pb2.TransportAddress(host="127.0.0.1", port=40000)
 BOUND = udp_socket_pb2.SocketsBound(addresses=[ADDRESS])
 ATTACHED = signaling_client_pb2.Attached(intermediate_id="int-1", attach_id=bytes(16))
-LEG_UP = relay_leg_pb2.RelayLegUp(intermediate_id="int-1", max_packet_bytes=1200)
+LEG_UP = relay_leg_pb2.RelayLegUp(intermediate_id="int-1", max_packet_bytes=1200, carrier="quic")
 
 
 def child(name: str, state: ChildState = ChildState.RUNNING, key: str = "", **numbers: Any) -> ChildStatus:
@@ -223,7 +223,7 @@ def test_the_state_of_an_intermediate_follows_its_attachment(agent: World) -> No
     assert state() == "idle"
     assert agent.status.intermediates[0].reason == "fail over"
     agent.tell(signaling_client_pb2.Detached(intermediate_id="int-1", reason="detached"))
-    agent.tell(relay_leg_pb2.RelayLegDown(intermediate_id="int-1", reason="closed"))
+    agent.tell(relay_leg_pb2.RelayLegDown(intermediate_id="int-1", reason="closed", carrier="quic"))
     assert state() == "idle"
     assert agent.problems == []
 
@@ -240,10 +240,30 @@ def test_a_leg_shows_its_round_trip_and_its_observed_address_until_it_is_down(ag
     leg = agent.status.intermediates[0]
     assert (leg.is_leg_up, leg.rtt_ms, leg.observed_address) == (True, 12.5, ADDRESS)
     assert agent.counters['dropped_total{place="relay_leg",reason="queue_full"}'] == 7
-    agent.tell(relay_leg_pb2.RelayLegDown(intermediate_id="int-1", reason="idle_timeout"))
+    agent.tell(relay_leg_pb2.RelayLegDown(intermediate_id="int-1", reason="idle_timeout", carrier="quic"))
     leg = agent.status.intermediates[0]
     assert (leg.is_leg_up, leg.leg_reason, leg.HasField("observed_address")) == (False, "idle timeout", False)
     assert agent.problems == ["relay leg to int-1: idle timeout"]
+
+
+def test_a_leg_shows_what_carries_it(agent: World) -> None:
+    def leg() -> tuple[bool, str]:
+        intermediate = agent.status.intermediates[0]
+        return intermediate.is_leg_up, intermediate.leg_carrier
+
+    def down(carrier: str) -> relay_leg_pb2.RelayLegDown:
+        return relay_leg_pb2.RelayLegDown(intermediate_id="int-1", reason="no_answer", carrier=carrier)
+
+    over_grpc = relay_leg_pb2.RelayLegUp(intermediate_id="int-1", max_packet_bytes=1200, carrier="grpc")
+    agent.tell(ATTACHED)
+    assert leg() == (False, "")
+    agent.tell(over_grpc, down("quic"))  # tried again, in vain
+    assert leg() == (True, "grpc")
+    agent.tell(LEG_UP, down("grpc"))  # left behind
+    assert leg() == (True, "quic")
+    agent.tell(down("quic"))
+    assert leg() == (False, "")
+    assert agent.status.intermediates[0].leg_reason == "no answer"
 
 
 def test_a_listener_that_cannot_be_bound_is_a_problem(agent: World) -> None:
@@ -497,16 +517,21 @@ def test_an_intermediate_is_ready_when_bound_and_all_its_actors_run(intermediate
 
 
 def test_nodes_come_lose_their_leg_and_go(intermediate: World) -> None:
-    intermediate.tell(attached_node(1, "agent-1"), quic_relay_pb2.LegOpened(attach_id=b"\1"))
+    intermediate.tell(attached_node(1, "agent-1"), quic_relay_pb2.LegOpened(attach_id=b"\1", carrier="quic"))
     intermediate.harness.advance(9)
     node = intermediate.status.nodes[0]
     assert (node.id, node.role, node.carrier, node.is_leg_up, node.attached_s) == (
         "agent-1", types_pb2.ROLE_AGENT, "grpc", True, 9,
     )  # fmt: skip
+    assert node.leg_carrier == "quic"
+    intermediate.tell(quic_relay_pb2.LegJudged(attach_id=b"\1", is_alive=True))
+    intermediate.tell(quic_relay_pb2.LegOpened(attach_id=b"\1", carrier="grpc"))
+    assert intermediate.status.nodes[0].leg_carrier == "grpc"
     intermediate.tell(quic_relay_pb2.LegJudged(attach_id=b"\1", is_alive=False, reason="idle_timeout"))
     assert not intermediate.status.nodes[0].is_leg_up
+    assert intermediate.status.nodes[0].leg_carrier == ""
     intermediate.tell(attached_node(2, "agent-1", superseded=b"\1"))
-    intermediate.tell(quic_relay_pb2.LegOpened(attach_id=b"\1"))
+    intermediate.tell(quic_relay_pb2.LegOpened(attach_id=b"\1", carrier="quic"))
     assert [(node.id, node.is_leg_up) for node in intermediate.status.nodes] == [("agent-1", False)]
     intermediate.tell(
         signaling_service_pb2.NodeDetached(

@@ -347,6 +347,12 @@ class TestValues:
                 "FILE: stun.alternate_port 3479 is the port of quic.external_address already",
                 id="external-port",
             ),
+            pytest.param(
+                NODE + INTERMEDIATES + "signaling: {transport: quic}\nrelay: {carrier: grpc}",
+                AgentSettings,
+                "FILE: signaling.transport quic needs the QUIC connection that relay.carrier grpc leaves out",
+                id="carriers",
+            ),
         ],
     )
     def test_duplicates_are_errors(

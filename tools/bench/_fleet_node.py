@@ -27,6 +27,8 @@ from ztna.pki import authority
 from ztna.quic.connection import Connection
 from ztna.quic.options import ConnectionOptions
 from ztna.relay import leg
+from ztna.relay import leg_effects as effects
+from ztna.relay.carrier import LegState
 from ztna.signaling import client
 from ztna.signaling.framing import FrameDecoder, encode
 from ztna.v1 import relay_pb2, signaling_pb2
@@ -108,11 +110,11 @@ class SimulatedNode:
     @property
     def is_up(self) -> bool:
         """Whether it is attached and its leg belongs to that attachment: sessions could flow."""
-        return self.is_attached and self._leg.state is leg.LegState.UP
+        return self.is_attached and self._leg.state is LegState.UP
 
     def attach(self) -> None:
         """Dial both connections and keep them, as a daemon does when it starts."""
-        self._leg.connect()
+        self._leg.connect(self._loop.time())
         self._client.attach(self._loop.time())
         self._drive()
 
@@ -208,7 +210,7 @@ class SimulatedNode:
                         self._target.grpc, self._target.intermediate_id, self._credentials, self
                     )
                     self._client.handle_carrier_open(now)
-                elif self._leg.state in {leg.LegState.CONNECTED, leg.LegState.UP}:
+                elif self._leg.state in {LegState.CONNECTED, LegState.UP}:
                     self._client.handle_carrier_open(now)
             case client.CloseCarrier():
                 if self._grpc is not None:
@@ -227,26 +229,26 @@ class SimulatedNode:
             case _:
                 pass  # services, which it has none of
 
-    def _perform_leg(self, effect: leg.LegEffect) -> None:
+    def _perform_leg(self, effect: effects.LegEffect) -> None:
         now = self._loop.time()
         match effect:
-            case leg.LegTransmit():
+            case effects.LegTransmit():
                 self._socket.send(effect.datagrams, effect.remote)
-            case leg.LegDialWanted():
+            case effects.LegDialWanted():
                 self._leg.handle_resolved([self._target.quic], "", now)
-            case leg.LegConnected():
+            case effects.LegConnected():
                 if self._target.grpc is None:
                     self._client.handle_carrier_open(now)
                 self._client.handle_reachable(now)
-            case leg.LegLost():
+            case effects.LegLost():
                 self._note_loss(f"leg_{effect.reason}", effect.detail)
                 if self._target.grpc is None:
                     self._client.handle_carrier_closed(str(effect.reason), effect.detail, now)
                 else:
                     self._client.handle_doubt(now)
-            case leg.LegControlReceived():
+            case effects.LegControlReceived():
                 self._control_received(relay_pb2.LegFrame.FromString(effect.body))
-            case leg.LegSignalingReceived():
+            case effects.LegSignalingReceived():
                 for body in self._decoder.feed(effect.data):
                     self._frame_received(signaling_pb2.SignalingFrame.FromString(body))
             case _:
@@ -262,7 +264,7 @@ class SimulatedNode:
                 self._leg.handle_accepted(frame.accepted.max_packet_bytes, self._loop.time())
             case "rejected":
                 self._note_loss(f"leg_rejected_{frame.rejected.reason}", "")
-                self._leg.handle_rejected()
+                self._leg.handle_rejected(self._loop.time())
             case _:
                 pass
 

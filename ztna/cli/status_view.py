@@ -20,6 +20,7 @@ from ztna.cli.cells import address, clean, row, table
 from ztna.cli.direct_path_view import direct_path_lines
 from ztna.cli.status_json import enum_word
 from ztna.cli.units import show_bytes, show_count, show_duration, show_rate, show_rtt
+from ztna.relay.carrier import CarrierKind
 from ztna.v1.control_pb2 import DaemonStatus, SessionStatus
 
 RATE_WINDOW_S: Final = 2.0
@@ -108,13 +109,22 @@ def _intermediates(status: DaemonStatus) -> RenderableType | None:
         seen_as = ""
         if each.HasField("observed_address"):
             seen_as = address(each.observed_address.host, each.observed_address.port)
-        leg = Text("up", style="green") if each.is_leg_up else Text("down", style="yellow")
+        leg = _leg(each.leg_carrier)
         row(rows, each.id, _state(each.state), leg, show_rtt(each.rtt_ms), seen_as)
         if each.reason:
             reasons.append(f"{each.id}: {each.reason}")
         if each.leg_reason:
             reasons.append(f"relay leg to {each.id}: {each.leg_reason}")
     return _section("Intermediates", rows, len(status.intermediates), reasons)
+
+
+def _leg(carrier: str) -> Text:
+    if not carrier:
+        return Text("down", style="yellow")
+    # The usual one needs no word.
+    return (
+        Text("up", style="green") if carrier == CarrierKind.QUIC else Text(f"up, {carrier}", style="yellow")
+    )
 
 
 def _services(status: DaemonStatus) -> RenderableType | None:
@@ -136,7 +146,7 @@ def _nodes(status: DaemonStatus) -> RenderableType | None:
     rows = table("node", "role", "signaling", "relay leg", ">attached")
     for each in status.nodes[:MAX_ROWS]:
         role = enum_word(each, "role") or "?"
-        leg = Text("up", style="green") if each.is_leg_up else Text("down", style="yellow")
+        leg = _leg(each.leg_carrier)
         row(rows, each.id, role, each.carrier, leg, show_duration(each.attached_s))
     return _section("Nodes", rows, status.counters.get("attached_nodes", 0))
 

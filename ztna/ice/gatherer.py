@@ -208,6 +208,15 @@ class CandidateGatherer:
         known.is_up, known.has_failed = False, not is_refusal
         self._publish(now)
 
+    def handle_leg_over_tcp(self, intermediate_id: str, now: float) -> None:
+        """Take note that a leg came up without UDP, which has no answer: what it told is void."""
+        known = self._intermediate(intermediate_id)
+        if known.remote is not None:
+            host = known.remote.host
+            self._mappings = {server: seen for server, seen in self._mappings.items() if server.host != host}
+        known.is_up, known.has_failed, known.observed = False, True, None
+        self._publish(now)
+
     def handle_observed(self, intermediate_id: str, address: TransportAddress, now: float) -> None:
         """Take note of where an intermediate sees our leg come from; another place is another mapping."""
         known = self._intermediate(intermediate_id)

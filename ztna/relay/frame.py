@@ -1,4 +1,4 @@
-"""The relay frame: what one DATAGRAM frame of a relay leg carries (docs/wire.md §5).
+"""The relay frame: one DATAGRAM frame, or one entry of a gRPC batch, of a relay leg (docs/wire.md §5).
 
     0                   2
     +---------+---------+----------------------
@@ -24,6 +24,8 @@ MAX_CHANNEL = 0xFFFF
 # the header and one inner packet of 1200, the least that QUIC needs (RFC 9000 §14). A leg that has proved a
 # larger size passes its own limit.
 DEFAULT_MAX_PACKET_BYTES = 1200
+# Of a gRPC leg, in one message: 58 KB at most, of the 64 KiB that such a message may have here.
+MAX_BATCH_PACKETS = 48
 
 
 def pack(channel: int, packet: bytes, max_packet_bytes: int = DEFAULT_MAX_PACKET_BYTES) -> bytes:

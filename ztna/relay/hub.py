@@ -1,8 +1,12 @@
-"""The relay of an intermediate: QUIC connections from nodes (*legs*), and sealed packets between them.
+"""The relay of an intermediate: connections from nodes (*legs*), and sealed packets between them.
 
 A node proves who it is by its certificate, then says on stream 0 to which attachment its leg belongs. Sealed
 packets come in DATAGRAM frames under a channel of that attachment; `ztna.relay.channels` knows where they go,
 and a short fair queue stands before each leg. Stream 4 carries signaling for nodes that have no other way.
+
+Nodes whose network lets no UDP pass bring a gRPC stream instead. It is a leg like any other: the same hello,
+the same channels, the same packets, and a PING of its own. An attachment has one leg, the one that said hello
+last; the former is closed, and what waited for it is gone.
 
 Drive it as every core, and end each turn with `flush`: commands and received packets only mark the legs they
 touch, so that each is transmitted once.
@@ -11,8 +15,9 @@ touch, so that each is transmitted once.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
 
 from ztna.access.identity import Role, VerifiedPeer
 from ztna.address import TransportAddress
@@ -39,7 +44,10 @@ from ztna.relay.hub_effects import (
     LegRefused,
     SignalingChanged,
     SignalingReceived,
+    StreamClosed,
+    StreamWrite,
 )
+from ztna.relay.hub_legs import MAX_DATAGRAMS_PENDING, QuicLeg, StreamLeg
 from ztna.relay.queue import (
     MAX_QUEUED_PACKETS_PER_SESSION,
     MAX_SOJOURN_S,
@@ -47,14 +55,11 @@ from ztna.relay.queue import (
     DropReason,
     FairScheduler,
 )
-from ztna.signaling.framing import FrameDecoder
+from ztna.signaling.framing import encode
 from ztna.token_bucket import TokenBucket
 
 CONTROL_STREAM = 0
 SIGNALING_STREAM = 4
-
-MAX_DATAGRAMS_PENDING = 16
-"""A leg is fed only below this, so that what is dropped is decided by our queue, not by an unbounded one."""
 
 MAX_LEGS_PER_NODE = 4
 """One in use, one being replaced, and twice that for clocks and luck; beyond it the oldest is closed."""
@@ -82,30 +87,14 @@ off for 5 s or more: long enough for a change of uplink, and whoever waits for a
 FAREWELL_S = 1.0
 """From the end of a signaling stream to the close of its leg: last words are retransmitted once or twice."""
 
+HELLO_LIMIT_S = 5.0
+"""From the opening of a gRPC stream to its hello, which a node sends at once. A QUIC leg may carry signaling
+first."""
+
 CODE_NO_ERROR = 0
 CODE_PROTOCOL_ERROR = 1
 
-
-@dataclass(slots=True, eq=False)
-class _Leg:
-    number: int
-    connection: Connection
-    remote: TransportAddress
-    local_host: str
-    queue: FairScheduler[bytes]
-    heard_at: float
-    hellos: TokenBucket
-    peer: VerifiedPeer | None = None
-    attach_id: bytes = b""
-    decoder: FrameDecoder = field(default_factory=FrameDecoder)
-    has_control: bool = False  # only the node can open its stream
-    has_signaling: bool = False
-    is_signaling_over: bool = False  # it ended, from either side; what still comes has no reader
-    judging: dict[int, bytes] = field(default_factory=dict)  # PING -> attachment asked about
-
-    @property
-    def address(self) -> tuple[str, int]:
-        return (self.remote.host, self.remote.port)
+_AnyLeg: TypeAlias = QuicLeg | StreamLeg
 
 
 @dataclass(slots=True)
@@ -137,17 +126,20 @@ class RelayHub:
         self._endpoint = quic_endpoint.Endpoint(options, self._table)
         self._bindings = SessionBindings()
         self._channels = self._bindings.channels
-        self._legs: dict[int, _Leg] = {}
-        self._nodes: dict[tuple[Role, str], dict[int, _Leg]] = {}
+        self._legs: dict[int, QuicLeg] = {}
+        self._streams: dict[int, StreamLeg] = {}  # by the number of the stream
+        self._stream_legs: dict[int, StreamLeg] = {}  # by the number of the leg
+        self._nodes: dict[tuple[Role, str], dict[int, _AnyLeg]] = {}
         self._attachments: dict[bytes, tuple[Role, str, bytes]] = {}  # role, id, fingerprint
-        self._bound: dict[bytes, _Leg] = {}  # attachment -> its leg
+        self._bound: dict[bytes, _AnyLeg] = {}  # attachment -> its leg
         self._last_number = 0
-        self._touched: dict[int, _Leg] = {}
+        self._touched: dict[int, _AnyLeg] = {}
         self._timers: Deadlines[int] = Deadlines()
         self._judgements: Deadlines[bytes] = Deadlines()
         self._superseded: Deadlines[bytes] = Deadlines()
         self._farewells: Deadlines[int] = Deadlines()
         self._silences: Deadlines[int] = Deadlines()
+        self._hellos: Deadlines[int] = Deadlines()
         self._effects: list[HubEffect] = []
         self._dropped: Counter[str] = Counter()
         self._queue_drops = DropCounts()  # of all legs, past ones included
@@ -233,15 +225,18 @@ class RelayHub:
         self._attachments.pop(attach_id, None)
         self._judgements.set(attach_id, None)
         self._bindings.release_attachment(attach_id, now)
-        leg = self._bound.pop(attach_id, None)
+        leg = self._bound.get(attach_id)
         if leg is not None:
-            leg.attach_id = b""
+            self._unbind_leg(leg)
+            if isinstance(leg, StreamLeg):
+                self.close(leg.number, "detached", CODE_NO_ERROR)  # a QUIC leg may carry signaling
 
     def handle_hello(self, number: int, attach_id: bytes, now: float) -> None:
         """A node says to which attachment its leg belongs; one that says it all the time loses the leg."""
-        leg = self._legs.get(number)
-        if leg is None or leg.peer is None or leg.connection.is_closed:
+        leg = self._legs.get(number) or self._stream_legs.get(number)
+        if leg is None or leg.peer is None or leg.is_closed:
             return
+        self._hellos.set(number, None)
         if not leg.hellos.take(now):
             self._refused["too_many_hellos"] += 1
             self.close(number, "too_many_hellos")
@@ -257,7 +252,7 @@ class RelayHub:
         else:
             self._bind_leg(leg, attach_id)
         self._effects.append(
-            HelloAnswered(number, leg.peer, attach_id, rejection, frame.DEFAULT_MAX_PACKET_BYTES)
+            HelloAnswered(number, leg.peer, attach_id, rejection, frame.DEFAULT_MAX_PACKET_BYTES, leg.kind)
         )
 
     def bind(
@@ -284,12 +279,22 @@ class RelayHub:
         if leg is None:
             self._effects.append(LegJudged(attach_id, is_alive=False, reason="no_leg"))
             return
-        leg.judging = {leg.connection.ping(now): attach_id}
+        if isinstance(leg, StreamLeg):
+            leg.last_ping += 1
+            leg.judging = {leg.last_ping: attach_id}
+            self._effects.append(StreamWrite(leg.stream, ping=leg.last_ping))
+        else:
+            leg.judging = {leg.connection.ping(now): attach_id}
         self._judgements.set(attach_id, now + JUDGEMENT_LIMIT_S)
         self._touched[leg.number] = leg
 
-    def send_control(self, number: int, data: bytes) -> None:
-        """Write to a leg's control stream, if it is there; a node that does not read loses its leg."""
+    def send_control(self, number: int, body: bytes) -> None:
+        """Send a leg control frame, if the leg is there; a node that does not read loses its leg."""
+        stream = self._stream_legs.get(number)
+        if stream is not None:
+            self._effects.append(StreamWrite(stream.stream, control=body))
+            return
+        data = encode(body)
         leg = self._legs.get(number)
         if leg is None or not leg.has_control:
             return
@@ -319,6 +324,10 @@ class RelayHub:
 
     def close(self, number: int, reason: str, code: int = CODE_PROTOCOL_ERROR) -> None:
         """Close a leg; harmless when it is gone. `reason` goes to the node."""
+        stream = self._stream_legs.get(number)
+        if stream is not None:
+            self._end_stream(stream, reason, is_remote=False)
+            return
         leg = self._legs.get(number)
         if leg is not None:
             leg.connection.close(code, reason)
@@ -326,8 +335,73 @@ class RelayHub:
 
     def close_all(self, reason: str) -> None:
         """Close every leg: this intermediate goes away."""
-        for number in list(self._legs):
+        for number in (*self._legs, *self._stream_legs):
             self.close(number, reason, CODE_NO_ERROR)
+
+    # From gRPC streams
+
+    def handle_stream_opened(self, stream: int, peer: VerifiedPeer, remote: str, now: float) -> None:
+        """A node whose certificate is accepted opened a stream."""
+        self._last_number += 1
+        leg = StreamLeg(
+            number=self._last_number,
+            queue=self._make_queue(),
+            heard_at=now,
+            hellos=TokenBucket(MAX_HELLOS_PER_S, MAX_HELLO_BURST, now),
+            peer=peer,
+            stream=stream,
+            remote=remote,
+        )
+        self._streams[stream] = self._stream_legs[leg.number] = leg
+        self._silences.set(leg.number, now + SILENCE_LIMIT_S)
+        self._hellos.set(leg.number, now + HELLO_LIMIT_S)
+        self._enlist(leg, peer)
+
+    def stream_leg(self, stream: int) -> int | None:
+        """Number of the leg that a stream is; None when that leg is gone."""
+        leg = self._streams.get(stream)
+        return None if leg is None else leg.number
+
+    def handle_stream_datagrams(self, stream: int, datagrams: Sequence[bytes], now: float) -> None:
+        """Take a batch of channels and packets."""
+        leg = self._streams.get(stream)
+        if leg is None:
+            return
+        leg.heard_at = now
+        if len(datagrams) > frame.MAX_BATCH_PACKETS:
+            self._refused["batch_too_large"] += 1
+            self.close(leg.number, "batch_too_large")
+            return
+        for datagram in datagrams:
+            self._relay(leg, datagram, now)
+
+    def handle_stream_pings(self, stream: int, ping: int, pong: int, now: float) -> None:
+        """Answer a PING, and take the answer to ours; 0 is none."""
+        leg = self._streams.get(stream)
+        if leg is None:
+            return
+        leg.heard_at = now
+        if ping:
+            self._effects.append(StreamWrite(stream, pong=ping))
+        if pong:
+            self._handle_pong(leg, pong)
+
+    def handle_stream_written(self, stream: int) -> None:
+        """The last batch is on its way."""
+        leg = self._streams.get(stream)
+        if leg is not None:
+            leg.is_writing = False
+            self._touched[leg.number] = leg
+
+    def handle_stream_ended(self, stream: int, reason: str) -> None:
+        """A stream is over, whoever ended it."""
+        leg = self._streams.get(stream)
+        if leg is not None:
+            self._end_stream(leg, reason, is_remote=True)
+
+    def refuse(self, reason: str) -> None:
+        """Count a connection that was refused before it became a leg."""
+        self._refused[reason] += 1
 
     # Time
 
@@ -342,7 +416,10 @@ class RelayHub:
         for number in self._farewells.take_due(now):
             self.close(number, "signaling_ended", CODE_NO_ERROR)
         for number in self._silences.take_due(now):
-            self._judge_silence(self._legs[number], now)
+            self._judge_silence(self._legs.get(number) or self._stream_legs[number], now)
+        for number in self._hellos.take_due(now):
+            self._refused["no_hello"] += 1
+            self.close(number, "no_hello")
         for attach_id in self._judgements.take_due(now):
             self._effects.append(LegJudged(attach_id, is_alive=False, reason="no_answer"))
         for attach_id in self._superseded.take_due(now):
@@ -354,6 +431,7 @@ class RelayHub:
             self._timers,
             self._farewells,
             self._silences,
+            self._hellos,
             self._judgements,
             self._superseded,
         )
@@ -365,7 +443,10 @@ class RelayHub:
         while self._touched:
             touched, self._touched = self._touched, {}
             for leg in touched.values():
-                self._transmit(leg, now)
+                if isinstance(leg, StreamLeg):
+                    self._feed(leg, now)
+                else:
+                    self._transmit(leg, now)
 
     def drain(self) -> list[HubEffect]:
         """Hand over effects, oldest first."""
@@ -376,18 +457,28 @@ class RelayHub:
 
     def _accept(self, connection: Connection, remote: TransportAddress, local_host: str, now: float) -> None:
         self._last_number += 1
-        queue: FairScheduler[bytes] = FairScheduler(
-            max_packets_per_session=self._queue_packets, max_sojourn_s=self._queue_s
+        leg = QuicLeg(
+            number=self._last_number,
+            queue=self._make_queue(),
+            heard_at=now,
+            hellos=TokenBucket(MAX_HELLOS_PER_S, MAX_HELLO_BURST, now),
+            connection=connection,
+            remote=remote,
+            local_host=local_host,
         )
-        queue.drops = self._queue_drops
-        hellos = TokenBucket(MAX_HELLOS_PER_S, MAX_HELLO_BURST, now)
-        leg = _Leg(self._last_number, connection, remote, local_host, queue, now, hellos)
         self._legs[leg.number] = leg
         self._silences.set(leg.number, now + SILENCE_LIMIT_S)
         self.counters.accepted += 1
         self._take_events(leg, now)
 
-    def _judge_silence(self, leg: _Leg, now: float) -> None:
+    def _make_queue(self) -> FairScheduler[bytes]:
+        queue: FairScheduler[bytes] = FairScheduler(
+            max_packets_per_session=self._queue_packets, max_sojourn_s=self._queue_s
+        )
+        queue.drops = self._queue_drops
+        return queue
+
+    def _judge_silence(self, leg: _AnyLeg, now: float) -> None:
         # Set anew only when due, not by every packet.
         limit = leg.heard_at + SILENCE_LIMIT_S
         if now < limit:
@@ -395,7 +486,7 @@ class RelayHub:
         else:
             self.close(leg.number, "no_answer", CODE_NO_ERROR)
 
-    def _take_events(self, leg: _Leg, now: float) -> None:
+    def _take_events(self, leg: QuicLeg, now: float) -> None:
         self._touched[leg.number] = leg
         for event in leg.connection.events():
             if type(event) is events.DatagramReceived:
@@ -403,7 +494,7 @@ class RelayHub:
             else:
                 self._take_event(leg, event)
 
-    def _relay(self, leg: _Leg, datagram: bytes, now: float) -> None:
+    def _relay(self, leg: _AnyLeg, datagram: bytes, now: float) -> None:
         try:
             channel, packet = frame.unpack(datagram)
         except RemoteProtocolError as error:
@@ -419,13 +510,13 @@ class RelayHub:
             return
         target.queue.enqueue(destination.session_id, frame.pack(destination.channel, packet), now)
         self._touched[target.number] = target
-        if len(target.queue) >= MAX_DATAGRAMS_PENDING:
+        if len(target.queue) >= target.portion:
             # In portions, so that a batch overflows the queue only when the leg really cannot keep up.
             self._feed(target, now)
         self.counters.packets_relayed += 1
         self.counters.bytes_relayed += size
 
-    def _take_event(self, leg: _Leg, event: events.Event) -> None:
+    def _take_event(self, leg: QuicLeg, event: events.Event) -> None:
         match event:
             case events.StreamDataReceived():
                 leg.connection.consume(event.stream_id, len(event.data))
@@ -447,7 +538,7 @@ class RelayHub:
             case _:
                 pass
 
-    def _take_stream(self, leg: _Leg, event: events.StreamDataReceived) -> None:
+    def _take_stream(self, leg: QuicLeg, event: events.StreamDataReceived) -> None:
         if event.stream_id == SIGNALING_STREAM:
             self._take_signaling(leg, event)
         elif event.stream_id == CONTROL_STREAM:
@@ -464,7 +555,7 @@ class RelayHub:
             self._refused["unexpected_stream"] += 1
             self.close(leg.number, "unexpected_stream")
 
-    def _take_signaling(self, leg: _Leg, event: events.StreamDataReceived) -> None:
+    def _take_signaling(self, leg: QuicLeg, event: events.StreamDataReceived) -> None:
         if leg.peer is None or leg.is_signaling_over:
             return
         if not leg.has_signaling:
@@ -475,19 +566,19 @@ class RelayHub:
         if event.end_of_stream:
             self._end_signaling(leg, event.stream_id)
 
-    def _end_signaling(self, leg: _Leg, stream_id: int) -> None:
+    def _end_signaling(self, leg: QuicLeg, stream_id: int) -> None:
         if stream_id == SIGNALING_STREAM and leg.has_signaling and leg.peer is not None:
             leg.has_signaling = False
             leg.is_signaling_over = True
             self._effects.append(SignalingChanged(leg.number, False, leg.peer, leg.remote))
 
-    def _handle_pong(self, leg: _Leg, ping_id: int) -> None:
+    def _handle_pong(self, leg: _AnyLeg, ping_id: int) -> None:
         attach_id = leg.judging.pop(ping_id, None)
         if attach_id is not None:
             self._judgements.set(attach_id, None)
             self._effects.append(LegJudged(attach_id, is_alive=True, reason=""))
 
-    def _handle_connected(self, leg: _Leg) -> None:
+    def _handle_connected(self, leg: QuicLeg) -> None:
         peer = leg.connection.peer
         if not isinstance(peer, VerifiedPeer):
             raise TypeError("the judge of a leg's certificates returns a VerifiedPeer")
@@ -496,49 +587,86 @@ class RelayHub:
             return
         leg.peer = peer
         self.counters.handshakes += 1
+        self._enlist(leg, peer)
+
+    def _enlist(self, leg: _AnyLeg, peer: VerifiedPeer) -> None:
+        """Make a leg one of its node's."""
         legs = self._nodes.setdefault((peer.identity.role, peer.identity.id), {})
         if len(legs) >= MAX_LEGS_PER_NODE:
             self.close(next(iter(legs)), "too_many_legs")
+            legs = self._nodes.setdefault((peer.identity.role, peer.identity.id), {})
         legs[leg.number] = leg
-        self._effects.append(LegConnected(leg.number, peer, leg.remote))
+        self._effects.append(LegConnected(leg.number, peer, leg.remote, leg.kind))
 
-    def _handle_closed(self, leg: _Leg, event: events.ConnectionClosed) -> None:
+    def _handle_closed(self, leg: QuicLeg, event: events.ConnectionClosed) -> None:
         reason = event.reason.value
         if leg.peer is None:
             self._refused[reason] += 1
             self._effects.append(LegRefused(leg.remote, reason, event.message))
             return
         self._end_signaling(leg, SIGNALING_STREAM)
-        name = (leg.peer.identity.role, leg.peer.identity.id)
+        if event.reason is events.CloseReason.CLOSED and not event.is_remote:
+            reason = event.message  # one of our own words
+        self._delist(leg, leg.peer, reason, event.message)
+
+    def _end_stream(self, leg: StreamLeg, reason: str, *, is_remote: bool) -> None:
+        leg.is_closed = True
+        del self._streams[leg.stream]
+        del self._stream_legs[leg.number]
+        self._touched.pop(leg.number, None)
+        self._silences.set(leg.number, None)
+        self._hellos.set(leg.number, None)
+        if not is_remote:
+            self._effects.append(StreamClosed(leg.stream, reason))
+        if leg.peer is not None:
+            self._delist(leg, leg.peer, reason, "")
+
+    def _delist(self, leg: _AnyLeg, peer: VerifiedPeer, reason: str, message: str) -> None:
+        """Forget a leg among those of its node, and tell what it means for the attachment."""
+        name = (peer.identity.role, peer.identity.id)
         del self._nodes[name][leg.number]
         if not self._nodes[name]:
             del self._nodes[name]
-        if event.reason is events.CloseReason.CLOSED and not event.is_remote:
-            reason = event.message  # one of our own words
-        self._effects.append(LegClosed(leg.number, leg.peer, reason, event.message))
+        self._effects.append(LegClosed(leg.number, peer, reason, message))
         if leg.attach_id:
             attach_id = leg.attach_id
             self._unbind_leg(leg)
             self._judgements.set(attach_id, None)
             self._effects.append(LegJudged(attach_id, is_alive=False, reason=reason))
 
-    def _bind_leg(self, leg: _Leg, attach_id: bytes) -> None:
+    def _bind_leg(self, leg: _AnyLeg, attach_id: bytes) -> None:
         former = self._bound.get(attach_id)
         if former is not None and former is not leg:
-            # The node dialled anew: channels go with its latest leg.
+            # The node dialled anew: channels go with its latest leg, and so does what waits.
             self._unbind_leg(former)
+            leg.queue, former.queue = former.queue, leg.queue
+            self._touched[leg.number] = leg
             self.close(former.number, "replaced", CODE_NO_ERROR)
         if leg.attach_id and leg.attach_id != attach_id:
             self._unbind_leg(leg)
         leg.attach_id = attach_id
         self._bound[attach_id] = leg
 
-    def _unbind_leg(self, leg: _Leg) -> None:
+    def _unbind_leg(self, leg: _AnyLeg) -> None:
         self._bound.pop(leg.attach_id, None)
         leg.attach_id = b""
 
-    def _feed(self, leg: _Leg, now: float) -> None:
+    def _feed(self, leg: _AnyLeg, now: float) -> None:
         """Move packets from a leg's queue into its connection, as far as that takes them, and send."""
+        if isinstance(leg, StreamLeg):
+            self._feed_stream(leg, now)
+        else:
+            self._feed_connection(leg, now)
+
+    def _feed_stream(self, leg: StreamLeg, now: float) -> None:
+        if leg.is_writing or not len(leg.queue):
+            return
+        taken = leg.queue.take(frame.MAX_BATCH_PACKETS, now)
+        if taken:
+            leg.is_writing = True
+            self._effects.append(StreamWrite(leg.stream, datagrams=tuple(each for _, each in taken)))
+
+    def _feed_connection(self, leg: QuicLeg, now: float) -> None:
         connection = leg.connection
         sent: list[tuple[bytes, tuple[str, int]]] = []
         while True:
@@ -552,9 +680,9 @@ class RelayHub:
         if sent:
             self._send(leg, sent)
 
-    def _transmit(self, leg: _Leg, now: float) -> None:
+    def _transmit(self, leg: QuicLeg, now: float) -> None:
         connection = leg.connection
-        self._feed(leg, now)
+        self._feed_connection(leg, now)
         # Connection IDs are issued, and deaths noticed, while packets are written.
         for event in connection.events():
             self._take_event(leg, event)
@@ -563,7 +691,7 @@ class RelayHub:
         else:
             self._timers.set(leg.number, connection.next_deadline())
 
-    def _send(self, leg: _Leg, sent: list[tuple[bytes, tuple[str, int]]]) -> None:
+    def _send(self, leg: QuicLeg, sent: list[tuple[bytes, tuple[str, int]]]) -> None:
         start = 0
         for index in range(1, len(sent) + 1):
             address = sent[start][1]
@@ -577,7 +705,7 @@ class RelayHub:
             self._effects.append(HubTransmit(leg.remote, leg.local_host, datagrams))
             start = index
 
-    def _forget(self, leg: _Leg) -> None:
+    def _forget(self, leg: QuicLeg) -> None:
         if self._legs.pop(leg.number, None) is None:
             return
         self._touched.pop(leg.number, None)

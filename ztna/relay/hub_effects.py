@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 from ztna.access.identity import VerifiedPeer
 from ztna.address import TransportAddress
+from ztna.relay.carrier import CarrierKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,8 @@ class LegConnected:
 
     connection: int
     peer: VerifiedPeer
-    remote: TransportAddress
+    remote: TransportAddress | str
+    carrier: CarrierKind = CarrierKind.QUIC
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,7 @@ class HelloAnswered:
     attach_id: bytes
     rejection: str
     max_packet_bytes: int
+    carrier: CarrierKind = CarrierKind.QUIC
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +113,25 @@ class SignalingReceived:
     data: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class StreamWrite:
+    """One frame for a gRPC stream; of a frame with datagrams `handle_stream_written` has to tell."""
+
+    stream: int
+    control: bytes = b""
+    datagrams: tuple[bytes, ...] = ()
+    ping: int = 0
+    pong: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StreamClosed:
+    """End a gRPC stream behind what was written."""
+
+    stream: int
+    reason: str
+
+
 HubEffect: TypeAlias = (
     HubTransmit
     | HubConnectionIds
@@ -122,4 +144,6 @@ HubEffect: TypeAlias = (
     | LegJudged
     | SignalingChanged
     | SignalingReceived
+    | StreamWrite
+    | StreamClosed
 )

@@ -23,6 +23,7 @@ from ztna.settings.values import (
     OptionalListenAddress,
     OptionalSocketPath,
     PathPolicy,
+    RelayCarrier,
     Section,
     SignalingTransport,
 )
@@ -186,6 +187,17 @@ class RelaySettings(Section):
         ge=1,
         le=10_000,
         description="Longest stay of a packet in that queue, in milliseconds; then it is dropped.",
+    )
+
+
+class NodeRelaySettings(RelaySettings):
+    """The relay leg of an agent or connector."""
+
+    carrier: Choice[RelayCarrier] = Field(
+        default=RelayCarrier.AUTO,
+        description="How the relay is reached: `auto` over QUIC (UDP), and over gRPC (TCP) while QUIC has no "
+        "answer; `quic` or `grpc`: over that alone. `grpc` takes UDP for blocked, and asks no intermediate "
+        "for the address that peers would see.",
     )
 
 

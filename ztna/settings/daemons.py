@@ -21,6 +21,7 @@ from ztna.settings.common import (
     LimitsSettings,
     LogSettings,
     MetricsSettings,
+    NodeRelaySettings,
     NodeSettings,
     NodeUdpSettings,
     PathSettings,
@@ -41,8 +42,10 @@ from ztna.settings.values import (
     ListenAddress,
     Many,
     PublicAddress,
+    RelayCarrier,
     Section,
     ServiceProtocol,
+    SignalingTransport,
 )
 
 _KIND = "Which daemon this file configures; may be left out where the other keys tell."
@@ -232,7 +235,7 @@ class PeerDaemonSettings(DaemonSettings):
         description="Intermediates: an agent attaches to the first that answers, a connector to all of them.",
     )
     signaling: SignalingSettings = SignalingSettings()
-    relay: RelaySettings = RelaySettings()
+    relay: NodeRelaySettings = NodeRelaySettings()
     access: AccessSettings = AccessSettings()
     session: SessionSettings = SessionSettings()
     ice: IceSettings = IceSettings()
@@ -243,6 +246,14 @@ class PeerDaemonSettings(DaemonSettings):
     def bind_addresses(self) -> tuple[TransportAddress, ...]:
         """Where the UDP sockets are bound."""
         return self.udp.bind
+
+    @model_validator(mode="after")
+    def _signaling_has_a_carrier(self) -> Self:
+        if self.relay.carrier is RelayCarrier.GRPC and self.signaling.transport is SignalingTransport.QUIC:
+            raise ValueError(
+                "signaling.transport quic needs the QUIC connection that relay.carrier grpc leaves out"
+            )
+        return self
 
     @field_validator("intermediates")
     @classmethod

@@ -62,6 +62,14 @@ class SignalingTransport(StrEnum):
     QUIC = "quic"
 
 
+class RelayCarrier(StrEnum):
+    """How packets reach the relay."""
+
+    AUTO = "auto"
+    QUIC = "quic"
+    GRPC = "grpc"
+
+
 class ServiceProtocol(StrEnum):
     """Transport protocol of a service."""
 

@@ -405,6 +405,7 @@ class IntermediateStatus(_message.Message):
     LEG_REASON_FIELD_NUMBER: _builtins.int
     RTT_MS_FIELD_NUMBER: _builtins.int
     OBSERVED_ADDRESS_FIELD_NUMBER: _builtins.int
+    LEG_CARRIER_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """DNS label"""
     state: _builtins.str
@@ -417,6 +418,8 @@ class IntermediateStatus(_message.Message):
     """why the leg is not up"""
     rtt_ms: _builtins.float
     """smoothed round-trip time of the leg (RFC 9002 section 5.3); 0: unknown"""
+    leg_carrier: _builtins.str
+    """what carries the leg's packets: quic or grpc; empty: nothing"""
     @_builtins.property
     def observed_address(self) -> _types_pb2.TransportAddress:
         """ours, as the intermediate sees it"""
@@ -431,10 +434,11 @@ class IntermediateStatus(_message.Message):
         leg_reason: _builtins.str = ...,
         rtt_ms: _builtins.float = ...,
         observed_address: _types_pb2.TransportAddress | None = ...,
+        leg_carrier: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["observed_address", b"observed_address"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "is_leg_up", b"is_leg_up", "leg_reason", b"leg_reason", "observed_address", b"observed_address", "reason", b"reason", "rtt_ms", b"rtt_ms", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "is_leg_up", b"is_leg_up", "leg_carrier", b"leg_carrier", "leg_reason", b"leg_reason", "observed_address", b"observed_address", "reason", b"reason", "rtt_ms", b"rtt_ms", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -793,6 +797,7 @@ class NodeStatus(_message.Message):
     CARRIER_FIELD_NUMBER: _builtins.int
     IS_LEG_UP_FIELD_NUMBER: _builtins.int
     ATTACHED_S_FIELD_NUMBER: _builtins.int
+    LEG_CARRIER_FIELD_NUMBER: _builtins.int
     role: _types_pb2.Role.ValueType
     """agent or connector"""
     id: _builtins.str
@@ -803,6 +808,8 @@ class NodeStatus(_message.Message):
     """its relay leg carries packets"""
     attached_s: _builtins.float
     """seconds since it attached, at least 0"""
+    leg_carrier: _builtins.str
+    """what carries its leg's packets: quic or grpc; empty: nothing"""
     def __init__(
         self,
         *,
@@ -811,10 +818,11 @@ class NodeStatus(_message.Message):
         carrier: _builtins.str = ...,
         is_leg_up: _builtins.bool = ...,
         attached_s: _builtins.float = ...,
+        leg_carrier: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attached_s", b"attached_s", "carrier", b"carrier", "id", b"id", "is_leg_up", b"is_leg_up", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attached_s", b"attached_s", "carrier", b"carrier", "id", b"id", "is_leg_up", b"is_leg_up", "leg_carrier", b"leg_carrier", "role", b"role"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

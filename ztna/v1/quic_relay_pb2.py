@@ -22,9 +22,10 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from ztna.v1 import relay_pb2 as ztna_dot_v1_dot_relay__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18ztna/v1/quic_relay.proto\x12\x07ztna.v1\"\x8b\x01\n\rChannelsBound\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x17\n\x0f\x61gent_attach_id\x18\x02 \x01(\x0c\x12\x15\n\ragent_channel\x18\x03 \x01(\r\x12\x1b\n\x13\x63onnector_attach_id\x18\x04 \x01(\x0c\x12\x19\n\x11\x63onnector_channel\x18\x05 \x01(\r\"\x1e\n\tLegOpened\x12\x11\n\tattach_id\x18\x01 \x01(\x0c\"@\n\tLegJudged\x12\x11\n\tattach_id\x18\x01 \x01(\x0c\x12\x10\n\x08is_alive\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\"_\n\x13LegSignalingChanged\x12\x12\n\nconnection\x18\x01 \x01(\x04\x12\x0f\n\x07is_open\x18\x02 \x01(\x08\x12\x13\n\x0b\x63\x65rtificate\x18\x03 \x01(\x0c\x12\x0e\n\x06remote\x18\x04 \x01(\t\"=\n\x19LegSignalingBytesReceived\x12\x12\n\nconnection\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"H\n\x15SendLegSignalingBytes\x12\x12\n\nconnection\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\r\n\x05\x63lose\x18\x03 \x01(\x08\"\xc6\x03\n\x0fRelayStatistics\x12\x0c\n\x04legs\x18\x01 \x01(\r\x12\x17\n\x0fpackets_relayed\x18\x02 \x01(\x04\x12\x15\n\rbytes_relayed\x18\x03 \x01(\x04\x12\x36\n\x07\x64ropped\x18\x04 \x03(\x0b\x32%.ztna.v1.RelayStatistics.DroppedEntry\x12\x1e\n\x16retry_tokens_validated\x18\x05 \x01(\x04\x12\x36\n\x07refused\x18\x06 \x03(\x0b\x32%.ztna.v1.RelayStatistics.RefusedEntry\x12\x32\n\x08sessions\x18\x07 \x03(\x0b\x32 .ztna.v1.RelayStatistics.Session\x12\x12\n\nhandshakes\x18\x08 \x01(\x04\x1a=\n\x07Session\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x0f\n\x07packets\x18\x02 \x01(\x04\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\x1a.\n\x0c\x44roppedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a.\n\x0cRefusedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18ztna/v1/quic_relay.proto\x12\x07ztna.v1\x1a\x13ztna/v1/relay.proto\"\x8b\x01\n\rChannelsBound\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x17\n\x0f\x61gent_attach_id\x18\x02 \x01(\x0c\x12\x15\n\ragent_channel\x18\x03 \x01(\r\x12\x1b\n\x13\x63onnector_attach_id\x18\x04 \x01(\x0c\x12\x19\n\x11\x63onnector_channel\x18\x05 \x01(\r\"/\n\tLegOpened\x12\x11\n\tattach_id\x18\x01 \x01(\x0c\x12\x0f\n\x07\x63\x61rrier\x18\x02 \x01(\t\"H\n\x11RelayStreamOpened\x12\x0e\n\x06stream\x18\x01 \x01(\x04\x12\x13\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0c\x12\x0e\n\x06remote\x18\x03 \x01(\t\"I\n\x13RelayStreamReceived\x12\x0e\n\x06stream\x18\x01 \x01(\x04\x12\"\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x13.ztna.v1.RelayFrame\"$\n\x12RelayStreamWritten\x12\x0e\n\x06stream\x18\x01 \x01(\x04\"2\n\x10RelayStreamEnded\x12\x0e\n\x06stream\x18\x01 \x01(\x04\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x97\x01\n\x0fSendRelayStream\x12\x0e\n\x06stream\x18\x01 \x01(\x04\x12\"\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x13.ztna.v1.RelayFrame\x12\r\n\x05\x63lose\x18\x03 \x01(\x08\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\x12!\n\x19is_authentication_failure\x18\x06 \x01(\x08\"@\n\tLegJudged\x12\x11\n\tattach_id\x18\x01 \x01(\x0c\x12\x10\n\x08is_alive\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\"_\n\x13LegSignalingChanged\x12\x12\n\nconnection\x18\x01 \x01(\x04\x12\x0f\n\x07is_open\x18\x02 \x01(\x08\x12\x13\n\x0b\x63\x65rtificate\x18\x03 \x01(\x0c\x12\x0e\n\x06remote\x18\x04 \x01(\t\"=\n\x19LegSignalingBytesReceived\x12\x12\n\nconnection\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"H\n\x15SendLegSignalingBytes\x12\x12\n\nconnection\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\r\n\x05\x63lose\x18\x03 \x01(\x08\"\xc6\x03\n\x0fRelayStatistics\x12\x0c\n\x04legs\x18\x01 \x01(\r\x12\x17\n\x0fpackets_relayed\x18\x02 \x01(\x04\x12\x15\n\rbytes_relayed\x18\x03 \x01(\x04\x12\x36\n\x07\x64ropped\x18\x04 \x03(\x0b\x32%.ztna.v1.RelayStatistics.DroppedEntry\x12\x1e\n\x16retry_tokens_validated\x18\x05 \x01(\x04\x12\x36\n\x07refused\x18\x06 \x03(\x0b\x32%.ztna.v1.RelayStatistics.RefusedEntry\x12\x32\n\x08sessions\x18\x07 \x03(\x0b\x32 .ztna.v1.RelayStatistics.Session\x12\x12\n\nhandshakes\x18\x08 \x01(\x04\x1a=\n\x07Session\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x0f\n\x07packets\x18\x02 \x01(\x04\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\x1a.\n\x0c\x44roppedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a.\n\x0cRefusedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,24 +36,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RELAYSTATISTICS_DROPPEDENTRY']._serialized_options = b'8\001'
   _globals['_RELAYSTATISTICS_REFUSEDENTRY']._loaded_options = None
   _globals['_RELAYSTATISTICS_REFUSEDENTRY']._serialized_options = b'8\001'
-  _globals['_CHANNELSBOUND']._serialized_start=38
-  _globals['_CHANNELSBOUND']._serialized_end=177
-  _globals['_LEGOPENED']._serialized_start=179
-  _globals['_LEGOPENED']._serialized_end=209
-  _globals['_LEGJUDGED']._serialized_start=211
-  _globals['_LEGJUDGED']._serialized_end=275
-  _globals['_LEGSIGNALINGCHANGED']._serialized_start=277
-  _globals['_LEGSIGNALINGCHANGED']._serialized_end=372
-  _globals['_LEGSIGNALINGBYTESRECEIVED']._serialized_start=374
-  _globals['_LEGSIGNALINGBYTESRECEIVED']._serialized_end=435
-  _globals['_SENDLEGSIGNALINGBYTES']._serialized_start=437
-  _globals['_SENDLEGSIGNALINGBYTES']._serialized_end=509
-  _globals['_RELAYSTATISTICS']._serialized_start=512
-  _globals['_RELAYSTATISTICS']._serialized_end=966
-  _globals['_RELAYSTATISTICS_SESSION']._serialized_start=809
-  _globals['_RELAYSTATISTICS_SESSION']._serialized_end=870
-  _globals['_RELAYSTATISTICS_DROPPEDENTRY']._serialized_start=872
-  _globals['_RELAYSTATISTICS_DROPPEDENTRY']._serialized_end=918
-  _globals['_RELAYSTATISTICS_REFUSEDENTRY']._serialized_start=920
-  _globals['_RELAYSTATISTICS_REFUSEDENTRY']._serialized_end=966
+  _globals['_CHANNELSBOUND']._serialized_start=59
+  _globals['_CHANNELSBOUND']._serialized_end=198
+  _globals['_LEGOPENED']._serialized_start=200
+  _globals['_LEGOPENED']._serialized_end=247
+  _globals['_RELAYSTREAMOPENED']._serialized_start=249
+  _globals['_RELAYSTREAMOPENED']._serialized_end=321
+  _globals['_RELAYSTREAMRECEIVED']._serialized_start=323
+  _globals['_RELAYSTREAMRECEIVED']._serialized_end=396
+  _globals['_RELAYSTREAMWRITTEN']._serialized_start=398
+  _globals['_RELAYSTREAMWRITTEN']._serialized_end=434
+  _globals['_RELAYSTREAMENDED']._serialized_start=436
+  _globals['_RELAYSTREAMENDED']._serialized_end=486
+  _globals['_SENDRELAYSTREAM']._serialized_start=489
+  _globals['_SENDRELAYSTREAM']._serialized_end=640
+  _globals['_LEGJUDGED']._serialized_start=642
+  _globals['_LEGJUDGED']._serialized_end=706
+  _globals['_LEGSIGNALINGCHANGED']._serialized_start=708
+  _globals['_LEGSIGNALINGCHANGED']._serialized_end=803
+  _globals['_LEGSIGNALINGBYTESRECEIVED']._serialized_start=805
+  _globals['_LEGSIGNALINGBYTESRECEIVED']._serialized_end=866
+  _globals['_SENDLEGSIGNALINGBYTES']._serialized_start=868
+  _globals['_SENDLEGSIGNALINGBYTES']._serialized_end=940
+  _globals['_RELAYSTATISTICS']._serialized_start=943
+  _globals['_RELAYSTATISTICS']._serialized_end=1397
+  _globals['_RELAYSTATISTICS_SESSION']._serialized_start=1240
+  _globals['_RELAYSTATISTICS_SESSION']._serialized_end=1301
+  _globals['_RELAYSTATISTICS_DROPPEDENTRY']._serialized_start=1303
+  _globals['_RELAYSTATISTICS_DROPPEDENTRY']._serialized_end=1349
+  _globals['_RELAYSTATISTICS_REFUSEDENTRY']._serialized_start=1351
+  _globals['_RELAYSTATISTICS_REFUSEDENTRY']._serialized_end=1397
 # @@protoc_insertion_point(module_scope)

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from ztna.v1 import relay_pb2 as _relay_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -58,25 +59,179 @@ Global___ChannelsBound: _TypeAlias = ChannelsBound  # noqa: Y015
 
 @_typing.final
 class LegOpened(_message.Message):
-    """Event: the leg of an attachment came up."""
+    """Event: the leg of an attachment came up, or another one took its place."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ATTACH_ID_FIELD_NUMBER: _builtins.int
+    CARRIER_FIELD_NUMBER: _builtins.int
     attach_id: _builtins.bytes
     """16 bytes"""
+    carrier: _builtins.str
+    """quic or grpc"""
     def __init__(
         self,
         *,
         attach_id: _builtins.bytes = ...,
+        carrier: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach_id", b"attach_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach_id", b"attach_id", "carrier", b"carrier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LegOpened: _TypeAlias = LegOpened  # noqa: Y015
+
+@_typing.final
+class RelayStreamOpened(_message.Message):
+    """Event: a node opened a relay stream (carrier grpc); nothing about it is judged yet."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STREAM_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    REMOTE_FIELD_NUMBER: _builtins.int
+    stream: _builtins.int
+    """number of the stream, never used again"""
+    certificate: _builtins.bytes
+    """DER, the node's own; empty when it is not readable"""
+    remote: _builtins.str
+    """where it comes from, host:port"""
+    def __init__(
+        self,
+        *,
+        stream: _builtins.int = ...,
+        certificate: _builtins.bytes = ...,
+        remote: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "remote", b"remote", "stream", b"stream"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RelayStreamOpened: _TypeAlias = RelayStreamOpened  # noqa: Y015
+
+@_typing.final
+class RelayStreamReceived(_message.Message):
+    """Event: a frame arrived on a relay stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STREAM_FIELD_NUMBER: _builtins.int
+    FRAME_FIELD_NUMBER: _builtins.int
+    stream: _builtins.int
+    """number of the stream"""
+    @_builtins.property
+    def frame(self) -> _relay_pb2.RelayFrame:
+        """as received"""
+
+    def __init__(
+        self,
+        *,
+        stream: _builtins.int = ...,
+        frame: _relay_pb2.RelayFrame | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame", "stream", b"stream"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RelayStreamReceived: _TypeAlias = RelayStreamReceived  # noqa: Y015
+
+@_typing.final
+class RelayStreamWritten(_message.Message):
+    """Event: the packets that a relay stream was given are on their way; it takes more."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STREAM_FIELD_NUMBER: _builtins.int
+    stream: _builtins.int
+    """number of the stream"""
+    def __init__(
+        self,
+        *,
+        stream: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["stream", b"stream"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RelayStreamWritten: _TypeAlias = RelayStreamWritten  # noqa: Y015
+
+@_typing.final
+class RelayStreamEnded(_message.Message):
+    """Event: a relay stream ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STREAM_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    stream: _builtins.int
+    """number of the stream"""
+    reason: _builtins.str
+    """snake_case"""
+    def __init__(
+        self,
+        *,
+        stream: _builtins.int = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "stream", b"stream"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RelayStreamEnded: _TypeAlias = RelayStreamEnded  # noqa: Y015
+
+@_typing.final
+class SendRelayStream(_message.Message):
+    """Command: write a frame to a relay stream; close ends it behind that."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STREAM_FIELD_NUMBER: _builtins.int
+    FRAME_FIELD_NUMBER: _builtins.int
+    CLOSE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    IS_AUTHENTICATION_FAILURE_FIELD_NUMBER: _builtins.int
+    stream: _builtins.int
+    """number of the stream"""
+    close: _builtins.bool
+    """nothing follows"""
+    reason: _builtins.str
+    """snake_case, with close"""
+    detail: _builtins.str
+    """for people, with close"""
+    is_authentication_failure: _builtins.bool
+    """with close: the certificate is not acceptable"""
+    @_builtins.property
+    def frame(self) -> _relay_pb2.RelayFrame:
+        """absent with close"""
+
+    def __init__(
+        self,
+        *,
+        stream: _builtins.int = ...,
+        frame: _relay_pb2.RelayFrame | None = ...,
+        close: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+        detail: _builtins.str = ...,
+        is_authentication_failure: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["close", b"close", "detail", b"detail", "frame", b"frame", "is_authentication_failure", b"is_authentication_failure", "reason", b"reason", "stream", b"stream"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SendRelayStream: _TypeAlias = SendRelayStream  # noqa: Y015
 
 @_typing.final
 class LegJudged(_message.Message):

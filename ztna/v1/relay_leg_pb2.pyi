@@ -364,8 +364,11 @@ class LegReported(_message.Message):
     INTERMEDIATE_ID_FIELD_NUMBER: _builtins.int
     REMOTE_FIELD_NUMBER: _builtins.int
     OBSERVED_FIELD_NUMBER: _builtins.int
+    CARRIER_FIELD_NUMBER: _builtins.int
     intermediate_id: _builtins.str
     """id of the intermediate, a DNS label"""
+    carrier: _builtins.str
+    """quic or grpc: what carries packets; empty while nothing does"""
     @_builtins.property
     def remote(self) -> _types_pb2.TransportAddress:
         """address of the intermediate; absent while there is no connection"""
@@ -380,10 +383,11 @@ class LegReported(_message.Message):
         intermediate_id: _builtins.str = ...,
         remote: _types_pb2.TransportAddress | None = ...,
         observed: _types_pb2.TransportAddress | None = ...,
+        carrier: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["observed", b"observed", "remote", b"remote"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["intermediate_id", b"intermediate_id", "observed", b"observed", "remote", b"remote"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["carrier", b"carrier", "intermediate_id", b"intermediate_id", "observed", b"observed", "remote", b"remote"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -391,25 +395,31 @@ Global___LegReported: _TypeAlias = LegReported  # noqa: Y015
 
 @_typing.final
 class RelayLegUp(_message.Message):
-    """Event: the intermediate accepted the leg for our attachment; channels work."""
+    """Event: the intermediate accepted the leg for our attachment; channels work. Told again when the other carrier
+    takes over.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     INTERMEDIATE_ID_FIELD_NUMBER: _builtins.int
     MAX_PACKET_BYTES_FIELD_NUMBER: _builtins.int
+    CARRIER_FIELD_NUMBER: _builtins.int
     intermediate_id: _builtins.str
     """id of the intermediate, a DNS label"""
     max_packet_bytes: _builtins.int
     """largest sealed packet that the leg carries"""
+    carrier: _builtins.str
+    """quic or grpc; grpc means that UDP has no answer"""
     def __init__(
         self,
         *,
         intermediate_id: _builtins.str = ...,
         max_packet_bytes: _builtins.int = ...,
+        carrier: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["intermediate_id", b"intermediate_id", "max_packet_bytes", b"max_packet_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["carrier", b"carrier", "intermediate_id", b"intermediate_id", "max_packet_bytes", b"max_packet_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -417,7 +427,7 @@ Global___RelayLegUp: _TypeAlias = RelayLegUp  # noqa: Y015
 
 @_typing.final
 class RelayLegDown(_message.Message):
-    """Event: the leg is gone; it will be tried again unless disconnected."""
+    """Event: a carrier of the leg is gone; it will be tried again unless disconnected or no longer needed."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -425,6 +435,7 @@ class RelayLegDown(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
     IS_AUTHENTICATION_FAILURE_FIELD_NUMBER: _builtins.int
+    CARRIER_FIELD_NUMBER: _builtins.int
     intermediate_id: _builtins.str
     """id of the intermediate, a DNS label"""
     reason: _builtins.str
@@ -433,6 +444,8 @@ class RelayLegDown(_message.Message):
     """for people"""
     is_authentication_failure: _builtins.bool
     """one side does not accept the certificate of the other"""
+    carrier: _builtins.str
+    """quic or grpc; the leg is down when it was the one in use"""
     def __init__(
         self,
         *,
@@ -440,10 +453,11 @@ class RelayLegDown(_message.Message):
         reason: _builtins.str = ...,
         detail: _builtins.str = ...,
         is_authentication_failure: _builtins.bool = ...,
+        carrier: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "intermediate_id", b"intermediate_id", "is_authentication_failure", b"is_authentication_failure", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["carrier", b"carrier", "detail", b"detail", "intermediate_id", b"intermediate_id", "is_authentication_failure", b"is_authentication_failure", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

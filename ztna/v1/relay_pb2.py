@@ -25,19 +25,23 @@ _sym_db = _symbol_database.Default()
 from ztna.v1 import qad_pb2 as ztna_dot_v1_dot_qad__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13ztna/v1/relay.proto\x12\x07ztna.v1\x1a\x11ztna/v1/qad.proto\"\xc0\x01\n\x08LegFrame\x12\"\n\x05hello\x18\x01 \x01(\x0b\x32\x11.ztna.v1.LegHelloH\x00\x12(\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x0b\x32\x14.ztna.v1.LegAcceptedH\x00\x12(\n\x08rejected\x18\x03 \x01(\x0b\x32\x14.ztna.v1.LegRejectedH\x00\x12\x34\n\x10observed_address\x18\x04 \x01(\x0b\x32\x18.ztna.v1.ObservedAddressH\x00\x42\x06\n\x04\x62ody\"\x1d\n\x08LegHello\x12\x11\n\tattach_id\x18\x01 \x01(\x0c\"\'\n\x0bLegAccepted\x12\x18\n\x10max_packet_bytes\x18\x01 \x01(\r\"\x1d\n\x0bLegRejected\x12\x0e\n\x06reason\x18\x01 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13ztna/v1/relay.proto\x12\x07ztna.v1\x1a\x11ztna/v1/qad.proto\"_\n\nRelayFrame\x12\"\n\x07\x63ontrol\x18\x01 \x01(\x0b\x32\x11.ztna.v1.LegFrame\x12\x11\n\tdatagrams\x18\x02 \x03(\x0c\x12\x0c\n\x04ping\x18\x03 \x01(\x04\x12\x0c\n\x04pong\x18\x04 \x01(\x04\"\xc0\x01\n\x08LegFrame\x12\"\n\x05hello\x18\x01 \x01(\x0b\x32\x11.ztna.v1.LegHelloH\x00\x12(\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x0b\x32\x14.ztna.v1.LegAcceptedH\x00\x12(\n\x08rejected\x18\x03 \x01(\x0b\x32\x14.ztna.v1.LegRejectedH\x00\x12\x34\n\x10observed_address\x18\x04 \x01(\x0b\x32\x18.ztna.v1.ObservedAddressH\x00\x42\x06\n\x04\x62ody\"\x1d\n\x08LegHello\x12\x11\n\tattach_id\x18\x01 \x01(\x0c\"\'\n\x0bLegAccepted\x12\x18\n\x10max_packet_bytes\x18\x01 \x01(\r\"\x1d\n\x0bLegRejected\x12\x0e\n\x06reason\x18\x01 \x01(\t2E\n\x0cRelayService\x12\x35\n\x05Relay\x12\x13.ztna.v1.RelayFrame\x1a\x13.ztna.v1.RelayFrame(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ztna.v1.relay_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LEGFRAME']._serialized_start=52
-  _globals['_LEGFRAME']._serialized_end=244
-  _globals['_LEGHELLO']._serialized_start=246
-  _globals['_LEGHELLO']._serialized_end=275
-  _globals['_LEGACCEPTED']._serialized_start=277
-  _globals['_LEGACCEPTED']._serialized_end=316
-  _globals['_LEGREJECTED']._serialized_start=318
-  _globals['_LEGREJECTED']._serialized_end=347
+  _globals['_RELAYFRAME']._serialized_start=51
+  _globals['_RELAYFRAME']._serialized_end=146
+  _globals['_LEGFRAME']._serialized_start=149
+  _globals['_LEGFRAME']._serialized_end=341
+  _globals['_LEGHELLO']._serialized_start=343
+  _globals['_LEGHELLO']._serialized_end=372
+  _globals['_LEGACCEPTED']._serialized_start=374
+  _globals['_LEGACCEPTED']._serialized_end=413
+  _globals['_LEGREJECTED']._serialized_start=415
+  _globals['_LEGREJECTED']._serialized_end=444
+  _globals['_RELAYSERVICE']._serialized_start=446
+  _globals['_RELAYSERVICE']._serialized_end=515
 # @@protoc_insertion_point(module_scope)

@@ -3,11 +3,13 @@
 isort:skip_file
 The relay leg: what travels on stream 0 of the QUIC connection between a node and an intermediate, each
 frame behind a 4-byte big-endian length. Sealed packets travel in DATAGRAM frames: a 16-bit channel, then
-one packet of the end-to-end connection.
+one packet of the end-to-end connection. Where UDP does not pass, both travel on a gRPC stream instead.
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 from ztna.v1 import qad_pb2 as _qad_pb2
 import builtins as _builtins
 import sys
@@ -19,6 +21,44 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+@_typing.final
+class RelayFrame(_message.Message):
+    """Any of these may stand in one frame; they are taken in this order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTROL_FIELD_NUMBER: _builtins.int
+    DATAGRAMS_FIELD_NUMBER: _builtins.int
+    PING_FIELD_NUMBER: _builtins.int
+    PONG_FIELD_NUMBER: _builtins.int
+    ping: _builtins.int
+    """asks the other end for a pong with this number, if it is not 0"""
+    pong: _builtins.int
+    """answers a ping, if it is not 0"""
+    @_builtins.property
+    def control(self) -> Global___LegFrame:
+        """as on stream 0, without ObservedAddress: a TCP address leads nowhere"""
+
+    @_builtins.property
+    def datagrams(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """at most 48, each as in a DATAGRAM frame: a 16-bit channel, then one packet"""
+
+    def __init__(
+        self,
+        *,
+        control: Global___LegFrame | None = ...,
+        datagrams: _abc.Iterable[_builtins.bytes] | None = ...,
+        ping: _builtins.int = ...,
+        pong: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["control", b"control"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["control", b"control", "datagrams", b"datagrams", "ping", b"ping", "pong", b"pong"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RelayFrame: _TypeAlias = RelayFrame  # noqa: Y015
 
 @_typing.final
 class LegFrame(_message.Message):

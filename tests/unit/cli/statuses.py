@@ -45,6 +45,7 @@ def agent_status() -> control_pb2.DaemonStatus:
         id="intermediate-1",
         state="attached",
         is_leg_up=True,
+        leg_carrier="quic",
         rtt_ms=21.25,
         observed_address=types_pb2.TransportAddress(host="203.0.113.7", port=51234),
     )
@@ -141,7 +142,14 @@ def intermediate_status() -> control_pb2.DaemonStatus:
         counters={"attached_nodes": 30, "sessions": 1},
     )
     status.udp_addresses.add(host="::", port=4433)
-    status.nodes.add(role=types_pb2.ROLE_AGENT, id="agent-1", carrier="grpc", is_leg_up=True, attached_s=12.0)
+    status.nodes.add(
+        role=types_pb2.ROLE_AGENT,
+        id="agent-1",
+        carrier="grpc",
+        is_leg_up=True,
+        attached_s=12.0,
+        leg_carrier="quic",
+    )
     status.registered_services.add(
         id="web", protocol=types_pb2.SERVICE_PROTOCOL_TCP, connectors=["connector-1", "connector-2"]
     )

@@ -164,6 +164,13 @@ def test_a_pipe_gets_one_line_per_row_without_padding(path: Path, monkeypatch: p
     assert all(line == line.rstrip() for line in lines)
 
 
+def test_the_view_names_the_carrier_of_a_leg_that_is_not_the_usual_one() -> None:
+    status = agent_status()
+    assert "up, grpc" not in rendered(status_view(status, WALL))
+    status.intermediates[0].leg_carrier = "grpc"
+    assert "up, grpc" in rendered(status_view(status, WALL))
+
+
 def test_the_view_of_an_intermediate_fits_80_columns() -> None:
     text = rendered(status_view(intermediate_status(), WALL))
     assert max(len(line) for line in text.splitlines()) <= 80

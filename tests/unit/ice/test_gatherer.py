@@ -436,6 +436,17 @@ class TestNat:
         node.up()
         assert node.learned[-1] == NatBehaviour()
 
+    def test_leg_that_falls_back_to_tcp_voids_what_udp_told(self) -> None:
+        node = Node()
+        node.up()
+        node.gather()
+        assert node.addresses(CandidateType.SERVER_REFLEXIVE) != []
+        node.core.handle_leg_over_tcp("i1", node.now)
+        node.perform()
+        node.advance(5)
+        assert node.learned[-1].is_udp_blocked
+        assert node.addresses(CandidateType.SERVER_REFLEXIVE) == []
+
     def test_refusal_is_an_answer(self) -> None:
         node = Node()
         node.core.handle_leg_down("i1", node.now, is_refusal=True)

@@ -14,13 +14,9 @@ from ztna.quic import events
 from ztna.quic.connection import Connection
 from ztna.quic.demux import destination_cid
 from ztna.relay import frame
-from ztna.relay.leg import (
-    CONTROL_STREAM,
-    DEAD_AFTER_S,
-    PING_INTERVAL_S,
-    REDIALLED,
-    SIGNALING_STREAM,
-    Leg,
+from ztna.relay.carrier import LegState
+from ztna.relay.leg import Leg
+from ztna.relay.leg_effects import (
     LegConnected,
     LegConnectionIds,
     LegControlReceived,
@@ -30,8 +26,14 @@ from ztna.relay.leg import (
     LegPathChanged,
     LegSealedReceived,
     LegSignalingReceived,
-    LegState,
     LegTransmit,
+)
+from ztna.relay.quic_carrier import (
+    CONTROL_STREAM,
+    DEAD_AFTER_S,
+    PING_INTERVAL_S,
+    REDIALLED,
+    SIGNALING_STREAM,
 )
 from ztna.signaling.framing import FrameDecoder, encode
 
@@ -140,7 +142,7 @@ class World:
         raise AssertionError("the timers spin")
 
     def connected(self) -> World:
-        self.leg.connect()
+        self.leg.connect(self.now)
         self.exchange()
         assert self.leg.state is LegState.CONNECTED
         return self
@@ -168,7 +170,7 @@ def test_leg_connects_and_says_to_whom() -> None:
     world = World().connected()
     assert world.of(LegConnected) == [LegConnected(ADDRESS)]
     assert world.leg.rtt_s is not None
-    world.leg.connect()
+    world.leg.connect(world.now)
     world.exchange()
     assert world.of(LegConnected) == [LegConnected(ADDRESS)] * 2  # told again to whoever asks
 
@@ -358,8 +360,8 @@ def test_rejected_hello_is_forgotten_and_the_connection_kept() -> None:
     world = World().connected()
     world.leg.present_attachment(HELLO, world.now)
     world.exchange()
-    world.leg.handle_rejected()
-    world.leg.handle_rejected()
+    world.leg.handle_rejected(world.now)
+    world.leg.handle_rejected(world.now)
     assert world.leg.state is LegState.CONNECTED
     world.leg.present_attachment(b"hello-2", world.now)
     world.exchange()
@@ -371,7 +373,7 @@ def test_rejection_of_a_former_hello_leaves_the_present_one() -> None:
     world.leg.present_attachment(b"old", world.now)
     world.leg.present_attachment(HELLO, world.now)
     world.exchange()
-    world.leg.handle_rejected()
+    world.leg.handle_rejected(world.now)
     assert world.leg.handle_accepted(1200, world.now)
 
 
@@ -405,7 +407,7 @@ def test_silence_is_noticed_while_something_is_in_flight() -> None:
 def test_intermediate_that_never_answers_is_dialled_at_its_next_address() -> None:
     world = World()
     world.is_cut = True
-    world.leg.connect()
+    world.leg.connect(world.now)
     world.run(2 * DEAD_AFTER_S + 1.0)
     assert [each.reason for each in world.of(LegLost)] == ["no_answer"] * len(world.of(LegLost))
     assert {ADDRESS, OTHER} <= set(world.remotes)
@@ -414,7 +416,7 @@ def test_intermediate_that_never_answers_is_dialled_at_its_next_address() -> Non
 
 def test_name_that_does_not_resolve_is_tried_again() -> None:
     leg = Leg(lambda: pytest.fail("nothing to connect to"), Random(1))
-    leg.connect()
+    leg.connect(0.0)
     assert leg.drain() == [LegDialWanted()]
     leg.handle_resolved([], "no such host", 1.0)
     _, lost = leg.drain()
@@ -430,7 +432,7 @@ def test_name_that_does_not_resolve_is_tried_again() -> None:
 
 def test_presented_attachment_ends_the_wait_for_the_next_attempt() -> None:
     leg = Leg(lambda: pytest.fail("not resolved yet"), Random(1))
-    leg.connect()
+    leg.connect(0.0)
     leg.handle_resolved([], "", 1.0)
     leg.drain()
     leg.present_attachment(HELLO, 1.0)
@@ -465,7 +467,7 @@ def test_answer_of_a_resolver_that_nobody_waits_for_changes_nothing() -> None:
 
 def test_refused_certificate_is_an_authentication_failure_at_both_ends() -> None:
     world = World(server_identity="c9")
-    world.leg.connect()
+    world.leg.connect(world.now)
     world.exchange()
     lost = world.of(LegLost)[0]
     assert lost.is_authentication_failure

@@ -76,7 +76,8 @@ def test_patience_with_a_busy_intermediate_doubles_until_it_answers() -> None:
     client = AttachmentClient([], Random(1))
     client.attach(0.0)
     client.drain()
-    waited, dialled_at = [], 0.0
+    waited: list[float] = []
+    dialled_at = 0.0
     while len(waited) < 6:
         deadline = client.next_deadline()
         assert deadline is not None

@@ -22,7 +22,7 @@ from ztna.quic import events
 from ztna.quic.connection import Connection
 from ztna.quic.demux import destination_cid
 from ztna.relay import frame, hub
-from ztna.relay.leg import PING_INTERVAL_S
+from ztna.relay.quic_carrier import PING_INTERVAL_S
 from ztna.signaling.framing import MAX_FRAME_BYTES, encode
 from ztna.v1 import (
     qad_pb2,
