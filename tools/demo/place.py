@@ -28,7 +28,7 @@ INTERMEDIATE_DELAY_MS: Final = 15.0
 NAT: Final = Access.parse("eim-apdf")
 """What most home routers are (RFC 4787): the same mapping for every peer, nothing let in unasked."""
 
-STORY_S: Final = 12.0
+STORY_S: Final = 16.0
 """The links in the lab are as slow as makes the download last this long: twice what cut and healing take."""
 
 AGENT_ADDRESS: Final = "127.0.0.2"
@@ -136,8 +136,8 @@ class LabPlace:
         """For a download of `size` bytes. Raises `LabError`; then nothing is left."""
         rate_mbit = round(size * 8 / STORY_S / 1e6, 1)
         self.description = (
-            f"two sites, each behind a NAT ({NAT}), links {SITE_DELAY_MS:.0f} ms and {rate_mbit:g} Mbit/s; "
-            f"intermediate {INTERMEDIATE_DELAY_MS:.0f} ms away"
+            f"lab: NATs {NAT}, {SITE_DELAY_MS:.0f} ms, {rate_mbit:g} Mbit/s; "
+            f"intermediate {INTERMEDIATE_DELAY_MS:.0f} ms"
         )
         link = Link.both(Direction(delay_ms=SITE_DELAY_MS, rate_mbit=rate_mbit))
         plan = Plan(

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from tools.demo.place import AGENT, ECHO, FILES, INTERMEDIATE, Place, choose
+from tools.demo.place import AGENT, CONNECTOR, ECHO, FILES, INTERMEDIATE, Place, choose
 from tools.demo.progress import (
     Progress,
     Step,
@@ -46,6 +46,7 @@ POLL_INTERVAL_S = 0.02
 RESUMED_BYTES = 1 << 16
 
 DIRECT, RELAY = "direct", "relay"
+PATHS = frozenset({DIRECT, RELAY})
 
 EXPECTED = (
     DeploymentError,
@@ -192,7 +193,7 @@ class Demo:
         digest = write_random_file(shared / FILE_NAME, transfer.size)
         self._deployment, ports = place.build(self._directory, shared)
         self._deployment.start()
-        self._tell(f"started: {', '.join(self._deployment.daemons)}, a file server, a UDP echo")
+        self._tell(f"started: {len(self._deployment.daemons)} daemons, a file server, a UDP echo")
         self._watch = stack.enter_context(
             StatusWatch({name: each.control_socket for name, each in self._deployment.daemons.items()})
         )
@@ -235,12 +236,12 @@ class Demo:
         )
 
     def _begin(self, running: BackgroundDownload) -> None:
-        """On the relay first, then on the direct path."""
+        """On the relay first, then on the direct path, at both ends."""
         started_at = time.monotonic()
-        first = self._wait_session(lambda session: session.path in {RELAY, DIRECT}, "a session", running)
+        first = self._wait_session(AGENT, lambda session: session.path in PATHS, "a session", running)
         took_ms = (time.monotonic() - started_at) * 1e3
-        self._tell(f"session with {first.peer_id} after {took_ms:.0f} ms, {path_text(first)}")
-        session = self._wait_session(
+        self._tell(f"session after {took_ms:.0f} ms: {path_text(first)}")
+        session = self._wait_both(
             lambda session: session.path == DIRECT and self.progress.transfer.first_byte_s is not None,
             "the direct path",
             running,
@@ -248,41 +249,39 @@ class Demo:
         first_byte_ms = (self.progress.transfer.first_byte_s or 0.0) * 1e3
         self.result.time_to_first_byte_ms = first_byte_ms
         self.result.time_to_direct_ms = session.direct_path.time_to_direct_ms
-        self._tell(
-            f"first byte after {first_byte_ms:.0f} ms, from cold; {path_text(session)}, "
-            f"found in {session.direct_path.time_to_direct_ms:.0f} ms"
-        )
+        self._tell(f"first byte after {first_byte_ms:.0f} ms, from cold")
+        self._tell(f"{path_text(session)}, found in {session.direct_path.time_to_direct_ms:.0f} ms")
 
     def _cut_and_heal(self, running: BackgroundDownload) -> None:
         transfer, result = self.progress.transfer, self.result
         self._hold(running)
-        before = self._session()
-        self._tell(f"on the direct path at {transfer.rate / 1e6:.1f} MB/s; RTT {rtt_text(before)}")
+        self._tell(f"direct: {transfer.rate / 1e6:.1f} MB/s; RTT {rtt_text(self._session())}")
         if running.is_over:
             raise TrafficError("the download was over before the direct path was cut")
         transfer.forget_pauses()
         cut_at, received = time.monotonic(), transfer.received
         self._place.cut()
         self._tell(f"cut the direct path, at {bytes_text(received)} of {bytes_text(transfer.size)}")
-        session = self._wait_session(
-            lambda session: (
-                session.path == RELAY and session.direct_path.fail_overs > before.direct_path.fail_overs
-            ),
-            "fall back to the relay",
-            running,
-        )
+
+        def is_relayed(session: control_pb2.SessionStatus) -> bool:
+            return session.path == RELAY and session.direct_path.fail_overs > 0
+
+        # The end that sends the file notices first; the other one, once a check is missed.
+        self._wait_session(CONNECTOR, is_relayed, "fall back to the relay", running)
         received = transfer.received
         self._until(lambda: transfer.received > received + RESUMED_BYTES or running.is_over, running)
         if running.is_over:
             raise TrafficError("the download was over before it could fall back to the relay")
         result.failover_ms = ((transfer.pause_end_at or time.monotonic()) - cut_at) * 1e3
-        self._tell(f"{path_text(session)}: the download goes on {result.failover_ms:.0f} ms after the cut")
+        self._tell(f"the download goes on {result.failover_ms:.0f} ms after the cut")
+        session = self._wait_both(is_relayed, "fall back to the relay", running)
+        self._tell(f"{path_text(session)}, at both ends")
         self._hold(running)
-        self._tell(f"on the relay at {transfer.rate / 1e6:.1f} MB/s; RTT {rtt_text(self._session())}")
+        self._tell(f"relay: {transfer.rate / 1e6:.1f} MB/s; RTT {rtt_text(self._session())}")
         healed_at = time.monotonic()
         self._place.heal()
         self._tell("healed, and the links as fast as they can be")
-        session = self._wait_session(lambda session: session.path == DIRECT, "direct again", running)
+        session = self._wait_both(lambda session: session.path == DIRECT, "direct again", running)
         result.heal_ms = (time.monotonic() - healed_at) * 1e3
         self._tell(f"{path_text(session)}, {result.heal_ms:.0f} ms after healing")
 
@@ -317,7 +316,7 @@ class Demo:
         result.rtt_relay_ms = session.direct_path.rtt_relay_ms
         result.rtt_direct_ms = session.direct_path.rtt_direct_ms
         result.session_id = session.session_id.hex()
-        self._tell(f"{path_text(session)}; RTT {rtt_text(session)}")
+        self._tell(f"in the end {session.path}; RTT {rtt_text(session)}")
 
     def _session(self) -> control_pb2.SessionStatus:
         session = newest_session(self.read(AGENT))
@@ -325,8 +324,16 @@ class Demo:
             raise TrafficError("the session is gone")
         return session
 
+    def _wait_both(
+        self, predicate: Callable[[control_pb2.SessionStatus], bool], what: str, running: BackgroundDownload
+    ) -> control_pb2.SessionStatus:
+        """As `_wait_session`, for both ends; returns the agent's."""
+        self._wait_session(CONNECTOR, predicate, what, running)
+        return self._wait_session(AGENT, predicate, what, running)
+
     def _wait_session(
         self,
+        name: str,
         predicate: Callable[[control_pb2.SessionStatus], bool],
         what: str,
         running: BackgroundDownload,
@@ -336,15 +343,14 @@ class Demo:
             return session is not None and predicate(session)
 
         try:
-            status = self._wait(AGENT, is_so, what, PATH_LIMIT_S, running.check)
+            return self._wait(name, is_so, what, PATH_LIMIT_S, running.check).sessions[0]
         except WatchTimeoutError as error:
-            session = newest_session(self.read(AGENT))
+            session = newest_session(self.read(name))
+            if session is None:
+                raise
             raise TrafficError(
-                f"not in time: {what}; {path_text(session)}, {session.path_reason}"
-                if session is not None
-                else str(error)
+                f"{name}: not in time: {what}; {path_text(session)}, {session.path_reason}"
             ) from error
-        return status.sessions[0]
 
     def _hold(self, running: BackgroundDownload) -> None:
         """Leave the path alone until people have seen it, and both round-trip times are known."""

@@ -154,14 +154,14 @@ def _facts(progress: Progress, read: StatusReader) -> Table:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     table.add_row("place", progress.place or Text("being built", style="dim"))
-    table.add_row("registered", "\n".join(registered_nodes(intermediate)) or Text("nobody yet", style="dim"))
-    table.add_row("services", "\n".join(registered_services(intermediate)) or Text("none yet", style="dim"))
+    table.add_row("registered", "; ".join(registered_nodes(intermediate)) or Text("nobody yet", style="dim"))
+    table.add_row("services", "; ".join(registered_services(intermediate)) or Text("none yet", style="dim"))
     session = newest_session(agent)
     if session is None:
         table.add_row("session", Text("none yet: it is opened on first use", style="dim"))
         return table
     table.add_row("session", f"{session.session_id.hex()[:8]}  agent-1 → {session.peer_id}  {session.state}")
-    table.add_row("path", Text(path_text(session), style=PATH_STYLES.get(session.path, "bold red")))
+    table.add_row("path", _path(session, newest_session(read("connector-1"))))
     table.add_row("RTT", rtt_text(session))
     table.add_row(
         "sealed",
@@ -169,6 +169,17 @@ def _facts(progress: Progress, read: StatusReader) -> Table:
         f"{session.packets_lost} packets lost",
     )
     return table
+
+
+def _path(at_agent: control_pb2.SessionStatus, at_connector: control_pb2.SessionStatus | None) -> Text:
+    """What carries the session; each end decides for what it sends, the connector for the download."""
+    text = Text(path_text(at_agent), style=PATH_STYLES.get(at_agent.path, "bold red"))
+    if at_connector is not None and at_connector.path != at_agent.path:
+        text.append(
+            f"; from the connector {path_text(at_connector)}",
+            style=PATH_STYLES.get(at_connector.path, "bold red"),
+        )
+    return text
 
 
 def _transfer(progress: Progress) -> Table:
