@@ -11,33 +11,57 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tools.natlab.availability import unavailable_reason
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-def test_demo_downloads_echoes_and_reports_in_json() -> None:
+def run_demo(*arguments: str) -> dict[str, Any]:
+    """What the demo prints as JSON, after a run in which every step happened."""
     done = subprocess.run(
-        [sys.executable, "-m", "tools.demo", "--json", "--size-mib", "8"],
+        [sys.executable, "-m", "tools.demo", "--json", *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=70,
+        timeout=90,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout.splitlines()[-1])
-    assert result["ok"]
-    assert result["sha256_ok"]
-    assert result["udp_echo_ok"]
-    assert result["error"] is None
-    assert result["bytes"] == 8 << 20
-    assert result["path"] == "relay"
-    assert result["time_to_first_byte_ms"] > 0
-    assert result["rtt_ms"] > 0
-    assert len(bytes.fromhex(result["session_id"])) == 16
     assert "\x1b" not in done.stdout + done.stderr
+    result: dict[str, Any] = json.loads(done.stdout)
+    for key in ("ok", "sha256_ok", "udp_echo_ok"):
+        assert result[key]
+    assert result["error"] is None
+    assert (result["bytes"], result["lost_bytes"]) == (8 << 20, 0)
+    assert result["path"] == "direct"
+    for key in ("time_to_first_byte_ms", "rtt_ms", "time_to_direct_ms", "rtt_relay_ms", "rtt_direct_ms"):
+        assert result[key] > 0
+    assert len(bytes.fromhex(result["session_id"])) == 16
+    return result
+
+
+def test_demo_on_loopback_goes_direct_and_leaves_out_the_cut() -> None:
+    result = run_demo("--size-mib", "8", "--loopback")
+    assert (result["place"], result["place_reason"]) == ("loopback", "asked for")
+    assert (result["failover_ms"], result["heal_ms"]) == (None, None)
+
+
+@pytest.mark.netns
+def test_demo_in_the_lab_goes_direct_falls_back_and_heals() -> None:
+    reason = unavailable_reason()
+    if reason is not None:
+        pytest.skip(f"no lab can be built here: {reason}")
+    result = run_demo("--size-mib", "8")
+    assert (result["place"], result["place_reason"]) == ("lab", None)
+    assert result["failover_ms"] > 0
+    assert result["heal_ms"] > 0
+    # Both paths cross both links, and the relayed one that of the intermediate as well.
+    assert result["rtt_relay_ms"] >= 80
+    assert result["rtt_direct_ms"] >= 80
 
 
 @pytest.fixture
@@ -62,9 +86,16 @@ def processes_below(directory: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "terminated"])
-def test_interrupted_demo_leaves_no_process_and_no_file(scratch: Path, signal_number: int) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [["--loopback"], pytest.param([], marks=pytest.mark.netns)],
+    ids=["loopback", "lab where one can be built"],
+)
+def test_interrupted_demo_leaves_no_process_and_no_file(
+    scratch: Path, arguments: list[str], signal_number: int
+) -> None:
     with subprocess.Popen(
-        [sys.executable, "-m", "tools.demo", "--json", "--size-mib", "512"],
+        [sys.executable, "-m", "tools.demo", "--json", "--size-mib", "512", *arguments],
         cwd=ROOT,
         env={**os.environ, "TMPDIR": str(scratch)},
         stdout=subprocess.PIPE,

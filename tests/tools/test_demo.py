@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import grpc
 import pytest
 
+from tools.demo import place
 from tools.demo.__main__ import main, summary
-from tools.demo.run import Demo, DemoError, Result
+from tools.demo.progress import Transfer
+from tools.demo.run import BackgroundDownload, Demo, DemoError, Result
+from tools.demo.traffic import TrafficError
 from tools.demo.view import View
 from tools.demo.watch import StatusWatch, WatchTimeoutError
+from tools.natlab.namespaces import LabError
 from ztna.v1 import control_pb2
 
 KEYS = [
@@ -28,7 +35,15 @@ KEYS = [
     "udp_echo_ok",
     "time_to_first_byte_ms",
     "rtt_ms",
+    "time_to_direct_ms",
+    "failover_ms",
+    "heal_ms",
+    "rtt_relay_ms",
+    "rtt_direct_ms",
+    "lost_bytes",
     "session_id",
+    "place",
+    "place_reason",
     "error",
 ]
 
@@ -75,16 +90,92 @@ def test_json_of_a_run_holds_every_key_in_order() -> None:
     assert (document["seconds"], document["rtt_ms"], document["error"]) == (1.235, 0.988, None)
 
 
+DONE = Result(
+    ok=True,
+    sha256_ok=True,
+    bytes=1 << 20,
+    seconds=2.0,
+    bytes_per_second=1e6,
+    path="direct",
+    time_to_first_byte_ms=45.0,
+    time_to_direct_ms=380.4,
+    failover_ms=790.0,
+    heal_ms=713.0,
+    rtt_relay_ms=150.25,
+    rtt_direct_ms=85.0,
+    lost_bytes=0,
+    session_id="00ff",
+    place="lab",
+)
+
+
 def test_summary_draws_the_figures_of_a_run() -> None:
-    done = Result(True, True, 1 << 20, 2.0, 1e6, "relay", True, 45.0, 1.5, "00ff")
-    assert summary(done).splitlines() == [
-        "file        1.0 MiB in 2.0 s, SHA-256 correct",
+    assert summary(DONE).splitlines() == [
+        "file        1.0 MiB in 2.0 s, SHA-256 correct, 0 bytes lost",
         "rate        1.0 MB/s",
         "first byte  45 ms after the first connect, from cold",
         "UDP echo    correct",
-        "path        relay, RTT 1.5 ms",
+        "direct      after 380 ms",
+        "fail-over   790 ms after the cut; direct again 713 ms after healing",
+        "RTT         relay 150.2 ms, direct 85.0 ms",
+        "path        direct",
         "session     00ff",
     ]
+
+
+def test_summary_on_loopback_says_that_cut_and_healing_were_left_out() -> None:
+    done = replace(DONE, place="loopback", failover_ms=None, heal_ms=None)
+    assert "fail-over   left out on loopback" in summary(done).splitlines()
+
+
+def test_place_without_the_packages_is_loopback_and_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(place, "missing_packages", lambda: ["conntrack", "nftables"])
+    chosen = place.choose(1, wants_loopback=False)
+    assert (chosen.name, chosen.can_cut) == ("loopback", False)
+    assert chosen.reason == "Debian packages are missing: conntrack nftables (make lab-tools)"
+
+
+def test_place_where_the_kernel_refuses_is_loopback_and_tells_its_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(size: int) -> place.LabPlace:
+        raise LabError("unshare failed: Operation not permitted\nmore")
+
+    monkeypatch.setattr(place, "missing_packages", list)
+    monkeypatch.setattr(place, "LabPlace", refuse)
+    chosen = place.choose(1, wants_loopback=False)
+    assert chosen.reason == "no network namespaces here: unshare failed: Operation not permitted"
+
+
+def test_pause_that_ended_before_it_is_asked_for_does_not_count() -> None:
+    transfer = Transfer(100)
+    for received, now in ((1, 0.0), (2, 5.0)):
+        transfer.note(received, now)
+    assert transfer.pause_end_at == 5.0
+    transfer.forget_pauses()
+    for received, now in ((3, 5.1), (4, 6.0), (5, 6.1)):
+        transfer.note(received, now)
+    assert transfer.pause_end_at == pytest.approx(6.0)
+
+
+class Silent:
+    """A place whose sockets reach nobody."""
+
+    def socket(self, kind: socket.SocketKind) -> socket.socket:
+        raise ConnectionRefusedError("nobody there")
+
+
+def test_download_in_the_background_hands_on_its_error() -> None:
+    woken = threading.Event()
+    running = BackgroundDownload(
+        cast("place.Place", Silent()), 9, Transfer(10), time.monotonic() + 10, woken.set
+    ).start()
+    assert woken.wait(10)
+    with pytest.raises(TrafficError, match="nobody there"):
+        running.join(10)
+    with pytest.raises(TrafficError, match="nobody there"):
+        running.check()
+    assert running.is_over
 
 
 def test_watch_waits_until_the_daemon_says_ready(control_socket: Path) -> None:

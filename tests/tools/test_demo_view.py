@@ -36,7 +36,7 @@ def agent_status() -> control_pb2.DaemonStatus:
         state="established",
         path="relay",
         via="intermediate-1",
-        rtt_ms=12.34,
+        direct_path=control_pb2.DirectPathStatus(rtt_relay_ms=12.34),
         bytes_received=3 << 20,
         packets_lost=7,
     )
@@ -63,7 +63,7 @@ def test_screen_shows_who_registered_the_session_its_path_and_the_rate() -> None
         "echo (udp) at connector-1, connector-2",
         "3fa94c21",
         "relay via intermediate-1",
-        "12.3 ms",
+        "relay 12.3 ms, direct -",
         "3.0 MiB received",
         "7 packets lost",
         "32.0 MiB of 64.0 MiB",
@@ -71,6 +71,24 @@ def test_screen_shows_who_registered_the_session_its_path_and_the_rate() -> None
         "started: intermediate-1",
     ):
         assert fact in screen
+
+
+def test_screen_shows_where_a_direct_path_leads_and_what_the_other_end_uses() -> None:
+    agent, connector = agent_status(), agent_status()
+    session = agent.sessions[0]
+    session.path, session.via = "direct", ""
+    session.direct_path.rtt_direct_ms = 8.5
+    remote = session.direct_path.selected_pair.remote.address
+    remote.host, remote.port = "198.51.100.34", 4711
+    statuses = {"agent-1": agent}
+    progress = Progress(Transfer(1), place="lab: two NATs")
+    screen = drawn(statuses, progress)
+    for fact in ("lab: two NATs", "direct, to 198.51.100.34:4711", "relay 12.3 ms, direct 8.5 ms"):
+        assert fact in screen
+    assert "from the connector" not in screen
+    # The end that sends falls back on its own.
+    screen = drawn({**statuses, "connector-1": connector}, progress)
+    assert "198.51.100.34:4711; from the connector relay via intermediate-1" in screen
 
 
 def test_screen_before_anything_is_known_says_so() -> None:

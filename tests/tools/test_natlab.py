@@ -20,6 +20,7 @@ from tools.natlab.kinds import (
     obstacle,
 )
 from tools.natlab.matrix import BEGIN, END, KINDS, Cell, as_json, scorecard, write_scorecard
+from tools.natlab.namespaces import search_path
 from tools.natlab.plan import Direction, Link, Plan, Provider, Site, Uplink, pair
 from tools.natlab.topology import lay_out
 from ztna.address import TransportAddress
@@ -210,8 +211,13 @@ def test_netlink_messages_are_read_and_garbage_is_not() -> None:
     assert packets(bytes(64)) == []
 
 
+def test_commands_of_an_administrator_are_found_without_being_in_the_path() -> None:
+    assert search_path({"PATH": "/usr/bin:/sbin"}) == "/usr/bin:/sbin:/usr/sbin"
+
+
 def cell(a: str, b: str, path: str, expected: str, *, sha256_ok: bool = True) -> Cell:
-    return Cell(a, b, path, expected, "why", 82.4 if path == "direct" else None, None, sha256_ok, (82.4,))
+    time_to_direct_ms = 82.4 if path == "direct" else None
+    return Cell(a, b, path, expected, "why", time_to_direct_ms, None, sha256_ok, (82.4,))
 
 
 CELLS = [

@@ -1,6 +1,7 @@
-"""Run the demo: `python -m tools.demo [--json] [--size-mib N] [--keep DIRECTORY]`; `make demo` does it.
+"""Run the demo: `python -m tools.demo`; `make demo` does it.
 
-Exit status: 0 when everything worked, 1 when something did not, 2 for wrong usage, 130 after Ctrl-C.
+It runs in a lab of network namespaces where one can be built, else on loopback (or with `--loopback`).
+Exit status: 0 when every step happened, 1 when one did not, 2 for wrong usage, 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -32,12 +33,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.demo",
-        description="An agent downloads a file from behind a connector, through a relay, on this machine.",
+        description="An agent downloads a file from behind a connector, over the relay, and over a direct "
+        "path that comes, is cut, and heals; all on this machine.",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object; steps go to stderr")
     parser.add_argument(
-        "--size-mib", type=int, default=64, metavar="N", help="size of the file (default: 64)"
+        "--size-mib", type=int, default=24, metavar="N", help="size of the file (default: 24)"
     )
+    parser.add_argument("--loopback", action="store_true", help="do without network namespaces")
     parser.add_argument("--keep", type=Path, metavar="DIRECTORY", help="use this new directory, and keep it")
     options = parser.parse_args(arguments)
     if options.size_mib < 1:
@@ -50,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if len(bytes(directory)) > MAX_DIRECTORY_BYTES:
             parser.error(f"{directory} is too long a path for unix sockets below it")
-        return _run(directory, options.size_mib << 20, as_json=options.json)
+        demo = Demo(directory, options.size_mib << 20, wants_loopback=options.loopback)
+        return _run(demo, directory, as_json=options.json)
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
@@ -58,9 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             shutil.rmtree(directory, ignore_errors=True)
 
 
-def _run(directory: Path, size: int, *, as_json: bool) -> int:
+def _run(demo: Demo, directory: Path, *, as_json: bool) -> int:
     stream = sys.stderr if as_json else sys.stdout
-    demo = Demo(directory, size)
     status = 0
     try:
         demo.run(_view(demo, stream))
@@ -89,14 +92,24 @@ def _view(demo: Demo, stream: TextIO) -> View:
 def summary(result: Result) -> str:
     """The figures of a run that worked, one per line."""
     rows = {
-        "file": f"{bytes_text(result.bytes)} in {result.seconds:.1f} s, SHA-256 correct",
+        "file": f"{bytes_text(result.bytes)} in {result.seconds:.1f} s, SHA-256 correct, "
+        f"{result.lost_bytes} bytes lost",
         "rate": f"{result.bytes_per_second / 1e6:.1f} MB/s",
         "first byte": f"{result.time_to_first_byte_ms or 0:.0f} ms after the first connect, from cold",
         "UDP echo": "correct",
-        "path": f"{result.path}, RTT {result.rtt_ms or 0:.1f} ms",
+        "direct": f"after {result.time_to_direct_ms or 0:.0f} ms",
+        "fail-over": _cut_text(result),
+        "RTT": f"relay {result.rtt_relay_ms or 0:.1f} ms, direct {result.rtt_direct_ms or 0:.1f} ms",
+        "path": result.path,
         "session": result.session_id or "-",
     }
     return "\n".join(f"{label:<12}{text}" for label, text in rows.items())
+
+
+def _cut_text(result: Result) -> str:
+    if result.failover_ms is None or result.heal_ms is None:
+        return f"left out on {result.place}"
+    return f"{result.failover_ms:.0f} ms after the cut; direct again {result.heal_ms:.0f} ms after healing"
 
 
 def _report_failure(directory: Path, reason: str) -> None:

@@ -21,16 +21,32 @@ class Transfer:
 
     size: int
     received: int = 0
+    first_byte_s: float | None = None
+    _arrival_at: float | None = None
+    _pause_s: float = 0.0
+    _pause_end_at: float | None = None
     _samples: deque[tuple[float, int]] = field(default_factory=deque)
 
     def note(self, received: int, now: float) -> None:
         """Take the bytes so far."""
+        if self._arrival_at is not None and now - self._arrival_at > self._pause_s:
+            self._pause_s, self._pause_end_at = now - self._arrival_at, now
+        self._arrival_at = now
         self.received = received
         if self._samples and now - self._samples[-1][0] < RATE_SAMPLE_S:
             return
         self._samples.append((now, received))
         while now - self._samples[0][0] > RATE_WINDOW_S:
             self._samples.popleft()
+
+    def forget_pauses(self) -> None:
+        """Let `pause_end_at` be of pauses that end from now on."""
+        self._pause_s, self._pause_end_at = 0.0, None
+
+    @property
+    def pause_end_at(self) -> float | None:
+        """When the longest pause between two arrivals ended; None before the first."""
+        return self._pause_end_at
 
     @property
     def rate(self) -> float:
@@ -58,6 +74,7 @@ class Progress:
     transfer: Transfer
     started_at: float = field(default_factory=time.monotonic)
     steps: list[Step] = field(default_factory=list)
+    place: str = ""
 
     @property
     def elapsed_s(self) -> float:
@@ -94,7 +111,18 @@ def registered_services(intermediate: control_pb2.DaemonStatus | None) -> list[s
 
 def path_text(session: control_pb2.SessionStatus) -> str:
     """The path of a session in words."""
-    return f"{session.path} via {session.via}" if session.via else session.path
+    if session.via:
+        return f"{session.path} via {session.via}"
+    pair = session.direct_path.selected_pair
+    if session.path != "direct" or not pair.HasField("remote"):
+        return session.path
+    return f"direct, to {pair.remote.address.host}:{pair.remote.address.port}"
+
+
+def rtt_text(session: control_pb2.SessionStatus) -> str:
+    """Round-trip times of both kinds of path."""
+    figures = (("relay", session.direct_path.rtt_relay_ms), ("direct", session.direct_path.rtt_direct_ms))
+    return ", ".join(f"{kind} {rtt_ms:.1f} ms" if rtt_ms else f"{kind} -" for kind, rtt_ms in figures)
 
 
 def bytes_text(count: float) -> str:

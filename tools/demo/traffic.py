@@ -21,6 +21,8 @@ ECHO_LIMIT_S = 1.0
 # UDP promises nothing: a lost datagram is sent again, and the repetition is reported.
 MAX_ECHO_SENDS = 4
 
+SocketMaker = Callable[[socket.SocketKind], socket.socket]
+
 
 class TrafficError(Exception):
     """The application saw something wrong."""
@@ -61,21 +63,30 @@ def write_random_file(path: Path, size: int) -> str:
     return digest.hexdigest()
 
 
+def new_socket(kind: socket.SocketKind) -> socket.socket:
+    """A socket of this machine."""
+    return socket.socket(socket.AF_INET, kind)
+
+
 def download(
     port: int,
     path: str,
     deadline: float,
     on_first_byte: Callable[[float], None],
     on_progress: Callable[[int], None],
+    make_socket: SocketMaker = new_socket,
 ) -> Download:
-    """GET `path` from the agent's local `port`.
+    """GET `path` from the agent's local `port`, with a socket that `make_socket` makes.
 
     `on_first_byte` hears the seconds it took, `on_progress` the bytes so far. Raises `TrafficError` for an
     answer other than 200, a reset, a stall, a short body, and when `deadline` (monotonic seconds) passes.
     """
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=STALL_LIMIT_S)
+    connection = http.client.HTTPConnection("127.0.0.1", port)
     digest, received, started = hashlib.sha256(), 0, time.monotonic()
     try:
+        connection.sock = make_socket(socket.SOCK_STREAM)
+        connection.sock.settimeout(STALL_LIMIT_S)
+        connection.sock.connect(("127.0.0.1", port))
         connection.request("GET", path)
         response = connection.getresponse()
         first_byte_s = time.monotonic() - started
@@ -98,12 +109,14 @@ def download(
     return Download(received, time.monotonic() - started, first_byte_s, digest.hexdigest())
 
 
-def echo_datagrams(port: int, sizes: Sequence[int] = ECHO_SIZES) -> list[Echo]:
+def echo_datagrams(
+    port: int, sizes: Sequence[int] = ECHO_SIZES, make_socket: SocketMaker = new_socket
+) -> list[Echo]:
     """Send one datagram of each size to the agent's local `port`.
 
     Raises `TrafficError` when one never returns.
     """
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+    with make_socket(socket.SOCK_DGRAM) as client:
         client.connect(("127.0.0.1", port))
         return [_echo(client, random.randbytes(size)) for size in sizes]
 

@@ -22,17 +22,20 @@ from tools.demo.progress import (
     path_text,
     registered_nodes,
     registered_services,
+    rtt_text,
 )
 from ztna.v1 import control_pb2
 
 # Rendering takes a few milliseconds of a core that the daemons need too.
 REFRESH_PER_SECOND = 5
 
-# The panel's borders and its padding, above and below.
-FRAME_LINES = 4
+# The panel's borders.
+FRAME_LINES = 2
 
 # A step's mark and time, with the spaces behind them.
 STEP_INDENT = 11
+
+PATH_STYLES = {"direct": "bold green", "relay": "bold yellow"}
 
 StatusReader = Callable[[str], control_pb2.DaemonStatus | None]
 
@@ -110,11 +113,13 @@ class LiveView:
 def render(progress: Progress, read: StatusReader, *, is_cut: bool = False) -> RenderableType:
     """The whole screen; `is_cut` leaves out the oldest steps where the terminal is too low for all."""
     return Panel(
-        _Story(Group(_facts(read), Text(), _transfer(progress), Text()), progress.steps, is_cut=is_cut),
+        _Story(
+            Group(_facts(progress, read), Text(), _transfer(progress), Text()), progress.steps, is_cut=is_cut
+        ),
         title="[bold]ztna demo[/bold]",
         subtitle=f"{progress.elapsed_s:.1f} s",
         box=box.ROUNDED,
-        padding=(1, 2),
+        padding=(0, 2),
     )
 
 
@@ -143,26 +148,38 @@ class _Story:
         return self._steps[len(self._steps) - count :]
 
 
-def _facts(read: StatusReader) -> Table:
+def _facts(progress: Progress, read: StatusReader) -> Table:
     intermediate, agent = read("intermediate-1"), read("agent-1")
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    table.add_row("registered", "\n".join(registered_nodes(intermediate)) or Text("nobody yet", style="dim"))
-    table.add_row("services", "\n".join(registered_services(intermediate)) or Text("none yet", style="dim"))
+    table.add_row("place", progress.place or Text("being built", style="dim"))
+    table.add_row("registered", "; ".join(registered_nodes(intermediate)) or Text("nobody yet", style="dim"))
+    table.add_row("services", "; ".join(registered_services(intermediate)) or Text("none yet", style="dim"))
     session = newest_session(agent)
     if session is None:
         table.add_row("session", Text("none yet: it is opened on first use", style="dim"))
         return table
     table.add_row("session", f"{session.session_id.hex()[:8]}  agent-1 → {session.peer_id}  {session.state}")
-    table.add_row("path", Text(path_text(session), style="green" if session.path != "none" else "red"))
-    table.add_row("RTT", f"{session.rtt_ms:.1f} ms" if session.rtt_ms else "-")
+    table.add_row("path", _path(session, newest_session(read("connector-1"))))
+    table.add_row("RTT", rtt_text(session))
     table.add_row(
         "sealed",
         f"{bytes_text(session.bytes_received)} received, {bytes_text(session.bytes_sent)} sent, "
         f"{session.packets_lost} packets lost",
     )
     return table
+
+
+def _path(at_agent: control_pb2.SessionStatus, at_connector: control_pb2.SessionStatus | None) -> Text:
+    """What carries the session; each end decides for what it sends, the connector for the download."""
+    text = Text(path_text(at_agent), style=PATH_STYLES.get(at_agent.path, "bold red"))
+    if at_connector is not None and at_connector.path != at_agent.path:
+        text.append(
+            f"; from the connector {path_text(at_connector)}",
+            style=PATH_STYLES.get(at_connector.path, "bold red"),
+        )
+    return text
 
 
 def _transfer(progress: Progress) -> Table:

@@ -63,6 +63,11 @@ class StatusWatch:
         with self._changed:
             return self._latest.get(name)
 
+    def wake(self) -> None:
+        """Have `wait_for` look again: something changed that its predicate asks about."""
+        with self._changed:
+            self._changed.notify_all()
+
     def wait_for(
         self,
         name: str,

@@ -8,7 +8,7 @@ from typing import Final
 
 from tools.natlab.kinds import Access, Kind
 from tools.natlab.lab import Lab
-from tools.natlab.namespaces import LabError
+from tools.natlab.namespaces import LabError, search_path
 from tools.natlab.plan import Direction, Link, Plan, Site
 
 # Tool and the Debian package that brings it.
@@ -24,7 +24,8 @@ TOOLS: Final = {
 
 def missing_packages() -> list[str]:
     """Debian packages whose tools are not there."""
-    return sorted({package for tool, package in TOOLS.items() if shutil.which(tool) is None})
+    path = search_path()
+    return sorted({package for tool, package in TOOLS.items() if shutil.which(tool, path=path) is None})
 
 
 @cache

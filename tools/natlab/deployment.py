@@ -96,14 +96,11 @@ class LabDeployment(Deployment):
 
     def serve_files(self, host: str, directory: Path) -> str:
         """Serve a directory over HTTP on a host's loopback, until the end; returns `address:port`."""
-        command = [sys.executable, "-m", "tools.demo.backends", "files", str(directory)]
-        with (self.directory / f"files-{host}.log").open("ab") as log:
-            backend = self.lab.popen(host, command, stdout=subprocess.PIPE, stderr=log)
-        self._backends.append(backend)
-        line = backend.stdout.readline() if backend.stdout is not None else b""
-        if not line:
-            raise DeploymentError(f"the file server on {host} did not start")
-        return f"{LOOPBACK}:{int(line)}"
+        return self._serve(host, "files", str(directory))
+
+    def serve_echo(self, host: str) -> str:
+        """Send back each datagram, on a host's loopback, until the end; returns `address:port`."""
+        return self._serve(host, "echo")
 
     def download(
         self, host: str, port: int, path: str, *, address: str = LOOPBACK, timeout_s: float = DOWNLOAD_LIMIT_S
@@ -131,6 +128,16 @@ class LabDeployment(Deployment):
         if response.status != HTTP_OK or received != expected:
             raise DeploymentError(f"GET {path} on {host}: {response.status}, {received} of {expected} bytes")
         return received, digest.hexdigest()
+
+    def _serve(self, host: str, kind: str, *arguments: str) -> str:
+        command = [sys.executable, "-m", "tools.demo.backends", kind, *arguments]
+        with (self.directory / f"{kind}-{host}.log").open("ab") as log:
+            backend = self.lab.popen(host, command, stdout=subprocess.PIPE, stderr=log)
+        self._backends.append(backend)
+        line = backend.stdout.readline() if backend.stdout is not None else b""
+        if not line:
+            raise DeploymentError(f"the {kind} service on {host} did not start")
+        return f"{LOOPBACK}:{int(line)}"
 
     def _node_settings(self, name: str, host: str) -> dict[str, Any]:
         self._hosts[name] = host

@@ -27,6 +27,16 @@ MAX_ANSWER_BYTES: Final = 1 << 16
 ANSWER_LIMIT_S: Final = 30.0
 END_LIMIT_S: Final = 10.0
 TOOL_LIMIT_S: Final = 30.0
+ADMIN_PATHS: Final = ("/usr/sbin", "/sbin")
+
+
+def search_path(environment: Mapping[str, str] = os.environ) -> str:
+    """Where commands are looked for: as everywhere, and where those of an administrator are.
+
+    The latter is not in the PATH of everybody, although everybody may have a lab.
+    """
+    known = environment.get("PATH", os.defpath)
+    return os.pathsep.join([known, *(each for each in ADMIN_PATHS if each not in known.split(os.pathsep))])
 
 
 class LabError(Exception):
@@ -165,6 +175,7 @@ class Namespaces:
         An argument `{other}` becomes a path of the namespace of host `other`, if that is in `namespaces`.
         Raises `LabError` when it cannot be started.
         """
+        environment = os.environ if env is None else env
         pipe: IO[bytes] | None = None
         opened: list[int] = []
         try:
@@ -182,7 +193,7 @@ class Namespaces:
                 descriptors,
                 host=host,
                 argv=list(argv),
-                env=dict(os.environ if env is None else env),
+                env={**environment, "PATH": search_path(environment)},
                 cwd=cwd or str(Path.cwd()),
                 namespaces=list(namespaces),
             )
