@@ -179,6 +179,26 @@ def test_former_credentials_are_bounded() -> None:
         assert response_in(effects).verify_integrity(credentials("ours", generation).key)
 
 
+def test_credentials_of_the_nominated_pair_stay_accepted_until_another_generation_nominates() -> None:
+    driver = Driver()
+    prove(driver, driver.check())
+    second, third = credentials("ours", 2), credentials("ours", 3)
+    driver.core.handle_prepare(2, second, [HOST], is_controlling=True)
+    assert driver.core.drain() == [AcceptCredentials(second)]
+    # The exchange came to nothing; so may any number of them.
+    driver.core.handle_prepare(3, third, [HOST], is_controlling=True)
+    assert driver.core.drain() == [AcceptCredentials(third), RefuseCredentials("ours002")]
+    for generation in range(4, MAX_FORMER_CREDENTIALS + 6):
+        driver.core.handle_prepare(generation, credentials("ours", generation), [HOST], is_controlling=True)
+    driver.core.drain()
+    assert response_in(driver.hear()).verify_integrity(OURS.key)
+    driver.core.handle_start(MAX_FORMER_CREDENTIALS + 5, THEIRS, [REMOTE], 0.0, driver.now)
+    effects = prove(driver, only(driver.core.drain(), SendCheck))
+    assert of(effects, PairNominated)
+    assert only(effects, RefuseCredentials).ufrag == "ours001"
+    assert response_in(driver.hear()).verify_integrity(OURS.key), "the peer's are under way for a while"
+
+
 def test_what_belongs_to_another_generation_is_ignored() -> None:
     driver = Driver()
     driver.core.handle_start(2, THEIRS, [REMOTE], 0.0, 0.0)
