@@ -219,7 +219,7 @@ def test_agent_that_moves_to_another_uplink_goes_on_and_direct_again() -> None:
         assert not world.log.events("quic_session.session_closed")
 
 
-def test_direct_path_outlives_a_restart_that_the_peer_refuses() -> None:
+def test_restart_that_the_peer_refuses_is_made_later_and_costs_no_direct_path() -> None:
     with deployed() as world:
         selections = len(world.log.events("path_manager.path_selected"))
         # One of the burst is spent. The latest of these restarts is refused.
@@ -229,6 +229,15 @@ def test_direct_path_outlives_a_restart_that_the_peer_refuses() -> None:
         search = world.daemons["agent-1"].facts.latest[hole_punch_pb2.HolePunchChanged]
         assert isinstance(search, hole_punch_pb2.HolePunchChanged)
         assert search.reason == "signaling_rate_limited"
+        world.run_until(
+            lambda: all(
+                world.daemons[name].facts.latest[hole_punch_pb2.HolePunchFinished].generation  # type: ignore[attr-defined]
+                > search.generation
+                for name in BOTH
+            ),
+            10,
+            "the search that was refused is made after all",
+        )
         # Longer than former credentials live, and than three checks take to be missed.
         world.run_for(90)
         assert is_direct(world)

@@ -48,8 +48,8 @@ from ztna.stun.message import Message, MessageClass, parse
 from ztna.stun.transaction import CONNECTIVITY_CHECK, FailureReason, TransactionFailed, TransactionSucceeded
 
 MAX_FORMER_CREDENTIALS: Final = 4
-"""Generations whose checks are still answered: the socket lets them through for 5 s, restarts are rarer. Those
-of the nominated pair come on top: the path lives by its checks until another generation takes over."""
+"""Generations whose checks are still answered: the socket lets them through for 5 s, restarts are rarer.
+Those of the nominated pair come on top: the path lives by its checks until another generation takes over."""
 
 MAX_EARLY_CHECKS: Final = 32
 """Sources heard before the peer, or a base to check it from, is known: as many as a side has candidates."""
