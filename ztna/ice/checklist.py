@@ -478,7 +478,7 @@ class Checklist:
         """Of no direct path: narrow paths before silent ones, as somebody can mend them."""
         failures = {pair.failure for pair in self._table.pairs}
         if not failures:
-            return "no_pairs"
+            return "no_pairs" if self._table.has_common_family else "no_common_family"
         return "mtu" if "mtu" in failures else "no_answer"
 
     def _tell_began(self) -> None:

@@ -255,8 +255,16 @@ def test_local_candidate_that_comes_later_is_paired() -> None:
 
 def test_no_pair_at_all_fails_at_once_when_both_sides_ended() -> None:
     driver = Driver()
+    driver.core.handle_start(1, THEIRS, [], 5.0, driver.now)
+    for is_local in (True, False):
+        driver.core.handle_candidates(1, [], driver.now, is_local=is_local, is_end=True)
+    assert driver.core.drain() == [ChecklistFailed(1, "no_pairs")]
+
+
+def test_sides_without_a_common_family_fail_at_once_and_say_so() -> None:
+    driver = Driver()
     effects = driver.start(host_candidate("2001:db8::9"), delay_s=5.0, is_end=True)
-    assert effects == [ChecklistFailed(1, "no_pairs")]
+    assert effects == [ChecklistFailed(1, "no_common_family")]
 
 
 # Checks of ours
