@@ -211,7 +211,8 @@ def test_netlink_messages_are_read_and_garbage_is_not() -> None:
 
 
 def cell(a: str, b: str, path: str, expected: str, *, sha256_ok: bool = True) -> Cell:
-    return Cell(a, b, path, expected, "why", 82.4 if path == "direct" else None, sha256_ok, (82.4,))
+    found_ms = 82.4 if path == "direct" else None
+    return Cell(a, b, path, expected, "why", found_ms, found_ms, sha256_ok, (82.4,))
 
 
 CELLS = [
