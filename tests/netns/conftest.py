@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.netns.nodes import short_path
 from tools.natlab.availability import missing_packages, unavailable_reason
+
+_figures: list[tuple[str, str]] = []
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -34,8 +35,24 @@ def _lab_can_run() -> None:
 @pytest.fixture
 def short_directory() -> Iterator[Path]:
     """A directory whose path is short enough for unix sockets below it."""
-    directory = Path(tempfile.mkdtemp(prefix="ztna-"))
-    try:
+    with short_path() as directory:
         yield directory
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def report_figure(record_property: Callable[[str, object], None]) -> Callable[[str, str], None]:
+    """Have a measured figure shown at the end of the run, and in its report."""
+
+    def report(name: str, figure: str) -> None:
+        record_property(name, figure)
+        _figures.append((name, figure))
+
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show what was measured: a limit that is kept says less than by how much."""
+    if _figures:
+        terminalreporter.section("measured in the NAT lab")
+        for name, figure in _figures:
+            terminalreporter.write_line(f"{name}: {figure}")

@@ -17,6 +17,7 @@ from tests.simnet.test_daemons import download, finish
 from tests.simnet.test_direct import is_direct, path_of
 from tests.simnet.world import INSIDES, World
 from ztna.access.identity import Role
+from ztna.ice.hole_punch import GENERATION_BURST
 from ztna.v1 import hole_punch_pb2, path_manager_pb2, types_pb2
 
 SIZE: Final = 1_500_000
@@ -159,9 +160,9 @@ def test_udp_service_loses_and_doubles_nothing_when_the_direct_path_is_taken() -
         assert sorted(udp.received[1:]) == sent
 
 
-def restart(world: World) -> None:
-    """As `ztna restart` does."""
-    for name in BOTH:
+def restart(world: World, *names: str) -> None:
+    """As `ztna restart` does, at these nodes; at both, if none is named."""
+    for name in names or BOTH:
         node = world.daemons[name].node
         assert node is not None
         for session_id in world.daemons[name].facts.established:
@@ -216,6 +217,31 @@ def test_agent_that_moves_to_another_uplink_goes_on_and_direct_again() -> None:
         assert client.digest == content_digest(SIZE)
         world.run_until(lambda: is_direct(world), 45, "a direct path from there")
         assert not world.log.events("quic_session.session_closed")
+
+
+def test_restart_that_the_peer_refuses_is_made_later_and_costs_no_direct_path() -> None:
+    with deployed() as world:
+        selections = len(world.log.events("path_manager.path_selected"))
+        # One of the burst is spent. The latest of these restarts is refused.
+        for _ in range(int(GENERATION_BURST)):
+            restart(world, "agent-1")
+            world.run_for(1.1)
+        search = world.daemons["agent-1"].facts.latest[hole_punch_pb2.HolePunchChanged]
+        assert isinstance(search, hole_punch_pb2.HolePunchChanged)
+        assert search.reason == "signaling_rate_limited"
+        world.run_until(
+            lambda: all(
+                world.daemons[name].facts.latest[hole_punch_pb2.HolePunchFinished].generation  # type: ignore[attr-defined]
+                > search.generation
+                for name in BOTH
+            ),
+            10,
+            "the search that was refused is made after all",
+        )
+        # Longer than former credentials live, and than three checks take to be missed.
+        world.run_for(90)
+        assert is_direct(world)
+        assert len(world.log.events("path_manager.path_selected")) == selections
 
 
 def test_idle_session_stays_direct_behind_nats_with_short_mappings() -> None:

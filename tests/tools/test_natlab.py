@@ -216,8 +216,8 @@ def test_commands_of_an_administrator_are_found_without_being_in_the_path() -> N
 
 
 def cell(a: str, b: str, path: str, expected: str, *, sha256_ok: bool = True) -> Cell:
-    time_to_direct_ms = 82.4 if path == "direct" else None
-    return Cell(a, b, path, expected, "why", time_to_direct_ms, None, sha256_ok, (82.4,))
+    found_ms = 82.4 if path == "direct" else None
+    return Cell(a, b, path, expected, "why", found_ms, found_ms, sha256_ok, (82.4,))
 
 
 CELLS = [

@@ -48,7 +48,8 @@ from ztna.stun.message import Message, MessageClass, parse
 from ztna.stun.transaction import CONNECTIVITY_CHECK, FailureReason, TransactionFailed, TransactionSucceeded
 
 MAX_FORMER_CREDENTIALS: Final = 4
-"""Generations whose checks are still answered: the socket lets them through for 5 s, restarts are rarer."""
+"""Generations whose checks are still answered: the socket lets them through for 5 s, restarts are rarer.
+Those of the nominated pair come on top: the path lives by its checks until another generation takes over."""
 
 MAX_EARLY_CHECKS: Final = 32
 """Sources heard before the peer, or a base to check it from, is known: as many as a side has candidates."""
@@ -82,6 +83,7 @@ class Checklist:
         self._chance = chance
         self._ta_s = ta_s
         self._former: dict[str, IceCredentials] = {}
+        self._in_use: IceCredentials | None = None  # ours, of the generation that nominated last
         self._effects: list[ChecklistEffect] = []
         self.dropped: Counter[str] = Counter()
         self.changes = 0
@@ -143,11 +145,9 @@ class Checklist:
         self._generation = generation
         self._reset(is_controlling=is_controlling)
         self._effects.append(AcceptCredentials(local))
-        if former is not None:
-            self._effects.append(RefuseCredentials(former.ufrag))
-            self._former[former.ufrag] = former
-            if len(self._former) > MAX_FORMER_CREDENTIALS:
-                del self._former[next(iter(self._former))]
+        # The exchange may come to nothing; then the peer goes on to check the path that is in use.
+        if former is not None and former != self._in_use:
+            self._retire(former)
         self._table.add_local(candidates)
         self.changes += 1
 
@@ -270,6 +270,8 @@ class Checklist:
         local = self._local
         if local is None or check.local_ufrag != local.ufrag:
             former = self._former.get(check.local_ufrag)
+            if self._in_use is not None and check.local_ufrag == self._in_use.ufrag:
+                former = self._in_use
             if former is None:
                 raise RemoteProtocolError("unknown_ufrag")
             return former, False
@@ -476,7 +478,7 @@ class Checklist:
         """Of no direct path: narrow paths before silent ones, as somebody can mend them."""
         failures = {pair.failure for pair in self._table.pairs}
         if not failures:
-            return "no_pairs"
+            return "no_pairs" if self._table.has_common_family else "no_common_family"
         return "mtu" if "mtu" in failures else "no_answer"
 
     def _tell_began(self) -> None:
@@ -489,6 +491,16 @@ class Checklist:
         self._effects.append(
             PairNominated(self._generation, self._view(pair), checks.PADDED_CHECK_BYTES, self._local, remote)
         )
+        former, self._in_use = self._in_use, self._local
+        if former is not None and former != self._in_use:
+            self._retire(former)
+
+    def _retire(self, credentials: IceCredentials) -> None:
+        """Have checks that carry these refused, once those under way are through."""
+        self._effects.append(RefuseCredentials(credentials.ufrag))
+        self._former[credentials.ufrag] = credentials
+        if len(self._former) > MAX_FORMER_CREDENTIALS:
+            del self._former[next(iter(self._former))]
 
     def _view(self, pair: CheckedPair) -> PairView:
         return PairView.of(pair, is_nominated=pair is self._nomination.selected)

@@ -105,7 +105,10 @@ class PairNominated:
 
 @dataclass(frozen=True, slots=True)
 class ChecklistFailed:
-    """Every pair failed and no more can come: `no_pairs`, `mtu` or `no_answer`; late answers still count."""
+    """Every pair failed and no more can come: `no_pairs`, `no_common_family`, `mtu` or `no_answer`.
+
+    Late answers still count.
+    """
 
     generation: int
     reason: str

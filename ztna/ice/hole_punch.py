@@ -91,6 +91,10 @@ FINAL_CODES: Final = frozenset({"access_denied", "not_a_party", "session_not_fou
 _PEER_CODES: Final = frozenset({"invalid_message", "rate_limited", "peer_rejected"})
 """What the peer itself may answer to an offer."""
 
+_PASSING_REASONS: Final = frozenset({"signaling_rate_limited", "signaling_timeout"})
+"""Why an exchange failed that is worth another one even while the former path works: who asked for it, an
+operator or a change of addresses, had a reason."""
+
 
 class _Timer(Enum):
     """What the core waits for."""
@@ -675,6 +679,8 @@ class HolePunch:
         if self._is_direct and (self._state, Step.KEPT) in TRANSITIONS:
             # The attempt failed; the path it was to replace works on.
             self._step(Step.KEPT)
+            if was_signaling and reason in _PASSING_REASONS:
+                self._plan_retry(now + self._retry_delay_s(was_signaling=True), is_urgent=True)
             return
         current = self._current
         number = 0 if current is None else current.number

@@ -49,6 +49,13 @@ class PairTable:
             self._ordered = sorted(self._pairs.values(), key=lambda pair: -pair.priority)
         return self._ordered
 
+    @property
+    def has_common_family(self) -> bool:
+        """Whether both sides have addresses of one family, or one of them has none at all."""
+        ours = {candidate.address.family for candidate in self._local.values()}
+        theirs = {address.family for address in self._remote}
+        return not ours or not theirs or not ours.isdisjoint(theirs)
+
     def holds(self, pair: CheckedPair) -> bool:
         """Whether a pair is still part of this table."""
         return self._pairs.get(pair.key) is pair

@@ -12,6 +12,10 @@ _SENTENCES: Final = {
     "mapping_varies_and_peer_filters_ports": "The NAT of one side gives each destination another port, and "
     "that of the other side lets in only ports it has sent to.",
     "network_changed": "The addresses of this node changed; the search begins anew.",
+    "mtu": "Packets of the size that a session needs do not pass between the two sides directly.",
+    "no_answer": "No check of any pair of addresses of the two sides was answered; it is tried again.",
+    "no_common_family": "One side has IPv4 alone and the other IPv6 alone, so only a relay can join them.",
+    "no_pairs": "One side has no address that could be tried.",
     "no_direct_path_yet": "No check was answered in time; the checks go on, and are repeated.",
     "no_path": "Neither a relay nor a direct path reaches the other side.",
     "operator": "An operator asked for a new search.",

@@ -179,6 +179,26 @@ def test_former_credentials_are_bounded() -> None:
         assert response_in(effects).verify_integrity(credentials("ours", generation).key)
 
 
+def test_credentials_of_the_nominated_pair_stay_accepted_until_another_generation_nominates() -> None:
+    driver = Driver()
+    prove(driver, driver.check())
+    second, third = credentials("ours", 2), credentials("ours", 3)
+    driver.core.handle_prepare(2, second, [HOST], is_controlling=True)
+    assert driver.core.drain() == [AcceptCredentials(second)]
+    # The exchange came to nothing; so may any number of them.
+    driver.core.handle_prepare(3, third, [HOST], is_controlling=True)
+    assert driver.core.drain() == [AcceptCredentials(third), RefuseCredentials("ours002")]
+    for generation in range(4, MAX_FORMER_CREDENTIALS + 6):
+        driver.core.handle_prepare(generation, credentials("ours", generation), [HOST], is_controlling=True)
+    driver.core.drain()
+    assert response_in(driver.hear()).verify_integrity(OURS.key)
+    driver.core.handle_start(MAX_FORMER_CREDENTIALS + 5, THEIRS, [REMOTE], 0.0, driver.now)
+    effects = prove(driver, only(driver.core.drain(), SendCheck))
+    assert of(effects, PairNominated)
+    assert only(effects, RefuseCredentials).ufrag == "ours001"
+    assert response_in(driver.hear()).verify_integrity(OURS.key), "the peer's are under way for a while"
+
+
 def test_what_belongs_to_another_generation_is_ignored() -> None:
     driver = Driver()
     driver.core.handle_start(2, THEIRS, [REMOTE], 0.0, 0.0)
@@ -235,8 +255,16 @@ def test_local_candidate_that_comes_later_is_paired() -> None:
 
 def test_no_pair_at_all_fails_at_once_when_both_sides_ended() -> None:
     driver = Driver()
+    driver.core.handle_start(1, THEIRS, [], 5.0, driver.now)
+    for is_local in (True, False):
+        driver.core.handle_candidates(1, [], driver.now, is_local=is_local, is_end=True)
+    assert driver.core.drain() == [ChecklistFailed(1, "no_pairs")]
+
+
+def test_sides_without_a_common_family_fail_at_once_and_say_so() -> None:
+    driver = Driver()
     effects = driver.start(host_candidate("2001:db8::9"), delay_s=5.0, is_end=True)
-    assert effects == [ChecklistFailed(1, "no_pairs")]
+    assert effects == [ChecklistFailed(1, "no_common_family")]
 
 
 # Checks of ours

@@ -1,0 +1,70 @@
+"""The search for a direct path by the real daemons: who finds one, how soon, and what the others say."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.netns.nodes import AGENT, BOTH, Nodes, running
+from tools.natlab.cell import DIRECT, RELAY, SessionPath, wait_for_punch
+from tools.natlab.kinds import Access, direct_path_possible
+from tools.natlab.plan import pair
+
+DELAY_MS = 20.0
+ROUND_TRIP_MS = 4 * DELAY_MS
+# A machine with other work is late by as much.
+AIR_MS = 1000.0
+# As many restarts as a connector grants an agent in a burst.
+PUNCHES = 5
+# What a search that finds nothing may take before the relay is reported (10 s from the offer), and some air.
+LIMIT_S = 25.0
+
+CELLS = [
+    ("eim-apdf", "eim-apdf"),
+    ("eim-adf", "apdm-random"),
+    ("apdm-sequential", "eim-eif"),
+    ("eim-apdf", "apdm-random"),
+]
+
+
+def punch(nodes: Nodes, above: int) -> SessionPath:
+    return wait_for_punch(nodes.deployment, BOTH, above, LIMIT_S)
+
+
+@pytest.mark.parametrize(("a", "b"), CELLS)
+def test_pair_goes_direct_exactly_when_its_nats_allow_it(
+    a: str, b: str, short_directory: Path, report_figure: Callable[[str, str], None]
+) -> None:
+    is_possible = direct_path_possible(Access.parse(a), Access.parse(b))
+    with running(pair(a, b, delay_ms=DELAY_MS), short_directory, agent={"connect": "eager"}) as nodes:
+        found = punch(nodes, 0)
+        if not is_possible:
+            assert found.path == RELAY
+            for session in nodes.wait_relayed():
+                assert session.path_reason.startswith("no direct path was found: The NAT of one side")
+                assert session.direct_path.reason
+            return
+        first_ms = found.time_to_direct_ms
+        assert found.path == DIRECT
+        times_ms = []
+        for number in range(PUNCHES):
+            if number:
+                nodes.restart_ice()
+                found = punch(nodes, found.generation)
+                assert found.path == DIRECT
+            sessions = [nodes.session(node) for node in BOTH]
+            assert len({session.direct_path.generation for session in sessions}) == 1
+            times_ms.append(max(session.direct_path.answer_to_succeeded_ms for session in sessions))
+        assert nodes.session(AGENT).direct_path.successes == PUNCHES
+    median_ms = statistics.median(times_ms)
+    report_figure(
+        f"{a} x {b}",
+        f"first direct after {first_ms} ms; answer to Succeeded at the later end, p50 of {PUNCHES}: "
+        f"{median_ms:.0f} ms ({', '.join(f'{each:.0f}' for each in sorted(times_ms))})",
+    )
+    assert first_ms is not None
+    assert first_ms < 5000
+    assert median_ms <= 2 * ROUND_TRIP_MS + 100 + AIR_MS

@@ -1,0 +1,171 @@
+"""What nodes find out of the NATs before them: the NAT's own tables say the same, and so does coturn."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from tests.netns.nodes import AGENT, CONNECTOR, Nodes, running, short_path
+from tests.netns.probes import udp
+from tools.natlab.cell import DIRECT
+from tools.natlab.kinds import Access, Kind
+from tools.natlab.lab import Lab
+from tools.natlab.plan import Direction, Link, Plan, Site
+from tools.natlab.topology import INTERMEDIATE_ADDRESS, INTERMEDIATE_SECOND_ADDRESS
+from ztna.stun.message import BINDING, Message, MessageClass, build
+from ztna.v1 import control_pb2, types_pb2
+
+LINK = Link.both(Direction(delay_ms=5))
+TRANSLATING = [kind.value for kind in Kind if kind.translates and kind.behaviour.passes_udp]
+ACCESSES = [*TRANSLATING, "eim-apdf/eim-eif", "eim-eif/apdm-random"]
+SITES = {access: "a" if not number else f"s{number}" for number, access in enumerate(ACCESSES)}
+COTURN_PORT, COTURN_OTHER_PORT = 3478, 3481
+
+
+def agent_of(access: str) -> str:
+    site = SITES[access]
+    return AGENT if site == "a" else f"agent-{site}"
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    """A site of each kind with an agent, and a connector that everybody reaches."""
+    sites = [Site(name, Access.parse(access), LINK) for access, name in SITES.items()]
+    plan = Plan((*sites, Site("b", Access(Kind.OPEN), LINK)))
+    others = [name for name in SITES.values() if name != "a"]
+    with (
+        short_path() as directory,
+        running(plan, directory, agent={"connect": "eager"}, others=others) as made,
+    ):
+        yield made
+
+
+def translations(lab: Lab, site: str, inside: str, remote_host: str) -> set[str]:
+    """As whom a NAT, or both, have this endpoint known to a host, by their own tables."""
+    found = {inside}
+    layers: tuple[Literal["inner", "outer"], ...] = (
+        ("inner", "outer") if lab.plan.site(site).access.outer else ("outer",)
+    )
+    for layer in layers:
+        found = {
+            str(mapping.external)
+            for mapping in lab.mappings(site, layer)
+            if mapping.protocol == "udp"
+            and str(mapping.inside) in found
+            and mapping.remote.host == remote_host
+        }
+    return found
+
+
+def text(address: types_pb2.TransportAddress) -> str:
+    return f"{address.host}:{address.port}"
+
+
+@pytest.mark.parametrize("access", ACCESSES)
+def test_reflexive_candidates_are_the_nats_own_translations(nodes: Nodes, access: str) -> None:
+    def has_reflexive(session: control_pb2.SessionStatus) -> bool:
+        return session.path == DIRECT and any(
+            each.type == types_pb2.Candidate.TYPE_SERVER_REFLEXIVE
+            for each in session.direct_path.local_candidates
+        )
+
+    site = SITES[access]
+    (session,) = nodes.wait_until(has_reflexive, "reflexive candidates", agent_of(access))
+    bases = set()
+    for candidate in session.direct_path.local_candidates:
+        if candidate.type == types_pb2.Candidate.TYPE_SERVER_REFLEXIVE:
+            base = text(candidate.related_address)
+            bases.add(base)
+            assert text(candidate.address) in translations(nodes.lab, site, base, INTERMEDIATE_ADDRESS)
+    # And whom the connector found by itself, where mappings vary.
+    (base,) = bases
+    status = nodes.deployment.daemon_status(CONNECTOR)
+    assert status is not None
+    (theirs,) = [each for each in status.sessions if each.session_id == session.session_id]
+    seen = text(theirs.direct_path.selected_pair.remote.address)
+    assert {seen} == translations(nodes.lab, site, base, nodes.lab.address("b"))
+
+
+# What each of coturn's words may be in ours: our intermediate has one address, coturn two.
+AGREEING = {
+    "Endpoint Independent": {
+        types_pb2.NAT_DEPENDENCE_ENDPOINT_INDEPENDENT,
+        types_pb2.NAT_DEPENDENCE_NOT_PORT_DEPENDENT,
+    },
+    "Address Dependent": {
+        types_pb2.NAT_DEPENDENCE_ADDRESS_DEPENDENT,
+        types_pb2.NAT_DEPENDENCE_NOT_PORT_DEPENDENT,
+    },
+    "Address and Port Dependent": {
+        types_pb2.NAT_DEPENDENCE_ADDRESS_AND_PORT_DEPENDENT,
+        types_pb2.NAT_DEPENDENCE_NOT_ENDPOINT_INDEPENDENT,
+    },
+}
+
+
+@contextmanager
+def coturn(lab: Lab, directory: Path) -> Iterator[None]:
+    """A STUN server with two addresses (RFC 5780) beside the intermediate, once it answers."""
+    command = ["turnserver", "-n", "-L", INTERMEDIATE_ADDRESS, "-L", INTERMEDIATE_SECOND_ADDRESS]
+    command += ["--listening-port", str(COTURN_PORT), "--alt-listening-port", str(COTURN_OTHER_PORT)]
+    command += ["--stun-only", "--no-auth", "--no-tls", "--no-dtls", "--no-tcp", "--no-cli"]
+    command += ["--log-file", "stdout", "--pidfile", str(directory / "turnserver.pid")]
+    process = lab.popen("mid", command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        with udp(lab, "mid") as client:
+            client.settimeout(0.5)
+            for _ in range(60):
+                client.sendto(
+                    build(Message(BINDING, MessageClass.REQUEST, os.urandom(12), ())),
+                    (INTERMEDIATE_SECOND_ADDRESS, COTURN_OTHER_PORT),
+                )
+                try:
+                    client.recv(1000)
+                    break
+                except TimeoutError:
+                    continue
+            else:
+                pytest.fail(f"turnserver does not answer; exit status {process.poll()}")
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def word_of(printed: str, aspect: str) -> str:
+    """Which of its three words coturn's client used for mapping or filtering."""
+    (found,) = [word for word in AGREEING if f"NAT with {word} {aspect}" in printed]
+    return found
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 and shutil.which("turnutils_natdiscovery") is None,
+    reason="turnutils_natdiscovery is not installed (make lab-tools)",
+)
+def test_discovery_agrees_with_coturn(nodes: Nodes, short_directory: Path) -> None:
+    kinds = ["eim-eif", "eim-adf", "eim-apdf", "apdm-random"]
+    with coturn(nodes.lab, short_directory):
+        for access in kinds:
+            done = nodes.lab.run(
+                SITES[access],
+                ["turnutils_natdiscovery", "-m", "-f", "-p", str(COTURN_PORT), INTERMEDIATE_ADDRESS],
+                timeout_s=60,
+            )
+            (session,) = nodes.wait_until(
+                lambda session: (
+                    session.direct_path.local_nat.filtering != types_pb2.NAT_DEPENDENCE_UNSPECIFIED
+                ),
+                "the NAT is known",
+                agent_of(access),
+            )
+            nat = session.direct_path.local_nat
+            assert nat.has_nat
+            assert nat.mapping in AGREEING[word_of(done.stdout, "Mapping")], done.stdout
+            assert nat.filtering in AGREEING[word_of(done.stdout, "Filtering")], done.stdout

@@ -1,0 +1,305 @@
+"""Services and clients on the hosts of a lab, run by threads of the test process.
+
+A transfer has no size: it lasts until it is told to end, so that a test can do all it wants to a lab
+meanwhile. Its meter knows the longest time without a byte at the receiver.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import socket
+import threading
+import time
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+
+from tools.natlab.lab import Lab
+
+CHUNK_BYTES = 1 << 14
+# What is under way when a transfer is told to end has to arrive over a slow link.
+BUFFER_BYTES = 1 << 16
+LIMIT_S = 60.0
+LATE_PACKETS = 500
+QUIET_S = 1.0
+LOOPBACK = "127.0.0.1"
+
+
+class Meter:
+    """Counts bytes as they arrive, and the longest gap between them since the last `begin`."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Condition()
+        self._since = time.monotonic()
+        self._longest_s = 0.0
+        self.size = 0
+
+    def note(self, size: int) -> None:
+        """Bytes arrived."""
+        with self._lock:
+            self._look()
+            self._since = time.monotonic()
+            self.size += size
+            self._lock.notify_all()
+
+    def begin(self) -> None:
+        """Measure anew, from the last byte on."""
+        with self._lock:
+            self._longest_s = 0.0
+
+    @property
+    def longest_s(self) -> float:
+        """The longest gap so far, the one that lasts included."""
+        with self._lock:
+            self._look()
+            return self._longest_s
+
+    def wait_for_more(self, size: int) -> None:
+        """Wait until this many more bytes have arrived."""
+        with self._lock:
+            goal = self.size + size
+            assert self._lock.wait_for(lambda: self.size >= goal, LIMIT_S), f"{self.size} of {goal} bytes"
+
+    def _look(self) -> None:
+        self._longest_s = max(self._longest_s, time.monotonic() - self._since)
+
+
+class _End:
+    """One end of a transfer: what it sent or received."""
+
+    def __init__(self) -> None:
+        self.digest = hashlib.sha256()
+        self.size = 0
+
+    def note(self, data: bytes) -> None:
+        self.digest.update(data)
+        self.size += len(data)
+
+    @property
+    def summary(self) -> tuple[int, str]:
+        return self.size, self.digest.hexdigest()
+
+
+class Transfer:
+    """One TCP connection through an agent, whose one end sends until `finish`; a context manager."""
+
+    def __init__(self, backend: TransferBackend, port: int, *, is_upload: bool) -> None:
+        self.meter = Meter()
+        self._enough = threading.Event()
+        self._client = backend.lab.socket("a", socket.SOCK_STREAM)
+        _prepare(self._client)
+        self._client.connect((LOOPBACK, port))
+        # Client bytes may travel right away, and make the connection known to the service.
+        self._client.sendall(b"UP  " if is_upload else b"DOWN")
+        self._server = backend.accept()
+        sender, receiver = (self._client, self._server) if is_upload else (self._server, self._client)
+        self._sent, self._received = _End(), _End()
+        self._error: Exception | None = None
+        self._threads = [
+            threading.Thread(target=self._send, args=(sender,)),
+            threading.Thread(target=self._receive, args=(receiver,)),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._enough.set()
+        for end in (self._client, self._server):
+            # Wakes the thread that waits there.
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+        self._client.close()
+        self._server.close()
+
+    def finish(self) -> int:
+        """End the transfer; returns its size once all of it has arrived unchanged."""
+        self._enough.set()
+        for thread in self._threads:
+            thread.join(LIMIT_S)
+            assert not thread.is_alive(), f"{self._received.size} of {self._sent.size} bytes arrived"
+        assert self._error is None, self._error
+        assert self._received.summary == self._sent.summary
+        return self._received.size
+
+    def _send(self, sender: socket.socket) -> None:
+        block = random.Random(7).randbytes(CHUNK_BYTES)
+        try:
+            while not self._enough.is_set():
+                # Each chunk differs, so that a swapped or repeated one changes the digest.
+                chunk = self._sent.size.to_bytes(8, "big") + block
+                sender.sendall(chunk)
+                self._sent.note(chunk)
+            sender.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            self._error = error
+
+    def _receive(self, receiver: socket.socket) -> None:
+        try:
+            while data := receiver.recv(CHUNK_BYTES):
+                self._received.note(data)
+                self.meter.note(len(data))
+        except OSError as error:
+            self._error = error
+
+
+class TransferBackend:
+    """A TCP service on a host; a context manager."""
+
+    def __init__(self, lab: Lab, host: str = "b") -> None:
+        self.lab = lab
+        self._listener = lab.socket(host, socket.SOCK_STREAM)
+        self._listener.bind((LOOPBACK, 0))
+        self._listener.settimeout(LIMIT_S)
+        self._listener.listen()
+
+    @property
+    def address(self) -> str:
+        """As a connector's configuration names it."""
+        return f"{LOOPBACK}:{self._listener.getsockname()[1]}"
+
+    def accept(self) -> socket.socket:
+        """The next connection, once it has told which way it goes."""
+        connection, _ = self._listener.accept()
+        _prepare(connection)
+        assert len(connection.recv(4, socket.MSG_WAITALL)) == 4
+        return connection
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._listener.close()
+
+
+def _prepare(connection: socket.socket) -> None:
+    connection.settimeout(LIMIT_S)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
+
+
+class Echo:
+    """A UDP service on a host that sends back what it gets; a context manager."""
+
+    def __init__(self, lab: Lab, host: str = "b") -> None:
+        self._socket = lab.socket(host)
+        self._socket.bind((LOOPBACK, 0))
+        self._socket.settimeout(0.1)
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._serve)
+        self.received: list[int] = []
+
+    @property
+    def address(self) -> str:
+        """As a connector's configuration names it."""
+        return f"{LOOPBACK}:{self._socket.getsockname()[1]}"
+
+    def _serve(self) -> None:
+        while not self._is_over.is_set():
+            with suppress(TimeoutError):
+                data, source = self._socket.recvfrom(2048)
+                self.received.append(int.from_bytes(data[:4], "big"))
+                self._socket.sendto(data, source)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._is_over.set()
+        self._thread.join()
+        self._socket.close()
+
+
+class PacketStream:
+    """Numbered packets to a UDP service through an agent, at a steady rate; a context manager."""
+
+    def __init__(self, lab: Lab, port: int, packets_per_s: int) -> None:
+        self._socket = lab.socket("a")
+        self._socket.connect((LOOPBACK, port))
+        self._socket.settimeout(0.1)
+        self._interval_s = 1 / packets_per_s
+        self._is_over, self._is_deaf = threading.Event(), threading.Event()
+        self._has_news = threading.Event()
+        self._sender = threading.Thread(target=self._send)
+        self._receiver = threading.Thread(target=self._receive)
+        self.sent_at: list[float] = []
+        self.echoed: list[int] = []
+
+    def __enter__(self) -> Self:
+        self._sender.start()
+        self._receiver.start()
+        return self
+
+    def __exit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._is_over.set()
+        self._is_deaf.set()
+        self._sender.join()
+        self._receiver.join()
+        self._socket.close()
+
+    def wait_for_echo(self, count: int) -> None:
+        """Wait until this many more packets have come back."""
+        self._wait(len(self.echoed) + count)
+
+    def wait_for_last_echo(self) -> None:
+        """After `stop`: wait for the last packet, and for those that others overtook."""
+        deadline = time.monotonic() + LIMIT_S
+        last = len(self.sent_at) - 1
+        while last not in self.echoed[-LATE_PACKETS:]:
+            assert time.monotonic() < deadline, f"{len(self.echoed)} of {last + 1} packets came back"
+            self._has_news.clear()
+            self._has_news.wait(1.0)
+        # The slowest way is a relayed round trip; then nothing is under way.
+        while self._has_news.wait(QUIET_S):
+            self._has_news.clear()
+
+    def _wait(self, goal: int) -> None:
+        deadline = time.monotonic() + LIMIT_S
+        while len(self.echoed) < goal:
+            assert time.monotonic() < deadline, f"{len(self.echoed)} of {goal} packets came back"
+            self._has_news.clear()
+            self._has_news.wait(1.0)
+
+    def stop(self) -> None:
+        """Send no more; what is under way still arrives."""
+        self._is_over.set()
+        self._sender.join()
+
+    def _send(self) -> None:
+        due = time.monotonic()
+        while not self._is_over.wait(max(0.0, due - time.monotonic())):
+            number = len(self.sent_at)
+            self.sent_at.append(time.monotonic())
+            self._socket.send(number.to_bytes(4, "big") + bytes(196))
+            due += self._interval_s
+
+    def _receive(self) -> None:
+        while not self._is_deaf.is_set():
+            with suppress(TimeoutError):
+                self.echoed.append(int.from_bytes(self._socket.recv(2048)[:4], "big"))
+                self._has_news.set()
