@@ -118,8 +118,7 @@ def test_relay_only_stays_on_the_relay_and_says_so(empty_site: Site) -> None:
         assert "relay" in session(status)["path_reason"]
 
 
-def test_session_falls_back_to_the_relay_when_the_peer_is_reached_no_more(empty_site: Site) -> None:
-    """Without a direct path to begin with: no candidate of the agent is offered."""
+def test_session_without_any_pair_falls_back_to_the_relay_and_says_why(empty_site: Site) -> None:
     start(empty_site, agent={"ice": {"loopback": False}})
     assert download(empty_site.tcp_port, MIB) == content_digest(MIB)
 
