@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.netns.nodes import AGENT, BOTH, INTERMEDIATE, LIMIT_S, UDP_PORT, Nodes, running, short_path
+from tests.netns.nodes import AGENT, BOTH, INTERMEDIATE, UDP_PORT, Nodes, running, short_path
 from tests.netns.transfers import PacketStream, Transfer
-from tools.natlab.cell import DIRECT, wait_for_punch
+from tools.natlab.cell import DIRECT
 from tools.natlab.kinds import Access, Kind
 from tools.natlab.lab import Cut, Handover
 from tools.natlab.plan import Direction, Link, Plan, Site, Uplink
@@ -56,9 +56,8 @@ def fails_over(nodes: Nodes, transfer: Transfer, cut: Cut) -> float:
 
 
 def heals(nodes: Nodes) -> None:
-    """End the cut, and search at once, as an operator may."""
+    """End the cut: a path that carried data is asked again and again."""
     nodes.lab.heal("a")
-    nodes.restart_ice()
     nodes.wait_direct()
 
 
@@ -68,9 +67,11 @@ def searches_anew(nodes: Nodes, transfer: Transfer, disturb: Callable[[], None])
     before = nodes.session(AGENT).direct_path.generation
     transfer.meter.begin()
     disturb()
-    found = wait_for_punch(nodes.deployment, BOTH, before, LIMIT_S)
-    assert found.path == DIRECT
-    nodes.wait_direct()
+    # Not the end of any search: between two uplinks there may be no path at all for a moment.
+    nodes.wait_until(
+        lambda session: session.path == DIRECT and session.direct_path.generation > before,
+        "on another direct path",
+    )
     transfer.meter.wait_for_more(PIECE)
     return transfer.meter.longest_s
 
@@ -81,9 +82,7 @@ def test_download_survives_cut_rebinding_hand_over_and_the_death_of_the_intermed
     lab, stalls = direct.lab, {}
     with direct.transfer() as transfer:
         stalls["cut"] = fails_over(direct, transfer, Cut.BOTH)
-        # By itself: a path that carried data is asked again and again.
-        lab.heal("a")
-        direct.wait_direct()
+        heals(direct)
         stalls["rebinding"] = searches_anew(direct, transfer, lambda: lab.rebind("b"))
         stalls["hand-over"] = searches_anew(direct, transfer, lambda: lab.handover("a", Handover.HARD))
         selections = {node: len(direct.events(node, "path_manager.path_selected")) for node in BOTH}
