@@ -407,6 +407,7 @@ class _Identities:
                 verify_mode=ssl.CERT_NONE,
                 max_datagram_size=1200,
                 max_datagram_frame_size=1200,
+                congestion_control_algorithm="cubic",  # as ours
             )
             for is_client in (True, False)
         ]
