@@ -206,13 +206,14 @@ def test_last_accepted_leg_has_the_channels_and_the_former_one_is_closed(site: S
 
 def test_what_waits_for_a_stuck_stream_goes_to_the_leg_that_replaces_it(site: StreamSite) -> None:
     agent, connector, agent_channel, connector_channel = site.mixed()
+    # Before the packets: dialling takes longer than any of them may wait.
+    quic = site.dial(Role.AGENT, "a1", issued=agent.issued)
     site.stuck.add(agent.number)
     for packet in (b"written", b"waits"):
         connector.connection.send_datagram(frame.pack(connector_channel, packet))
         site.run()
         site.hand_over()
     assert agent.datagrams == [frame.pack(agent_channel, b"written")]
-    quic = site.dial(Role.AGENT, "a1", issued=agent.issued)
     site.hello(quic, ATTACH_A)
     assert quic.datagrams == [frame.pack(agent_channel, b"waits")]
 

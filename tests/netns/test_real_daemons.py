@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,9 +36,14 @@ def test_download_through_the_relay_arrives_unchanged(plan: Plan, short_director
     with Lab(plan) as lab, LabDeployment(short_directory / "d", lab) as deployment:
         deployment.add_intermediate()
         backend = deployment.serve_files("b", served)
-        deployment.add_connector("connector-1", [{"id": "files", "protocol": "tcp", "backend": backend}])
+        relay_only: dict[str, Any] = {"path": {"policy": "relay_only"}}
+        deployment.add_connector(
+            "connector-1", [{"id": "files", "protocol": "tcp", "backend": backend}], **relay_only
+        )
         deployment.add_agent(
-            "agent-1", [{"id": "files", "protocol": "tcp", "listen": f"127.0.0.1:{AGENT_PORT}"}]
+            "agent-1",
+            [{"id": "files", "protocol": "tcp", "listen": f"127.0.0.1:{AGENT_PORT}"}],
+            **relay_only,
         )
         deployment.start()
         deployment.wait_ready(timeout_s=40)
