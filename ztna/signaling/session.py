@@ -64,7 +64,11 @@ class SessionFrame:
 
 @dataclass(slots=True)
 class Session:
-    """One session. `channels` are those of its parties' legs while RELAYED; `allowed` services may pass."""
+    """One session.
+
+    `channels` are those of its parties' legs while RELAYED; `allowed` services may pass; `asked_for` are the
+    attachments between which the relay was asked for channels last.
+    """
 
     session_id: bytes
     parties: dict[Role, Party]
@@ -72,6 +76,7 @@ class Session:
     allowed: frozenset[str]
     state: SessionState = SessionState.WAITING
     attachments: dict[Role, bytes] = field(default_factory=dict)
+    asked_for: dict[Role, bytes] = field(default_factory=dict)
     channels: dict[Role, int] = field(default_factory=dict)
     is_announced: bool = False
     deadline: float | None = None

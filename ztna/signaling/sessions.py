@@ -450,10 +450,15 @@ class SessionManager:
 
     def _rebind(self, session: Session, now: float) -> None:
         """Ask for channels if both parties are here, else wait for the other one."""
+        if session.state is SessionState.BINDING and session.asked_for == session.attachments:
+            # Both parties came back at once. A second answer would make other channels than those that the
+            # parties are told of.
+            return
         session.channels = {}
         if len(session.attachments) == len(_OTHER):
             session.state = SessionState.BINDING
             session.deadline = now + BIND_LIMIT_S
+            session.asked_for = dict(session.attachments)
             agent, connector = (session.attachments[role] for role in (Role.AGENT, Role.CONNECTOR))
             self._effects.append(BindWanted(session.session_id, agent, connector))
         else:

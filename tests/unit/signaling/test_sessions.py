@@ -361,6 +361,21 @@ def test_party_that_comes_without_the_waiting_session_ends_it() -> None:
     assert codes(world.attach(b"C", C1)) == [(b"A", Code.PEER_LOST)]
 
 
+def test_parties_that_come_back_at_once_are_told_of_the_channels_that_exist() -> None:
+    world, session_id = World(), b"s" * 16
+    world.is_relay_up = False
+    # Both are here before either grant is verified, as the verification takes its time.
+    world.core.handle_attached(b"A", A1, (), (), world.now, WALL, announced=[session_id])
+    world.core.handle_attached(b"C", C1, (), (), world.now, WALL, announced=[session_id])
+    for attach_id in (b"A", b"C"):
+        world.core.handle_resumed(attach_id, [claims(session_id)], (), world.now, WALL)
+    world.take()
+    (wanted,) = world.binds
+    world.answer(wanted)
+    told = {each.attach_id: each.channel for each in world.take() if isinstance(each, Rebound)}
+    assert told == {b"A": world.channel, b"C": world.channel + 1}
+
+
 def test_resumed_session_is_used_by_the_next_request() -> None:
     world, session_id = World(), b"s" * 16
     world.attach(b"A", A1, claims(session_id))
