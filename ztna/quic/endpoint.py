@@ -48,16 +48,19 @@ MIN_INITIAL_BYTES = 1200
 MAX_STATELESS_REPLIES_PER_S = 2000.0
 """Retry and version negotiation cost about 40 us each: eight per cent of a core."""
 MAX_STATELESS_BURST = 200.0
+MAX_TOKEN_AGE_S = 8.0
+"""A client gives an attempt up ten seconds after it asked for the token. The last Initial before that comes
+after six seconds; what comes later is its farewell, which would only spend a handshake."""
 MAX_USED_TOKENS = 1024
-"""Remembered while they would still be accepted: more than admission lets begin in those thirty seconds."""
+"""Remembered while they would still be accepted: more than admission lets begin in those seconds."""
 MAX_WAITING = 128
 """Clients of proved addresses whose handshake may not begin yet: 160 kB, and what the budget serves in six
 seconds. They come in waves, since all of them double the same time-out; without a place to wait, most of
 the budget would lie idle between two waves."""
 MAX_WAITING_PER_NETWORK = 32
 """Once half of the places are taken: the others are for others."""
-MAX_WAITING_S = 6.0
-"""A client gives up after ten seconds, and the handshake itself takes some."""
+MAX_SILENCE_S = 4.0
+"""Since a client that waits asked last: it asks again after 3.2 s at most, or has given up."""
 LOOK_INTERVAL_S = 0.02
 """How often those who wait are looked at; the budget is good for twenty handshakes per second."""
 CLOCK_GRAIN_S = 0.001
@@ -101,7 +104,7 @@ class Admitted:
     local_host: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Waiting:
     header: QuicHeader
     original_cid: bytes
@@ -109,7 +112,7 @@ class _Waiting:
     source: TransportAddress
     local_host: str
     network: str
-    since: float
+    asked_at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +132,7 @@ class Endpoint(Generic[OwnerT]):
         self._replies = TokenBucket(MAX_STATELESS_REPLIES_PER_S, MAX_STATELESS_BURST, 0.0)
         self._admission = Admission()
         self._used_tokens: OrderedDict[bytes, float] = OrderedDict()  # the connection ID in each, when used
-        self._waiting: OrderedDict[bytes, _Waiting] = OrderedDict()  # by connection ID, the longest first
+        self._waiting: OrderedDict[bytes, _Waiting] = OrderedDict()  # by connection ID, last who asked last
         self._look_at = 0.0
         self.dropped: Counter[str] = Counter()
         self.replied: Counter[str] = Counter()
@@ -149,16 +152,20 @@ class Endpoint(Generic[OwnerT]):
         return len(self._waiting)
 
     def handle_timeout(self, now: float) -> list[Admitted]:
-        """Begin handshakes that waited, as far as the budget allows; give up those that did too long."""
+        """Begin handshakes that waited, as far as the budget allows; forget clients that ask no more.
+
+        Who asked last comes first. While more ask than can be served, nearly all of those who have waited
+        longest are about to give up: to begin with them would spend the budget on handshakes that nobody
+        ends, each of which makes one more client that asks again.
+        """
         if not self._waiting or now < self._look_at:
             return []
         self._look_at = now + LOOK_INTERVAL_S
+        while self._waiting and now - next(iter(self._waiting.values())).asked_at > MAX_SILENCE_S:
+            self._waiting.popitem(last=False)
+            self._drop("gave_up_waiting")
         admitted: list[Admitted] = []
-        for key, each in list(self._waiting.items()):
-            if now - each.since > MAX_WAITING_S:
-                del self._waiting[key]
-                self._drop("waited_too_long")
-                continue
+        for key, each in reversed(list(self._waiting.items())):
             refusal = self._admission.admit(each.network, now)
             if not refusal:
                 del self._waiting[key]
@@ -233,35 +240,46 @@ class Endpoint(Generic[OwnerT]):
     def _accept(
         self, header: QuicHeader, datagram: bytes, source: TransportAddress, now: float, local_host: str
     ) -> Drop | Accept | Wait:
-        address = (source.host, source.port)
         try:
             original = self._tokens.validate_token(
-                address=address, destination_cid=header.destination_cid, token=header.token, now=now
+                address=(source.host, source.port),
+                destination_cid=header.destination_cid,
+                token=header.token,
+                now=now + TOKEN_LIFETIME - MAX_TOKEN_AGE_S,
             )
         except ValueError:
             return self._drop("invalid_token")
         if self._is_used(header.destination_cid, now):
             return self._drop("replayed_token")
-        if header.destination_cid in self._waiting:
+        key = header.destination_cid
+        if key in self._waiting:
+            self._waiting[key].asked_at = now
+            self._waiting.move_to_end(key)
             return Wait()
         network = network_prefix(source)
         client = _Waiting(header, original, datagram, source, local_host, network, now)
-        # Who comes later does not overtake.
+        # Those who wait have their turn at fixed intervals: who comes between them takes nothing from them.
         refusal = self._admission.admit(network, now) if not self._waiting else BUDGET_SPENT
         if not refusal:
             return Accept(self._begin(client, now))
-        if not self._has_place(network):
-            return self._drop(refusal)
+        self._make_room(network)
         if not self._waiting:
             self._look_at = now + LOOK_INTERVAL_S
-        self._waiting[header.destination_cid] = client
+        self._waiting[key] = client
         return Wait()
 
-    def _has_place(self, network: str) -> bool:
+    def _make_room(self, network: str) -> None:
+        """Whoever asked longest ago makes room: of the same network, if that has had its places."""
         if len(self._waiting) < MAX_WAITING // 2:
-            return True
-        own = sum(each.network == network for each in self._waiting.values())
-        return len(self._waiting) < MAX_WAITING and own < MAX_WAITING_PER_NETWORK
+            return
+        own = [key for key, each in self._waiting.items() if each.network == network]
+        if len(own) >= MAX_WAITING_PER_NETWORK:
+            del self._waiting[own[0]]
+        elif len(self._waiting) >= MAX_WAITING:
+            self._waiting.popitem(last=False)
+        else:
+            return
+        self._drop("no_place_to_wait")
 
     def _begin(self, client: _Waiting, now: float) -> Connection:
         connection = Connection.server(
@@ -279,7 +297,7 @@ class Endpoint(Generic[OwnerT]):
         """Whether the token made for this connection ID, which names it, opened a connection before."""
         used = self._used_tokens
         while used and (
-            len(used) >= MAX_USED_TOKENS or now - next(iter(used.values())) > TOKEN_LIFETIME + CLOCK_GRAIN_S
+            len(used) >= MAX_USED_TOKENS or now - next(iter(used.values())) > MAX_TOKEN_AGE_S + CLOCK_GRAIN_S
         ):
             used.popitem(last=False)
         return retry_cid in used

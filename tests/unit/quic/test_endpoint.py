@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from aioquic.quic.retry import TOKEN_LIFETIME
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,11 +19,12 @@ from ztna.quic.connection import Connection
 from ztna.quic.demux import ConnectionIdTable, destination_cid
 from ztna.quic.endpoint import (
     LOOK_INTERVAL_S,
+    MAX_SILENCE_S,
     MAX_STATELESS_BURST,
     MAX_STATELESS_REPLIES_PER_S,
+    MAX_TOKEN_AGE_S,
     MAX_USED_TOKENS,
     MAX_WAITING,
-    MAX_WAITING_S,
     Accept,
     Admitted,
     Deliver,
@@ -220,14 +220,14 @@ def test_handshake_that_may_not_begin_now_waits_for_its_turn() -> None:
     begun = sum(isinstance(each, Accept) for each in decisions)
     assert decisions == decisions[:begun] + [Wait()] * (10 - begun)
     assert 0 < begun < 10
-    # Clients that ask again lose nothing and gain nothing.
+    # Clients that ask again keep their place.
     assert [endpoint.handle_datagram(each, SOURCE, NOW + 0.001) for each in initials[begun:]] == [Wait()] * (
         10 - begun
     )
     assert endpoint.waiting == 10 - begun
     admitted = run_until(endpoint, NOW + 1.0)
     assert [cid for _, each in admitted for cid in each.connection.local_connection_ids[-1:]] == [
-        destination_cid(each) for each in initials[begun:]
+        destination_cid(each) for each in reversed(initials[begun:])
     ]
     assert {(each.source, each.local_host) for _, each in admitted} == {(SOURCE, "198.51.100.1")}
     assert (endpoint.waiting, endpoint.next_deadline(), endpoint.dropped.total()) == (0, None, 0)
@@ -257,16 +257,29 @@ def test_places_to_wait_are_bounded_and_half_of_them_are_for_others() -> None:
         if network == 0:
             assert endpoint.waiting == MAX_WAITING // 2
     assert endpoint.waiting == MAX_WAITING
-    assert endpoint.dropped["handshake_budget"] > 0
+    assert endpoint.dropped["no_place_to_wait"] > 0
 
 
-def test_client_that_waited_too_long_is_given_up() -> None:
+def test_client_that_asks_no_more_is_forgotten() -> None:
     endpoint = new_endpoint()
     endpoint._admission = Closed()
     initial = initial_after_retry(endpoint)
     assert endpoint.handle_datagram(initial, SOURCE, NOW) == Wait()
-    assert run_until(endpoint, NOW + MAX_WAITING_S + 1) == []
-    assert (endpoint.waiting, endpoint.dropped) == (0, {"waited_too_long": 1})
+    assert run_until(endpoint, NOW + MAX_SILENCE_S) == []
+    assert endpoint.handle_datagram(initial, SOURCE, NOW + MAX_SILENCE_S) == Wait()
+    assert run_until(endpoint, NOW + 2 * MAX_SILENCE_S) == []
+    assert endpoint.waiting == 1
+    assert run_until(endpoint, NOW + 2 * MAX_SILENCE_S + 1) == []
+    assert (endpoint.waiting, endpoint.dropped) == (0, {"gave_up_waiting": 1})
+
+
+def test_client_that_asked_last_is_served_first() -> None:
+    endpoint = new_endpoint()
+    initials = [initial_after_retry(endpoint) for _ in range(10)]
+    waiting = [each for each in initials if endpoint.handle_datagram(each, SOURCE, NOW) == Wait()]
+    endpoint.handle_datagram(waiting[1], SOURCE, NOW + LOOK_INTERVAL_S / 2)
+    _, first = run_until(endpoint, NOW + 1.0)[0]
+    assert destination_cid(waiting[1]) in first.connection.local_connection_ids
 
 
 class Closed(Admission):
@@ -281,9 +294,9 @@ def test_token_opens_one_connection_while_it_would_be_accepted() -> None:
     endpoint = new_endpoint()
     second = initial_after_retry(endpoint)
     assert isinstance(endpoint.handle_datagram(second, SOURCE, NOW), Accept)
-    for delay in (0.0, 15.0, TOKEN_LIFETIME):
+    for delay in (0.0, 4.0, MAX_TOKEN_AGE_S):
         assert endpoint.handle_datagram(second, SOURCE, NOW + delay) == Drop("replayed_token")
-    assert endpoint.handle_datagram(second, SOURCE, NOW + TOKEN_LIFETIME + 1) == Drop("invalid_token")
+    assert endpoint.handle_datagram(second, SOURCE, NOW + MAX_TOKEN_AGE_S + 1) == Drop("invalid_token")
 
 
 def test_used_tokens_are_bounded_and_forgotten_with_their_lifetime(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,13 +308,13 @@ def test_used_tokens_are_bounded_and_forgotten_with_their_lifetime(monkeypatch: 
         assert isinstance(endpoint.handle_datagram(initial_after_retry(endpoint, now), SOURCE, now), Accept)
         endpoint._replies = TokenBucket(MAX_STATELESS_REPLIES_PER_S, MAX_STATELESS_BURST, now)
     assert len(endpoint._used_tokens) == 20
-    later = NOW + TOKEN_LIFETIME + 1
+    later = NOW + MAX_TOKEN_AGE_S + 1
     endpoint.handle_datagram(initial_after_retry(endpoint, later), SOURCE, later)
     assert len(endpoint._used_tokens) == 1
 
 
 def test_admission_lets_no_more_begin_than_there_is_room_for_used_tokens() -> None:
-    begin = MAX_HANDSHAKE_BURST_S + (MAX_HANDSHAKE_SHARE - MAX_HANDSHAKE_BURST_S) * TOKEN_LIFETIME
+    begin = MAX_HANDSHAKE_BURST_S + (MAX_HANDSHAKE_SHARE - MAX_HANDSHAKE_BURST_S) * MAX_TOKEN_AGE_S
     assert begin / HANDSHAKE_COST_S < MAX_USED_TOKENS
 
 
