@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from tools.bench import download, echo, handshakes, idle_nodes, parallel, profile, setup, stalled_reader
+from tools.bench import (
+    download,
+    echo,
+    handshakes,
+    idle_nodes,
+    parallel,
+    profile,
+    setup,
+    stalled_reader,
+    storm,
+)
 from tools.bench._site import AGENT, CONNECTOR, INTERMEDIATE, PATHS
 
 # Seconds on a machine of its own; each starts daemons, which may have to wait for a busy one.
@@ -113,3 +123,16 @@ def test_profile_names_the_top_functions_of_each_daemon(monkeypatch: pytest.Monk
             assert sum(results[path]["layers"][daemon].values()) == pytest.approx(1, abs=0.01)
             assert len(results[path][daemon]) == profile.TOP
             assert any(name.startswith("aioquic.quic.connection:") for name in results[path][daemon])
+
+
+def test_storm_tells_what_others_felt_before_and_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storm, "NODES", 4)
+    monkeypatch.setattr(storm, "CALM_S", 1.0)
+    results = storm.run()
+    for carrier in ("grpc", "quic"):
+        rows = results[carrier]
+        assert list(rows) == ["calm", "storm"]
+        for row in rows.values():
+            assert row["echoes"] > 0
+            assert 0 < row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"] <= row["max_ms"]
+        assert rows["storm"]["all_up_s"] > 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 import time
 from collections import Counter
@@ -31,6 +32,7 @@ class FleetProcess:
 
     def __init__(self, order: Mapping[str, Any]) -> None:
         """Issue identities and bind sockets as ordered; raises `OSError` and `ConfigError`."""
+        os.nice(int(order["niceness"]))
         ca = PkiDirectory(Path(order["pki"])).load_authority()
         verifier = Verifier([ca.certificate], ca.trust_domain)
         host, _, port = str(order["quic"]).rpartition(":")

@@ -71,8 +71,13 @@ class Fleet:
         networks: int = 8,
         processes: int = 1,
         prefix: str = "fleet",
+        niceness: int = 0,
     ) -> None:
-        """`networks` is over how many /24 the nodes' addresses are spread: an intermediate limits each."""
+        """`networks` is over how many /24 the nodes' addresses are spread: an intermediate limits each.
+
+        `niceness` is added to that of their processes: in the field, nodes do not use the processor of what
+        they dial.
+        """
         settings = deployment.daemons[intermediate].settings
         self.count = count
         self._shares = [count // processes + (number < count % processes) for number in range(processes)]
@@ -82,6 +87,7 @@ class Fleet:
             "quic": settings["quic"]["listen"][0],
             "grpc": settings["grpc"]["listen"] if carrier == "grpc" else None,
             "networks": networks,
+            "niceness": niceness,
         }
         self._prefix = prefix
         self._processes: list[subprocess.Popen[str]] = []

@@ -63,6 +63,10 @@ MAX_SILENCE_S = 4.0
 """Since a client that waits asked last: it asks again after 3.2 s at most, or has given up."""
 LOOK_INTERVAL_S = 0.02
 """How often those who wait are looked at; the budget is good for twenty handshakes per second."""
+MAX_LAG_S = 0.05
+"""A look that comes later than this shows a machine that is busier than the budget supposes, be it with us or
+with others: handshakes then begin one by one, each look later than the last, until those under way have
+ended. Otherwise more and more are under way, and in the end all of them time out."""
 CLOCK_GRAIN_S = 0.001
 """A token states its issue in whole milliseconds."""
 MIN_CLIENT_CID_BYTES = 8
@@ -160,6 +164,7 @@ class Endpoint(Generic[OwnerT]):
         """
         if not self._waiting or now < self._look_at:
             return []
+        is_late = now - self._look_at > MAX_LAG_S
         self._look_at = now + LOOK_INTERVAL_S
         while self._waiting and now - next(iter(self._waiting.values())).asked_at > MAX_SILENCE_S:
             self._waiting.popitem(last=False)
@@ -170,6 +175,8 @@ class Endpoint(Generic[OwnerT]):
             if not refusal:
                 del self._waiting[key]
                 admitted.append(Admitted(self._begin(each, now), each.source, each.local_host))
+                if is_late:
+                    break
             elif refusal == BUDGET_SPENT:
                 break
         return admitted

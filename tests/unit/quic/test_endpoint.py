@@ -19,6 +19,7 @@ from ztna.quic.connection import Connection
 from ztna.quic.demux import ConnectionIdTable, destination_cid
 from ztna.quic.endpoint import (
     LOOK_INTERVAL_S,
+    MAX_LAG_S,
     MAX_SILENCE_S,
     MAX_STATELESS_BURST,
     MAX_STATELESS_REPLIES_PER_S,
@@ -271,6 +272,19 @@ def test_client_that_asks_no_more_is_forgotten() -> None:
     assert endpoint.waiting == 1
     assert run_until(endpoint, NOW + 2 * MAX_SILENCE_S + 1) == []
     assert (endpoint.waiting, endpoint.dropped) == (0, {"gave_up_waiting": 1})
+
+
+@pytest.mark.parametrize(("lag_s", "begun"), [(0.0, 5), (MAX_LAG_S * 1.01, 1)])
+def test_machine_that_is_late_begins_one_handshake_at_a_time(lag_s: float, begun: int) -> None:
+    endpoint = new_endpoint()
+    for network in range(40):
+        source = TransportAddress.of(f"10.0.{network}.1", 4000)
+        endpoint.handle_datagram(initial_after_retry(endpoint, source=source), source, NOW)
+    run_until(endpoint, NOW + 0.1)
+    deadline = endpoint.next_deadline()
+    assert deadline is not None
+    endpoint._admission = Admission()  # a full budget
+    assert len(endpoint.handle_timeout(deadline + lag_s)) == begun
 
 
 def test_client_that_asked_last_is_served_first() -> None:
