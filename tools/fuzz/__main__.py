@@ -87,7 +87,7 @@ def _run(
     started = time.monotonic()
     if jobs == 1:
         for target in chosen:
-            status |= _run_target(target, seed, seconds, map(_run_task, _tasks(target, seed, runs)))
+            status |= _run_target(target, seed, seconds, map(runner.run_task, _tasks(target, seed, runs)))
     else:
         # Spawned, not forked: gRPC's threads would not survive a fork.
         context = multiprocessing.get_context("spawn")
@@ -99,10 +99,7 @@ def _run(
     return status
 
 
-Task = tuple[type[Target], int, int, int, bool]
-
-
-def _tasks(target: type[Target], seed: int, runs: int | None) -> Iterator[Task]:
+def _tasks(target: type[Target], seed: int, runs: int | None) -> Iterator[runner.Task]:
     left = target.runs if runs is None else runs
     block = 0
     while left > 0:
@@ -113,17 +110,12 @@ def _tasks(target: type[Target], seed: int, runs: int | None) -> Iterator[Task]:
         block += 1
 
 
-def _run_task(task: Task) -> Outcome:
-    target, seed, block, count, is_traced = task
-    return runner.run_block(target, seed, block, count, is_traced=is_traced)
-
-
-def _shared(pool: ProcessPoolExecutor, jobs: int, tasks: Iterator[Task]) -> Iterator[Outcome]:
+def _shared(pool: ProcessPoolExecutor, jobs: int, tasks: Iterator[runner.Task]) -> Iterator[Outcome]:
     pending: set[Future[Outcome]] = set()
     try:
         while True:
             while len(pending) < BLOCKS_AHEAD * jobs and (task := next(tasks, None)) is not None:
-                pending.add(pool.submit(_run_task, task))
+                pending.add(pool.submit(runner.run_task, task))
             if not pending:
                 return
             done, pending = wait(pending, return_when=FIRST_COMPLETED)

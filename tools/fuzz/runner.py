@@ -103,6 +103,15 @@ def run_block(make: Make, seed: int, block: int, count: int, *, is_traced: bool 
     return outcome
 
 
+Task = tuple[Make, int, int, int, bool]
+
+
+def run_task(task: Task) -> Outcome:
+    """`run_block` for a pool of processes, which find a function by its module: `__main__` is none to them."""
+    make, seed, block, count, is_traced = task
+    return run_block(make, seed, block, count, is_traced=is_traced)
+
+
 def replay(make: Make, inputs: Sequence[bytes]) -> Found | None:
     """Feed inputs to a new target; the first violation, or None."""
     target = make()
