@@ -107,7 +107,7 @@ Task = tuple[Make, int, int, int, bool]
 
 
 def run_task(task: Task) -> Outcome:
-    """`run_block` for a pool of processes, which find a function by its module: `__main__` is none to them."""
+    """`run_block` for a pool of processes, which find no function of `__main__`."""
     make, seed, block, count, is_traced = task
     return run_block(make, seed, block, count, is_traced=is_traced)
 
