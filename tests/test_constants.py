@@ -57,7 +57,8 @@ CONSTANTS: list[tuple[str, str, str, Any]] = [
     # Strangers, and storms of nodes
     ("ours, docs/wire.md §1", "ztna.quic.endpoint", "MAX_STATELESS_REPLIES_PER_S", 2000.0),
     ("ours, docs/wire.md §1", "ztna.quic.endpoint", "MAX_WAITING", 128),
-    ("ours, docs/wire.md §1", "ztna.quic.endpoint", "MAX_WAITING_S", 6.0),
+    ("ours, docs/wire.md §1", "ztna.quic.endpoint", "MAX_SILENCE_S", 4.0),
+    ("ours, docs/wire.md §1", "ztna.quic.endpoint", "MAX_TOKEN_AGE_S", 8.0),
     ("ours, docs/wire.md §1", "ztna.quic.admission", "MAX_HANDSHAKING", 256),
     ("ours, a fifth of any second", "ztna.quic.admission", "MAX_HANDSHAKE_SHARE", 0.2),
     ("ours, five at once", "ztna.quic.admission", "MAX_HANDSHAKE_BURST_S", 0.04),
