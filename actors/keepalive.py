@@ -50,6 +50,7 @@ class Keepalive(Concern):
         path_manager_pb2.PathStateChanged: "path_state_changed",
         quic_session_pb2.SessionStatistics: "session_statistics",
         quic_session_pb2.PathSuspected: "path_suspected",
+        quic_session_pb2.FlowStopped: "flow_stopped",
         quic_session_pb2.PeerOnPath: "peer_on_path",
         udp_socket_pb2.KeepaliveResponseReceived: "keepalive_response_received",
         keepalive_pb2.RelayedStunReceived: "relayed_stun_received",
@@ -129,6 +130,11 @@ class Keepalive(Concern):
         """The selected path is in doubt: its answer decides."""
         is_direct = path_kind_from_proto(message.kind) is PathKind.DIRECT
         self._core.handle_suspected(is_direct=is_direct, now=self.now)
+        self._settle()
+
+    def flow_stopped(self, _message: quic_session_pb2.FlowStopped) -> None:
+        """A pause of the application, or of the network: both paths are asked."""
+        self._core.handle_flow_stopped(self.now)
         self._settle()
 
     def peer_on_path(self, message: quic_session_pb2.PeerOnPath) -> None:

@@ -95,6 +95,7 @@ class QuicSession(Concern):
         quic_session_pb2.PathSuspected,
         quic_session_pb2.PathSilent,
         quic_session_pb2.SessionReported,
+        quic_session_pb2.FlowStopped,
         quic_session_pb2.PeerOnPath,
         quic_session_pb2.HandshakeDeferred,
         quic_session_pb2.SessionEstablished,
@@ -403,6 +404,16 @@ class QuicSession(Concern):
                     connection.probe(self.now)
                     self._transmit(connection, (alone is PathKind.RELAY, alone is PathKind.DIRECT))
                     connection.probe(self.now)
+                case traffic.ProbeSelected():
+                    connection.probe(self.now)
+                case traffic.FlowStopped(kind, silent_s):
+                    self.emit(
+                        quic_session_pb2.FlowStopped(
+                            session_id=self._session_id,
+                            kind=path_kind_to_proto(kind),
+                            silent_ms=round(silent_s * 1e3),
+                        )
+                    )
                 case traffic.PathSuspected(kind, silent_s):
                     self.log.info(
                         "quic_session.path_suspected", path=kind.value, silent_ms=round(silent_s * 1e3)

@@ -115,6 +115,7 @@ _COMMON_ROWS = (
     Row(path_manager_pb2.PathStateChanged, Keepalive, _SESSION),
     Row(quic_session_pb2.SessionStatistics, Keepalive, _SESSION),
     Row(quic_session_pb2.PathSuspected, Keepalive, _SESSION),
+    Row(quic_session_pb2.FlowStopped, Keepalive, _SESSION),
     Row(quic_session_pb2.PeerOnPath, Keepalive, _SESSION),
     Row(udp_socket_pb2.KeepaliveResponseReceived, Keepalive, _SESSION),
     Row(keepalive_pb2.RelayedStunReceived, Keepalive, _SESSION),

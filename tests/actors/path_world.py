@@ -56,6 +56,7 @@ HEARERS: dict[type[Message], tuple[str, ...]] = {
     keepalive_pb2.ConsentExpired: ("path_manager",),
     keepalive_pb2.RelayedStunReceived: ("keepalive",),
     quic_session_pb2.PathSuspected: ("keepalive",),
+    quic_session_pb2.FlowStopped: ("keepalive",),
     quic_session_pb2.PeerOnPath: ("keepalive",),
     quic_session_pb2.PathSilent: ("path_manager",),
     quic_session_pb2.SessionStatistics: ("path_manager", "keepalive"),

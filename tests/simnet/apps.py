@@ -97,6 +97,7 @@ class _ServiceConnection:
             self._stream.write(data)
         self._digest.update(data)
         self._size += len(data)
+        self._service.received += len(data)
 
     def eof_received(self) -> None:
         """Answer what waits for the end of the request."""
@@ -133,6 +134,8 @@ class TcpService:
     def __init__(self, io: SimIo, address: TransportAddress) -> None:
         self.open_connections = 0
         self.resets = 0
+        self.received = 0
+        """Bytes of all connections."""
         self.commands: list[str] = []
         self.marked = b""
         self.listener = io.listen_tcp(address, lambda stream: _ServiceConnection(self, stream))

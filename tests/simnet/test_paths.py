@@ -62,16 +62,18 @@ def is_relayed(world: World) -> bool:
 
 
 class StallMeter:
-    """The longest time without a byte at a client."""
+    """The longest time without a byte at whoever receives."""
 
-    def __init__(self, world: World, client: TcpClient) -> None:
+    def __init__(self, world: World, client: TcpClient, size: Callable[[], int] | None = None) -> None:
+        """`size` counts the bytes that came, at the client by default."""
         self._world, self._client = world, client
-        self._size, self._since = client.size, world.now
+        self._count = size or (lambda: client.size)
+        self._size, self._since = self._count(), world.now
         self.longest_s = 0.0
 
     def look(self) -> None:
-        if self._client.size != self._size or self._client.is_lost:
-            self._size, self._since = self._client.size, self._world.now
+        if self._count() != self._size or self._client.is_lost:
+            self._size, self._since = self._count(), self._world.now
         self.longest_s = max(self.longest_s, self._world.now - self._since)
 
 
@@ -180,6 +182,62 @@ def test_rebinding_of_a_nat_costs_a_moment_and_a_new_direct_path_is_found() -> N
         finish(world, client, 60)
         assert client.digest == content_digest(SIZE)
         world.run_until(lambda: is_direct(world), 45, "a new direct path")
+
+
+@pytest.mark.parametrize("after_s", [0.8, 1.2, 1.6, 2.0, 2.4, 2.8])
+@pytest.mark.parametrize("task", ["download", "upload"])
+def test_rebinding_at_the_receiver_costs_no_more_than_a_cut(task: str, after_s: float) -> None:
+    """It sends nothing but acknowledgements: neither its leg nor the direct path learns the new mapping."""
+    size = 1_500_000
+    with deployed() as world:
+        is_upload = task == "upload"
+        if is_upload:
+            client = world.tcp_client("agent-1", b"UP\n", upload=content(size), keeps=True)
+        else:
+            client = download(world, size)
+        world.run_for(after_s)
+        received = world.tcp.received if is_upload else client.size
+        assert 0 < received < size
+        meter = StallMeter(world, client, (lambda: world.tcp.received) if is_upload else None)
+        world.nats["connector-1" if is_upload else "agent-1"].rebind()
+        run(world, 3.5, meter)
+        assert meter.longest_s <= STALL_LIMIT_S
+        world.run_until(lambda: client.is_lost, 60, "the end of the transfer")
+        assert client.error is None
+        if is_upload:
+            assert client.received.decode().split() == [str(size), content_digest(size)]
+        else:
+            assert client.digest == content_digest(size)
+
+
+@pytest.mark.parametrize("task", ["download", "upload"])
+def test_both_ends_give_a_cut_path_up_within_the_same_second(task: str) -> None:
+    with deployed() as world:
+        if task == "download":
+            client = download(world, SIZE)
+        else:
+            client = world.tcp_client("agent-1", b"UP\n", upload=content(SIZE))
+        world.run_for(1.0)
+        cut(world, ("agent-1", True), ("agent-1", False))
+        world.run_until(lambda: is_relayed(world), STALL_LIMIT_S + 4 * RELAYED_RTT_S, "both on the relay")
+        world.run_until(lambda: client.is_lost, 60, "the end of the transfer")
+
+
+def test_application_that_pauses_keeps_its_path_and_doubles_nothing() -> None:
+    with deployed() as world:
+        udp = world.udp_client("agent-1")
+        udp.send(b"first")
+        world.run_until(lambda: bool(udp.received), 5, "the flow is open")
+        world.run_for(3.0)
+        selections = len(world.log.events("path_manager.path_selected"))
+        for _ in range(8):
+            for _ in range(40):
+                udp.send(b"packet")
+                world.run_for(0.01)
+            world.run_for(0.7)
+        assert not world.log.events("quic_session.path_suspected")
+        assert len(world.log.events("path_manager.path_selected")) == selections
+        assert is_direct(world)
 
 
 def test_intermediate_that_dies_and_returns_is_not_felt_on_a_direct_path() -> None:

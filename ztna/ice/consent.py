@@ -269,6 +269,21 @@ class Consent:
         if watch is not None and watch.mode is _Mode.STEADY:
             self._begin(watch, now, KEEPALIVE_URGENT_SENDS_S)
 
+    def handle_flow_stopped(self, now: float) -> None:
+        """What came steadily comes no more: ask every path that is well, once.
+
+        Whoever only receives sends so little through the relay that a NAT which forgot its mapping stays
+        closed there, too. A check that waits for its answer is sent again, not replaced: else a path that
+        stays silent would never be missed.
+        """
+        for watch in self._watches():
+            if watch.mode is not _Mode.STEADY:
+                continue
+            if watch.check is None:
+                self._begin(watch, now, KEEPALIVE_URGENT_SENDS_S)
+            else:
+                self._send(watch, watch.check, now)
+
     # What comes in
 
     def handle_response(self, source: TransportAddress, datagram: bytes, now: float) -> None:

@@ -60,8 +60,10 @@ ms."""
 UNTOLD_START_DELAY_MS = 1000
 """From the peer's candidates to the first check, where nobody says when to start."""
 
-MAX_START_DELAY_MS = 2000
-"""Whatever an intermediate says: no one-way delay of a network that carries a session is longer."""
+MAX_START_DELAY_MS = 300
+"""Whatever an intermediate says, or the session's own round trip. Either may have been measured in the pause
+of a hand-over, and be seconds too long; checks are sent at 0, 100, 300 ms, so who begins early loses nothing
+but sends."""
 
 SIGNALING_RETRY_S = 2.0
 """After an exchange without an answer, doubling up to the cooldown: signaling comes back sooner than NATs
@@ -513,8 +515,10 @@ class HolePunch:
         self._prepare(current)
         current.carrier = self._send(self._own_answer(current), current.carrier)
         # The agent starts as soon as the answer arrives, if the session carries it.
-        delay = UNTOLD_START_DELAY_MS if current.carrier else round(self._rtt_s / 2 * 1000)
-        self._start(current, min(delay, UNTOLD_START_DELAY_MS), now)
+        delay = min(round(self._rtt_s / 2 * 1000), MAX_START_DELAY_MS)
+        if current.carrier:
+            delay = UNTOLD_START_DELAY_MS
+        self._start(current, delay, now)
         self._tell_end(current)
 
     def _own_answer(self, current: Generation) -> signals.Answer:

@@ -21,7 +21,9 @@ class Event(Enum):
     TRUST_STALE = auto()
     """Something is to be sent, and the direct pair gave no sign of life for `TRUST_S`."""
     SUSPICION = auto()
-    """The peer owes an acknowledgement, and nothing comes on the selected path."""
+    """Nothing comes on the selected path, and the peer owes an acknowledgement or sends over the other."""
+    FLOW_STOPPED = auto()
+    """What came steadily on the selected path comes no more, while the peer owes nothing: maybe a pause."""
     MIRROR = auto()
     """A new packet of the peer comes on another live path than the one selected here."""
     PEER_MOVED = auto()
@@ -65,6 +67,11 @@ class Action(Enum):
     The peer sees the first one as a new packet on the other path, and mirrors: without that its answers
     could take the dead path for as long as it has nothing else to send.
     """
+    PROBE_SELECTED = auto()
+    """From now on the peer owes an answer: over a relay to a PING, over a direct path to the check alone.
+
+    A PING that comes on a direct path which is dead the other way would calm the suspicion of its peer.
+    """
     FORGET_RTT = auto()
     """Round trips and backoff of the former path mean nothing on this one."""
     TELL = auto()
@@ -77,6 +84,7 @@ RULES: dict[Event, tuple[Action, ...]] = {
     Event.PAIR_NOMINATED: (Action.ACTIVATE, Action.SELECT),
     Event.TRUST_STALE: (Action.SEND_BOTH_UNTIL_CONFIRMED,),
     Event.SUSPICION: (Action.SEND_BOTH_UNTIL_CONFIRMED, Action.PROBE_BOTH, Action.TELL),
+    Event.FLOW_STOPPED: (Action.PROBE_SELECTED, Action.TELL),
     Event.MIRROR: (Action.SEND_BOTH_FOR_A_WHILE, Action.TELL),
     Event.PEER_MOVED: (Action.FORGET_RTT,),
     Event.CONFIRMED: (Action.SEND_ONE,),

@@ -27,6 +27,18 @@ SUSPICION_MIN_S = 0.150
 """Shorter silences are scheduling, garbage collection or a busy radio, far more often than a dead path."""
 SUSPICION_ROUND_TRIPS = 1.5
 SUSPICION_VARIATIONS = 4
+STEADY_ARRIVALS = 8
+"""Batches in a row that make a flow: fewer are an exchange, whose end tells nothing."""
+STOPPED_GAPS = 4
+"""A steady flow has stopped after so many of its gaps. Where packets come by chance two gaps in a hundred are
+as long (e^-4); what follows is one probe and no switch."""
+STOPPED_MAX_S = 1.0
+"""A flow whose gaps are so long that its stop would be noticed later is none: keepalives ask as soon."""
+FLOW_PROBE_INTERVAL_S = 1.0
+"""An application that pauses again and again is probed once a second at most."""
+DESERTED_INTERVAL_S = 5.0
+"""A peer may prefer the other path for reasons of its own: having answered for the selected one, it is
+doubted for that again no sooner than keepalives ask under traffic anyway."""
 MIRROR_S = 1.0
 """As long as a suspicion lasts at most on a path below 250 ms: by then the peer has decided."""
 PEER_RESET_INTERVAL_S = 1.0
@@ -49,8 +61,21 @@ class ProbeBoth:
 
 
 @dataclass(frozen=True, slots=True)
+class ProbeSelected:
+    """Send one probe over the selected path, a relay; its leg's mapping at a NAT is made anew by it."""
+
+
+@dataclass(frozen=True, slots=True)
+class FlowStopped:
+    """A steady flow on the selected path stopped: ask both paths whether they live."""
+
+    kind: PathKind
+    silent_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class PathSuspected:
-    """The selected path is silent although the peer owes an acknowledgement."""
+    """The selected path is silent although the peer owes an acknowledgement, or sends over the other one."""
 
     kind: PathKind
     silent_s: float
@@ -71,7 +96,7 @@ class PeerOnPath:
     kind: PathKind
 
 
-TrafficEffect = ForgetRtt | ProbeBoth | PathSuspected | PathSilent | PeerOnPath
+TrafficEffect = ForgetRtt | ProbeBoth | ProbeSelected | FlowStopped | PathSuspected | PathSilent | PeerOnPath
 
 Routes = tuple[bool, bool]
 """Whether a batch goes over the relay, and whether over the direct path."""
@@ -102,6 +127,54 @@ class _Suspicion:
     is_told: bool = False
 
 
+class _Flow:
+    """When new packets come on the selected path, to notice that a steady flow has stopped."""
+
+    __slots__ = ("_arrivals", "_arrived_at", "_gap_s", "_probed_at")
+
+    def __init__(self) -> None:
+        self._arrived_at = -math.inf
+        self._arrivals = 0
+        self._gap_s = 0.0
+        self._probed_at = -math.inf
+
+    def handle_arrival(self, now: float, rtt_s: float) -> None:
+        """A batch with something new came."""
+        gap_s = now - self._arrived_at
+        self._arrived_at = now
+        if gap_s > self._patience_s(rtt_s):
+            # The first of another flow.
+            self._arrivals = 1
+            self._gap_s = 0.0
+            return
+        self._arrivals += 1
+        self._gap_s += (gap_s - self._gap_s) / min(self._arrivals - 1, STEADY_ARRIVALS)
+
+    def forget(self) -> None:
+        """What comes next is the first of another flow."""
+        self._arrivals = 0
+        self._arrived_at = -math.inf
+
+    def note_probe(self, now: float) -> None:
+        """Its stop was noticed."""
+        self.forget()
+        self._probed_at = now
+
+    def stops_at(self, rtt_s: float) -> float | None:
+        """When it has stopped if nothing comes until then; None while there is no steady flow."""
+        patience_s = self._patience_s(rtt_s)
+        if self._arrivals < STEADY_ARRIVALS or patience_s > STOPPED_MAX_S:
+            return None
+        return max(self._arrived_at + patience_s, self._probed_at + FLOW_PROBE_INTERVAL_S)
+
+    def silent_s(self, now: float) -> float:
+        """Since when nothing came, in seconds."""
+        return now - self._arrived_at
+
+    def _patience_s(self, rtt_s: float) -> float:
+        return max(SUSPICION_MIN_S, STOPPED_GAPS * self._gap_s, SUSPICION_ROUND_TRIPS * rtt_s)
+
+
 class Traffic:
     """The data plane of one session at one end; times in monotonic seconds."""
 
@@ -118,7 +191,11 @@ class Traffic:
         self._acknowledged = 0
         self._next_number = 0
         self._suspicion: _Suspicion | None = None
+        self._flow = _Flow()
+        self._asked_since: float | None = None  # whether it lives, by a check
+        self._elsewhere_since: float | None = None  # and nothing on the selected path
         self._mirror_until = -math.inf
+        self._deserted_at = -math.inf
         self._peer_path = PathKind.NONE
         self._peer_reset_at = -math.inf
         self._packets_seen = (0, 0)
@@ -152,7 +229,10 @@ class Traffic:
             self._rtts[kind] = Rtt(rtt_s)
         self.selected = kind
         self._suspicion = None
+        self._flow.forget()
+        self._asked_since = self._elsewhere_since = None
         self._mirror_until = -math.inf
+        self._deserted_at = -math.inf
         self._heard_at = now
         if kind is PathKind.DIRECT:
             self._confirm(now)
@@ -170,6 +250,7 @@ class Traffic:
             self._confirm(now)
         if kind is self.selected:
             self._heard_at = now
+            self._asked_since = self._elsewhere_since = None
             self._act(Event.CONFIRMED, now)
 
     def handle_received(self, kind: PathKind | None, packets_seen: tuple[int, int], now: float) -> None:
@@ -183,12 +264,16 @@ class Traffic:
         is_new = packets_seen[0] != before[0]
         if kind is self.selected:
             self._heard_at = now
+            self._asked_since = self._elsewhere_since = None
+            if is_new:
+                self._flow.handle_arrival(now, self._rtts[kind].or_guess)
             if is_new and kind is PathKind.DIRECT:
                 self._trusted_until = now + TRUST_S
             if self._suspicion is not None:
                 self._suspicion.is_heard = True
         elif is_new and self._is_live(kind, now):
             self._act(Event.MIRROR, now)
+            self._doubt_if_deserted(now)
         if is_new and kind is not self._peer_path:
             is_first = self._peer_path is PathKind.NONE
             self._peer_path = kind
@@ -240,7 +325,7 @@ class Traffic:
             self.dual_sends += is_dual
 
     def handle_timeout(self, now: float) -> None:
-        """Suspect the selected path, or give it up, whichever is due."""
+        """Suspect the selected path, ask it, or give it up, whichever is due."""
         suspicion = self._suspicion
         if suspicion is not None:
             if now >= suspicion.gives_up_at and not suspicion.is_told:
@@ -248,35 +333,60 @@ class Traffic:
                 self._effects.append(PathSilent(self.selected, now - suspicion.silent_since))
             return
         suspect_at = self._suspect_at()
-        if suspect_at is None or now < suspect_at:
-            return
-        if self._is_live(self.selected.other, now):
-            self._act(Event.SUSPICION, now)
-        else:
-            # Nothing could carry the packets instead: the checks alone decide.
-            self._heard_at = now
+        if suspect_at is not None and now >= suspect_at:
+            if self._is_live(self.selected.other, now):
+                self._act(Event.SUSPICION, now)
+            else:
+                # Nothing could carry the packets instead: the checks alone decide.
+                self._heard_at = now
+        stops_at = self._flow_stops_at()
+        if stops_at is not None and now >= stops_at:
+            self._act(Event.FLOW_STOPPED, now)
+            self._flow.note_probe(now)
 
     def next_deadline(self) -> float | None:
         """When `handle_timeout` has something to do, or None."""
         if self._suspicion is not None:
             return None if self._suspicion.is_told else self._suspicion.gives_up_at
-        return self._suspect_at()
+        deadlines = (self._suspect_at(), self._flow_stops_at())
+        return min((each for each in deadlines if each is not None), default=None)
 
     def drain(self) -> list[TrafficEffect]:
         """Hand over what is to be done and told, oldest first."""
         effects, self._effects = self._effects, []
         return effects
 
-    def _suspect_at(self) -> float | None:
-        if self._awaiting_since is None or self.selected is PathKind.NONE:
-            return None
-        if self.selected is PathKind.DIRECT and not self._has_relay:
-            return None
-        if self.selected is PathKind.RELAY and self._trusted_until == -math.inf:
-            return None
+    @property
+    def _may_suspect(self) -> bool:
+        """Whether there is a selected path, and another one to take its place."""
+        if self.selected is PathKind.RELAY:
+            return self._trusted_until > -math.inf
+        return self.selected is PathKind.DIRECT and self._has_relay
+
+    @property
+    def _patience_s(self) -> float:
         rtt = self._rtts[self.selected]
         patience_s = SUSPICION_ROUND_TRIPS * rtt.or_guess + SUSPICION_VARIATIONS * rtt.variation_or_guess
-        return max(self._awaiting_since, self._heard_at) + max(SUSPICION_MIN_S, patience_s)
+        return max(SUSPICION_MIN_S, patience_s)
+
+    @property
+    def _owed_since(self) -> float | None:
+        """Since when the peer owes an acknowledgement, or the answer to a check of a flow that stopped."""
+        if self._awaiting_since is None or self._asked_since is None:
+            return self._asked_since if self._awaiting_since is None else self._awaiting_since
+        return min(self._awaiting_since, self._asked_since)
+
+    def _suspect_at(self) -> float | None:
+        if not self._may_suspect:
+            return None
+        owed_since = self._owed_since
+        return None if owed_since is None else max(owed_since, self._heard_at) + self._patience_s
+
+    def _flow_stops_at(self) -> float | None:
+        # While an acknowledgement is owed, its absence tells the same, and sooner.
+        if self._owed_since is not None or self.selected is PathKind.NONE:
+            return None
+        return self._flow.stops_at(self._rtts[self.selected].or_guess)
 
     def _is_live(self, kind: PathKind, now: float) -> bool:
         """Whether packets may take this path beside the selected one."""
@@ -299,6 +409,8 @@ class Traffic:
                     self._suspect(now)
                 case Action.SEND_BOTH_FOR_A_WHILE:
                     self._mirror(now)
+                case Action.PROBE_SELECTED:
+                    self._ask(now)
                 case Action.PROBE_BOTH:
                     self._effects.append(ProbeBoth(self.selected.other))
                 case Action.FORGET_RTT:
@@ -307,13 +419,35 @@ class Traffic:
                 case _:
                     self._tell(event, now)
 
+    def _ask(self, now: float) -> None:
+        if self.selected is PathKind.DIRECT:
+            self._asked_since = now
+        else:
+            self._effects.append(ProbeSelected())
+
     def _suspect(self, now: float) -> None:
-        since = max(self._awaiting_since or now, self._heard_at)
+        began = [each for each in (self._owed_since, self._elsewhere_since) if each is not None]
+        since = max(min(began, default=now), self._heard_at)
+        self._flow.forget()
+        self._asked_since = None
         rtt_s = self._rtts[self.selected].or_guess
         gives_up_at = since + max(FAIL_OVER_MIN_S, FAIL_OVER_ROUND_TRIPS * rtt_s)
         # A suspicion that came late, on a path of much variation, still leaves time for an answer.
         gives_up_at = max(gives_up_at, now + max(SUSPICION_MIN_S, rtt_s))
         self._suspicion = _Suspicion(since, gives_up_at, self._acknowledged, self._next_number)
+
+    def _doubt_if_deserted(self, now: float) -> None:
+        """Suspect the selected path if the peer has been sending over the other one alone.
+
+        Acknowledgements come there, too: nothing is owed on the selected path, and yet it is silent. One
+        packet alone may be a probe, and a peer has only one reason to go on.
+        """
+        if self._elsewhere_since is None:
+            self._elsewhere_since = now
+        doubts_at = max(self._elsewhere_since + self._patience_s, self._deserted_at + DESERTED_INTERVAL_S)
+        if self._suspicion is None and self._may_suspect and now >= doubts_at:
+            self._deserted_at = now
+            self._act(Event.SUSPICION, now)
 
     def _mirror(self, now: float) -> None:
         if now >= self._mirror_until:
@@ -323,3 +457,5 @@ class Traffic:
     def _tell(self, event: Event, now: float) -> None:
         if event is Event.SUSPICION and self._suspicion is not None:
             self._effects.append(PathSuspected(self.selected, now - self._suspicion.silent_since))
+        elif event is Event.FLOW_STOPPED:
+            self._effects.append(FlowStopped(self.selected, self._flow.silent_s(now)))

@@ -481,7 +481,9 @@ Global___SessionStatistics: _TypeAlias = SessionStatistics  # noqa: Y015
 
 @_typing.final
 class PathSuspected(_message.Message):
-    """Event: data is under way on the selected path and nothing comes back; packets take both paths now."""
+    """Event: data is under way on the selected path and nothing comes back, or the peer sends over the other path alone;
+    packets take both paths now.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -544,6 +546,36 @@ class PathSilent(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PathSilent: _TypeAlias = PathSilent  # noqa: Y015
+
+@_typing.final
+class FlowStopped(_message.Message):
+    """Event: what came steadily on the selected path comes no more; a pause, or the end of the path."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    SILENT_MS_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.bytes
+    """16 bytes"""
+    kind: _types_pb2.PathKind.ValueType
+    """of the selected path"""
+    silent_ms: _builtins.int
+    """for so long"""
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.bytes = ...,
+        kind: _types_pb2.PathKind.ValueType = ...,
+        silent_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "session_id", b"session_id", "silent_ms", b"silent_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FlowStopped: _TypeAlias = FlowStopped  # noqa: Y015
 
 @_typing.final
 class PeerOnPath(_message.Message):

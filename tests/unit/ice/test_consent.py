@@ -242,6 +242,19 @@ def test_doubt_has_the_pair_asked_at_once_and_often() -> None:
     assert world.core.drain() == []
 
 
+def test_stopped_flow_has_every_path_asked_and_a_check_under_way_repeated_not_replaced() -> None:
+    world = World(rtt=None).direct()
+    world.core.handle_relay("i1", world.now, is_up=True)
+    world.core.drain()  # the first check of the relay
+    world.core.handle_flow_stopped(world.now)
+    effects = world.core.drain()
+    assert [type(each) for each in effects] == [SendCheck, SendRelayed]
+    world.core.handle_flow_stopped(world.now)
+    assert world.core.drain() == effects
+    (missed, *_) = times(world.run(6.0), KeepaliveMissed)
+    assert missed == START + 5.0
+
+
 def test_sends_of_a_slow_path_leave_room_for_its_answer() -> None:
     world = World(rtt=1.0).direct()
     log = world.run(60.0)

@@ -878,3 +878,9 @@ def test_nothing_that_happens_breaks_the_search(is_agent: bool, inputs: list[tup
     ends = [each.generation for each in end.seen if isinstance(each, e.Connected)]
     assert ends == sorted(set(ends)), "an attempt succeeds once"
     assert len(end.core.snapshot.remote) <= s.MAX_CANDIDATES
+
+
+def test_round_trip_measured_in_a_pause_holds_the_checks_back_no_longer_than_the_limit() -> None:
+    end = answered().began().nominated().established()
+    end.core.handle_rtt(3.0)
+    assert end.offer(2, via="").one(e.StartChecks).start_delay_ms == core.MAX_START_DELAY_MS

@@ -107,6 +107,7 @@ AGREED = {
     "pair_nominated": "activate select",
     "trust_stale": "send_both_until_confirmed",
     "suspicion": "send_both_until_confirmed probe_both tell",
+    "flow_stopped": "probe_selected tell",
     "mirror": "send_both_for_a_while tell",
     "peer_moved": "forget_rtt",
     "confirmed": "send_one",

@@ -8,16 +8,22 @@ from ztna.ice.timing import CONSENT_LIMIT_S, FAIL_OVER_MIN_S
 from ztna.path.path import PathKind, Rtt
 from ztna.path.traffic import (
     BOTH,
+    DESERTED_INTERVAL_S,
+    FLOW_PROBE_INTERVAL_S,
     MIRROR_S,
     NOWHERE,
     PEER_RESET_INTERVAL_S,
+    STEADY_ARRIVALS,
+    STOPPED_GAPS,
     SUSPICION_MIN_S,
     TRUST_S,
+    FlowStopped,
     ForgetRtt,
     PathSilent,
     PathSuspected,
     PeerOnPath,
     ProbeBoth,
+    ProbeSelected,
     Routes,
     Traffic,
     TrafficEffect,
@@ -285,6 +291,7 @@ def test_new_packet_on_the_other_path_is_mirrored_for_a_while_and_told_once() ->
     assert world.core.drain() == [PeerOnPath(RELAY), ForgetRtt(0.010, 0.080)]
     assert world.routes == BOTH
     world.now += MIRROR_S - 0.1
+    world.core.handle_confirmed(DIRECT, None, world.now)
     world.receive(RELAY)
     assert world.core.drain() == []
     world.now += MIRROR_S - 0.1
@@ -325,6 +332,114 @@ def test_peer_that_comes_on_both_paths_in_turn_resets_once_in_a_while() -> None:
             resets += sum(isinstance(each, ForgetRtt) for each in world.core.drain())
         world.now += 0.03
     assert 2 <= resets <= 100 * 0.03 / PEER_RESET_INTERVAL_S + 1
+
+
+class TestReceiverThatOwesNothing:
+    """Its peer never owes an acknowledgement: what tells is when packets come, and where."""
+
+    @staticmethod
+    def flowing(selected: PathKind = DIRECT, gap_s: float = 0.020, count: int = 20) -> World:
+        world = World(selected)
+        world.receive(selected)
+        world.core.drain()
+        for _ in range(count - 1):
+            assert world.run(gap_s) == []
+            world.receive(selected)
+        return world
+
+    def test_steady_flow_that_stops_has_both_paths_asked_once_and_switches_nothing(self) -> None:
+        world = self.flowing()
+        stopped_at = world.now
+        assert world.core.next_deadline() == stopped_at + SUSPICION_MIN_S
+        (stopped,) = world.run(SUSPICION_MIN_S)
+        assert isinstance(stopped, FlowStopped)
+        assert stopped.kind is DIRECT
+        assert stopped.silent_s == pytest.approx(SUSPICION_MIN_S)
+        world.core.handle_confirmed(DIRECT, 0.010, world.now)
+        assert world.run(60.0) == []
+        assert world.core.routes(stopped_at + 1.0) == ONLY_DIRECT
+        assert world.core.dual_sends == 0
+
+    def test_stop_without_an_answer_becomes_suspicion_and_failure(self) -> None:
+        world = self.flowing()
+        stopped_at = world.now
+        effects = world.run(SUSPICION_MIN_S * 2 + 0.01)
+        assert [type(each) for each in effects] == [FlowStopped, ProbeBoth, PathSuspected]
+        assert world.routes == BOTH
+        (silent,) = world.run(5.0)
+        assert isinstance(silent, PathSilent)
+        # From the check on, as from a packet that nobody acknowledges.
+        assert silent.silent_s == pytest.approx(FAIL_OVER_MIN_S)
+        assert stopped_at + SUSPICION_MIN_S + FAIL_OVER_MIN_S < world.now
+
+    def test_slow_flow_is_given_four_of_its_gaps(self) -> None:
+        world = self.flowing(gap_s=0.100)
+        assert world.core.next_deadline() == pytest.approx(world.now + STOPPED_GAPS * 0.100)
+
+    @pytest.mark.parametrize(("gap_s", "count"), [(0.020, STEADY_ARRIVALS - 1), (0.300, 20)])
+    def test_exchange_and_trickle_are_no_flow(self, gap_s: float, count: int) -> None:
+        world = self.flowing(gap_s=gap_s, count=count)
+        assert world.run(60.0) == []
+
+    def test_application_that_pauses_again_and_again_is_asked_once_a_second(self) -> None:
+        world = World()
+        world.receive(DIRECT)
+        world.core.drain()
+        stops = 0
+        start = world.now
+        while world.now < start + 10.0:
+            for _ in range(STEADY_ARRIVALS + 2):
+                world.run(0.005)
+                world.receive(DIRECT)
+            effects = world.run(0.2)
+            stops += len(effects)
+            assert all(isinstance(each, FlowStopped) for each in effects)
+            world.core.handle_confirmed(DIRECT, 0.010, world.now)
+        assert 5 <= stops <= 1 + (world.now - start) / FLOW_PROBE_INTERVAL_S
+
+    def test_flow_that_resumes_before_the_answer_is_not_doubted(self) -> None:
+        world = self.flowing()
+        assert len(world.run(SUSPICION_MIN_S)) == 1
+        world.receive(DIRECT)
+        assert world.run(60.0) == []
+
+    def test_stopped_flow_over_the_relay_has_it_probed(self) -> None:
+        world = self.flowing(RELAY)
+        probe, stopped = world.run(60.0)
+        assert probe == ProbeSelected()
+        assert isinstance(stopped, FlowStopped)
+        assert stopped.kind is RELAY
+
+    def test_peer_that_goes_on_over_the_relay_alone_makes_the_direct_path_suspect(self) -> None:
+        world = World()
+        moved_at = world.now
+        effects: list[TrafficEffect] = []
+        while not any(isinstance(each, PathSilent) for each in effects):
+            world.now += 0.020
+            world.receive(RELAY)
+            effects += world.core.drain()
+            world.progress(awaits=False)
+            effects += world.run(0.0)
+            assert world.now < moved_at + 2.0
+        assert any(isinstance(each, PathSuspected) for each in effects)
+        assert world.now - moved_at <= FAIL_OVER_MIN_S + 0.050
+
+    def test_peer_that_prefers_the_relay_has_the_direct_path_doubted_seldom(self) -> None:
+        world = World()
+        doubts = 0
+        for _ in range(1000):
+            world.now += 0.020
+            world.receive(RELAY)
+            if any(isinstance(each, PathSuspected) for each in world.core.drain()):
+                doubts += 1
+                world.core.handle_confirmed(DIRECT, 0.010, world.now)
+        assert 2 <= doubts <= 1 + 20.0 / DESERTED_INTERVAL_S
+        assert not world.core.is_suspicious
+
+    def test_one_packet_on_the_other_path_is_no_desertion(self) -> None:
+        world = World()
+        world.receive(RELAY)
+        assert not any(isinstance(each, PathSuspected) for each in world.core.drain() + world.run(60.0))
 
 
 def test_timer_that_fires_early_is_harmless() -> None:
