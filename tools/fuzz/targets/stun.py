@@ -19,6 +19,7 @@ from ztna.stun.transaction import Transaction
 
 KEY = b"VOkJxbRl1RmTxUk/WvJxBt"
 ID = bytes(range(12))
+COOKIE = a.MAGIC_COOKIE.to_bytes(4, "big")
 V4 = TransportAddress("192.0.2.1", 32_853)
 V6 = TransportAddress("2001:db8::1", 32_853)
 SERVER = TransportAddress("198.51.100.1", 3478)
@@ -31,6 +32,7 @@ def examples() -> list[bytes]:
         message.build(Message(BINDING, MessageClass.REQUEST, ID, attributes))
         for attributes in ((), (a.Software("ztna"),), (a.ChangeRequest(change_ip=False, change_port=True),))
     ]
+    requests.append(requests[0][:4] + b"3489" + requests[0][8:])
     requests += [
         message.build(
             Message(BINDING, MessageClass.REQUEST, ID, CHECK), key=KEY, algorithms=kind, with_fingerprint=True
@@ -70,7 +72,7 @@ def repair(random: Random, data: bytes) -> bytes:
     if len(data) < integrity.HEADER_BYTES:
         return data
     size = (len(data) - integrity.HEADER_BYTES) & 0xFFFF
-    data = bytes([data[0] & 3]) + data[1:2] + size.to_bytes(2, "big") + b"\x21\x12\xa4\x42" + data[8:]
+    data = bytes([data[0] & 3]) + data[1:2] + size.to_bytes(2, "big") + COOKIE + data[8:]
     if random.random() < 0.3:
         data += b"\x00\x08\x00\x14" + integrity.integrity_sha1(data, KEY)
     if random.random() < 0.3:
@@ -126,7 +128,9 @@ class StunResponder(_Stun):
         if response is not None:
             size = len(response.data)
             require(size <= AMPLIFICATION_LIMIT * len(data), f"{size} bytes answer {len(data)}")
-            message.parse(response.data)
+            # RFC 3489 knows no cookie: its first four bytes of the transaction ID come back.
+            require(response.data[4:20] == data[4:20], "an answer to another transaction")
+            message.parse(response.data[:4] + COOKIE + response.data[8:])
 
     def check(self) -> None:
         require(self._responder.tracked_prefixes <= MAX_SOURCE_PREFIXES, "too many networks remembered")
