@@ -13,13 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from tools.fuzz import mutate, runner
+from tools.fuzz import connections, mutate, runner
 from tools.fuzz.__main__ import main
 from tools.fuzz.target import Target, require
 from tools.fuzz.targets import TARGETS
 from ztna.errors import RemoteProtocolError
+from ztna.quic.events import CloseReason, ConnectionClosed
 
 SEED = 20_260_101
+VERSION_3, VERSION_11 = (b"\xa0\x03\x02\x01" + bytes([each]) for each in (2, 10))  # in DER
 ROOT = Path(__file__).resolve().parents[2]
 
 # Hostile certificates make the library warn; that is all it does.
@@ -263,3 +265,29 @@ def test_mutations_stay_within_the_size_that_is_worth_trying(
     data = bytes.fromhex("0a03616263") * 40
     for _ in range(500):
         assert len(vary(chance, data, [data, data * 500])) <= mutate.MAX_INPUT_BYTES
+
+
+@pytest.mark.parametrize("is_client", [True, False], ids=["of-a-client", "of-a-server"])
+def test_certificate_of_an_unknown_version_is_refused_and_no_error_of_ours(is_client: bool) -> None:
+    pair = connections.Pair(
+        connections.inner_options(is_client=True), connections.inner_options(is_client=False)
+    )
+    attacker, victim = (pair.client, pair.server) if is_client else (pair.server, pair.client)
+    changed: list[bytes] = []
+
+    def change(flight: bytes) -> bytes:
+        changed.append(flight.replace(VERSION_3, VERSION_11))
+        assert changed[-1] != flight
+        return changed[-1]
+
+    for _ in range(4):
+        pair.now += connections.STEP_S
+        for sender, receiver in ((pair.server, pair.client), (pair.client, pair.server)):
+            if sender is attacker and not changed and connections.has_handshake(sender):
+                connections.replace_handshake(sender, change)
+            receiver.receive(sender.transmit(pair.now), pair.now)
+    assert changed
+    assert not victim.is_established
+    assert victim.statistics().internal_errors == 0
+    [closed] = [each for each in victim.events() if isinstance(each, ConnectionClosed)]
+    assert closed.reason is CloseReason.BAD_CERTIFICATE

@@ -48,6 +48,7 @@ from aioquic.quic.recovery import QuicPacketPacer, QuicPacketRecovery, QuicPacke
 from aioquic.quic.stream import QuicStream, QuicStreamReceiver, QuicStreamSender
 from cryptography import x509
 
+from ztna.access.profile import UNREADABLE
 from ztna.errors import AuthenticationError, RemoteProtocolError
 from ztna.quic.congestion import capped_algorithm, constant_algorithm
 from ztna.quic.gaps import MAX_GAPS, ReceivedRanges
@@ -124,6 +125,13 @@ class _MutualTls(tls.Context):
         if len(self._receive_buffer) + len(input_data) > MAX_HANDSHAKE_MESSAGE_BYTES:
             raise tls.AlertDecodeError("TLS message is too long")
         super().handle_message(input_data, output_buf)
+
+    def _set_peer_certificate(self, certificate: tls.Certificate) -> None:
+        # aioquic expects nothing but ValueError, and an unknown version is none.
+        try:
+            super()._set_peer_certificate(certificate)
+        except UNREADABLE as error:
+            raise tls.AlertBadCertificate(str(error)) from error
 
     def _server_handle_certificate(self, input_buf: Buffer) -> None:
         super()._server_handle_certificate(input_buf)

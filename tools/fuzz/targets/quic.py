@@ -303,8 +303,12 @@ class Forged(Target):
         datagram = body.replace(KNOWN_CID, victim.local_connection_ids[-1])
         if kind[0] & 2:
             other.ping(pair.now)
-            genuine = other.transmit(pair.now)[0]
-            datagram = _patched(genuine, body)
+            while not (genuine := other.transmit(pair.now)):
+                # What was changed before counts as in flight, and fills the window until it counts as lost.
+                pair.now += 10 * connections.STEP_S
+                pair.exchange()
+                other.ping(pair.now)
+            datagram = _patched(genuine[0], body)
         before = victim.statistics().datagrams_sent
         victim.receive([datagram], pair.now)
         victim.handle_timeout(pair.now)
