@@ -27,6 +27,7 @@ import grpc
 import yaml
 
 from ztna.access.identity import Role
+from ztna.cli.status_json import as_plain
 from ztna.pki.files import CA_CERTIFICATE, CRL, PkiDirectory
 from ztna.v1 import control_pb2, control_pb2_grpc
 
@@ -310,12 +311,14 @@ class Deployment:
         what: str,
         timeout_s: float = WAIT_LIMIT_S,
     ) -> dict[str, Any]:
-        """Ask for the status until it satisfies `predicate`; raises `DeploymentError` when time is up."""
+        """Look at the status until it satisfies `predicate`; raises `DeploymentError` when time is up."""
         deadline = time.monotonic() + timeout_s
         status: dict[str, Any] | None = None
         while time.monotonic() < deadline:
             self.check_running(name, what)
-            status = self.status(name)
+            found = self.daemon_status(name)
+            # As `status` has it, whose process would cost a second of processor time for each look.
+            status = None if found is None else json.loads(json.dumps(as_plain(found)))
             if status is not None and predicate(status):
                 return status
             time.sleep(POLL_INTERVAL_S)

@@ -25,7 +25,7 @@ from ztna.pki import authority
 from ztna.pki.authority import DAY_S
 from ztna.pki.files import CRL, PkiDirectory
 
-END_LIMIT_S = 15.0
+END_LIMIT_S = 60.0
 POLL_S = 0.01
 SERVICE = [{"id": "files", "protocol": "tcp", "backend": "127.0.0.1:9"}]
 
