@@ -318,7 +318,7 @@ class Deployment:
             self.check_running(name, what)
             found = self.daemon_status(name)
             # As `status` has it, whose process would cost a second of processor time for each look.
-            status = None if found is None else json.loads(json.dumps(as_plain(found)))
+            status = None if found is None else as_plain(found)
             if status is not None and predicate(status):
                 return status
             time.sleep(POLL_INTERVAL_S)
