@@ -18,11 +18,13 @@ $(VENV)/.installed: pyproject.toml
 demo: env
 	@$(BIN)/python -m tools.demo $(ARGS)
 
+# Tests share the cores; ARGS='-n 0' runs them in one process, which --pdb and --durations are better off with.
 test: env
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m compileall -q actors tools ztna  # daemons start hundreds of times
+	$(BIN)/python -m pytest --numprocesses auto --dist loadgroup $(ARGS)
 
 # Without the end-to-end tests: their daemons are other processes, which would not be measured.
 coverage: env

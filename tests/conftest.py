@@ -1,9 +1,10 @@
-"""What holds for every test."""
+"""What holds for every test, and how tests share a machine when several processes run them."""
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pykka
 import pytest
@@ -17,6 +18,35 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # How long an example takes says more of the machine than of the code.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+ROOT = Path(__file__).parent
+# Real processes and labs, by folder: a group runs in one process, one test after the other. So no two tests
+# measure stalls side by side, and at most one deployment starts beside another.
+GROUPS = {"e2e": "processes", "bench": "labs", "netns": "labs"}
+
+
+# First, because xdist reads the marks in the same hook.
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep together what a machine bears only one of at a time."""
+    for item in items:
+        if group := GROUPS.get(item.path.relative_to(ROOT).parts[0]):
+            item.add_marker(pytest.mark.xdist_group(group))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show what was measured: a limit that is kept says less than by how much."""
+    reports = (each for category in terminalreporter.stats.values() for each in category)
+    figures = [
+        figure
+        for report in reports
+        if isinstance(report, pytest.TestReport) and report.when == "call"
+        for figure in report.user_properties
+    ]
+    if figures:
+        terminalreporter.section("measured in the NAT lab")
+        for name, figure in figures:
+            terminalreporter.write_line(f"{name}: {figure}")
 
 
 @pytest.fixture(autouse=True)

@@ -129,7 +129,7 @@ CONSTANTS: list[tuple[str, str, str, Any]] = [
     ("ours, docs/wire.md §4", "ztna.access.grant", "NONCE_BYTES", 32),
     # Signaling
     ("ours, signaling message", "ztna.signaling.framing", "MAX_FRAME_BYTES", 65_536),
-    ("ours, signaling message", "actors.grpc_carrier", "MAX_FRAME_BYTES", 65_536),
+    ("ours, signaling message", "actors.grpc_stream", "MAX_FRAME_BYTES", 65_536),
     ("ours, docs/wire.md §4", "ztna.signaling.client", "REGISTRATION_INTERVAL_S", 2.0),
     ("ours, docs/wire.md §4", "ztna.signaling.client", "REGISTRATION_TRIES", 3),
     ("ours, docs/wire.md §2", "ztna.signaling.client", "SUPERSEDED_HOLD_S", 30.0),

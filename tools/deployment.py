@@ -7,6 +7,7 @@ The directory's path has to be short: control sockets are below it, and their na
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -14,9 +15,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Protocol, Self
@@ -25,6 +27,7 @@ import grpc
 import yaml
 
 from ztna.access.identity import Role
+from ztna.cli.status_json import as_plain
 from ztna.pki.files import CA_CERTIFICATE, CRL, PkiDirectory
 from ztna.v1 import control_pb2, control_pb2_grpc
 
@@ -43,7 +46,8 @@ CHANNEL_OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 200),
 )
 
-_handed_out: set[tuple[int, int]] = set()
+LOWEST_PORT = 10_000
+PORTS_PER_PROCESS = 500
 
 
 class DeploymentError(Exception):
@@ -77,15 +81,40 @@ class Process(Protocol):
         """Send SIGKILL."""
 
 
-def free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
-    """A port of 127.0.0.1 that was free a moment ago, and was not handed out before."""
-    while True:
-        with socket.socket(socket.AF_INET, kind) as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-        if (kind, port) not in _handed_out:
-            _handed_out.add((kind, port))
-            return port
+def free_port(kind: socket.SocketKind = socket.SOCK_STREAM, host: str = "127.0.0.1") -> int:
+    """A port of this host that is free, and was not handed out for hundreds of calls.
+
+    Neither does the kernel give it to whoever asks for any port, nor does another process get it from here.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for port in itertools.islice(_own_ports(), PORTS_PER_PROCESS):
+        with suppress(OSError), socket.socket(family, kind) as probe:
+            probe.bind((host, port))
+            found: int = probe.getsockname()[1]
+            return found
+    raise OSError(f"no port of {host} is free")
+
+
+@cache
+def _own_ports() -> Iterator[int]:
+    """Ports of this process alone, round and round: tests run in several processes at once.
+
+    A port is free again between its choice and the start of a daemon, and while a daemon is restarted; then
+    it must not be another process's. They are below the kernel's range for outgoing connections and for
+    whoever binds to port 0. What claims them is an abstract unix socket, which ends with the process.
+    """
+    limits = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii")
+    for first in range(LOWEST_PORT, int(limits.split()[0]) - PORTS_PER_PROCESS, PORTS_PER_PROCESS):
+        claim = socket.socket(socket.AF_UNIX)
+        try:
+            claim.bind(f"\0ztna-ports-{first}")
+        except OSError:
+            claim.close()
+        else:
+            claim.detach()  # open for as long as this process lives
+            return itertools.cycle(range(first, first + PORTS_PER_PROCESS))
+    # None is left, and the kernel knows best.
+    return itertools.repeat(0)
 
 
 def control_channel(socket_path: Path) -> grpc.Channel:
@@ -282,12 +311,14 @@ class Deployment:
         what: str,
         timeout_s: float = WAIT_LIMIT_S,
     ) -> dict[str, Any]:
-        """Ask for the status until it satisfies `predicate`; raises `DeploymentError` when time is up."""
+        """Look at the status until it satisfies `predicate`; raises `DeploymentError` when time is up."""
         deadline = time.monotonic() + timeout_s
         status: dict[str, Any] | None = None
         while time.monotonic() < deadline:
             self.check_running(name, what)
-            status = self.status(name)
+            found = self.daemon_status(name)
+            # As `status` has it, whose process would cost a second of processor time for each look.
+            status = None if found is None else as_plain(found)
             if status is not None and predicate(status):
                 return status
             time.sleep(POLL_INTERVAL_S)

@@ -14,7 +14,8 @@ from grpc import aio
 
 from actors import grpc_carrier
 from actors.credentials import Credentials, parse_credentials
-from actors.grpc_carrier import GrpcCarrier, in_words
+from actors.grpc_carrier import GrpcCarrier
+from actors.grpc_stream import CLOSE_GRACE_S, in_words
 from tests.pki_fixtures import NOW, authority, issue, pem
 from ztna.access.identity import Role
 from ztna.pki.authority import Issued
@@ -104,9 +105,9 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
         await test()
         # Nothing of a carrier may be left.
         rest = asyncio.all_tasks() - {asyncio.current_task()}
-        rest = {task for task in rest if "grpc_carrier" in str(task.get_coro())}
+        rest = {task for task in rest if "GrpcStream." in str(task.get_coro())}
         if rest:
-            _, pending = await asyncio.wait(rest, timeout=3 * grpc_carrier.CLOSE_GRACE_S)
+            _, pending = await asyncio.wait(rest, timeout=10 * CLOSE_GRACE_S)
             assert not pending
 
     asyncio.run(whole())

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import re
 import shutil
+import socket
 import subprocess
 from collections.abc import Iterator
 
@@ -14,7 +15,7 @@ import pytest
 from actors.udp_socket import IntermediateUdpSocket
 from tests.actors.io_worlds import RealWorld
 from tests.actors.real_actor import RealActor
-from tests.actors.test_stun_on_loopback import free_port
+from tools.deployment import free_port
 from ztna.address import TransportAddress
 from ztna.v1 import udp_socket_pb2
 
@@ -32,7 +33,7 @@ class Server:
     """The sockets of an intermediate, and foreign clients that ask it."""
 
     def __init__(self, world: RealWorld) -> None:
-        self.alternate_port = free_port(HOST)
+        self.alternate_port = free_port(socket.SOCK_DGRAM, HOST)
         self._world = world
         self.actor = RealActor(
             world,

@@ -13,6 +13,7 @@ from actors.candidate_gatherer import CandidateGatherer
 from actors.udp_socket import IntermediateUdpSocket, UdpSocket
 from tests.actors.io_worlds import RealWorld, Sockets, has_ipv6_loopback
 from tests.actors.real_actor import RealActor
+from tools.deployment import free_port
 from ztna.address import Family, TransportAddress
 from ztna.stun.attributes import Priority, Username
 from ztna.stun.message import BINDING, Message, MessageClass, build
@@ -190,7 +191,7 @@ def test_pin_to_an_address_that_is_not_ours_is_reported_and_counted(
 def test_gatherer_learns_its_candidates_from_an_intermediate(world: RealWorld, host: str) -> None:
     """Node and intermediate on loopback, whose addresses count because there is nothing else."""
     ours = "127.0.0.2" if host == "127.0.0.1" else host
-    alternate = free_port(host)
+    alternate = free_port(socket.SOCK_DGRAM, host)
     intermediate = RealActor(
         world,
         functools.partial(
@@ -237,11 +238,3 @@ def forward(node: RealActor[UdpSocket], gatherer: RealActor[CandidateGatherer]) 
     gatherer.on_emit = lambda message: (
         node.tell(message) if isinstance(message, udp_socket_pb2.SendStunRequest) else None
     )
-
-
-def free_port(host: str) -> int:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-    return port

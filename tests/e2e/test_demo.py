@@ -95,7 +95,7 @@ def test_interrupted_demo_leaves_no_process_and_no_file(
     scratch: Path, arguments: list[str], signal_number: int
 ) -> None:
     with subprocess.Popen(
-        [sys.executable, "-m", "tools.demo", "--json", "--size-mib", "512", *arguments],
+        [sys.executable, "-m", "tools.demo", "--json", "--size-mib", "96", *arguments],
         cwd=ROOT,
         env={**os.environ, "TMPDIR": str(scratch)},
         stdout=subprocess.PIPE,

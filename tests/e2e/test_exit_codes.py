@@ -25,7 +25,7 @@ from ztna.pki import authority
 from ztna.pki.authority import DAY_S
 from ztna.pki.files import CRL, PkiDirectory
 
-END_LIMIT_S = 15.0
+END_LIMIT_S = 60.0
 POLL_S = 0.01
 SERVICE = [{"id": "files", "protocol": "tcp", "backend": "127.0.0.1:9"}]
 
@@ -96,6 +96,37 @@ def test_missing_file_ends_with_2_and_is_named(
     assert status == 2
     assert str(path) in line
     assert "no such file" in line.lower()
+
+
+@pytest.mark.parametrize(
+    ("kind", "place"),
+    [
+        ("agent", "services.0.listen"),
+        ("connector", "udp.bind.0"),
+        ("intermediate", "quic.listen.0"),
+        ("intermediate", "grpc.listen"),
+        ("connector", "metrics.listen"),
+    ],
+)
+def test_name_in_the_place_of_an_address_to_listen_on_ends_with_2_here_and_in_the_check(
+    deployment: Deployment, connector: Daemon, kind: str, place: str
+) -> None:
+    deployment.add_agent("agent-1", [{"id": "files", "protocol": "tcp", "listen": "127.0.0.1:9"}])
+    daemon = deployment.daemons[f"{kind}-1"]
+    *parts, last = [int(part) if part.isdigit() else part for part in place.split(".")]
+    section: Any = daemon.settings
+    for part in parts:
+        section = section[part]
+    section[last] = "gateway.example:4433"
+    configure(deployment, daemon)
+    words = "must be an IP address and a port: names are not resolved here"
+    status, line = run_to_end(deployment, daemon.id)
+    assert status == 2
+    assert f"{place}: {words}" in line
+    checked = deployment.ztna("config", "check", "-c", str(daemon.config_path), check=False)
+    assert (checked.returncode, checked.stdout) == (2, "")
+    (line,) = checked.stderr.splitlines()
+    assert f"{place}: {words}" in line
 
 
 def test_long_path_of_the_control_socket_ends_with_2(deployment: Deployment, connector: Daemon) -> None:

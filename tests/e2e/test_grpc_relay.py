@@ -128,18 +128,18 @@ def test_download_goes_on_when_udp_goes_and_comes_back(
     deployment.start()
     deployment.wait_ready()
     wait_for_carrier(deployment, "agent-1", "quic")
-    size = 32 * MIB
+    size = 20 * MIB
     with connect(tcp_port, 120) as client:
         client.sendall(f"DOWN {size}\n".encode())
-        digest = sha256(read(client, 8 * MIB))
+        digest = sha256(read(client, 4 * MIB))
         session = deployment.wait_for("agent-1", lambda status: bool(status["sessions"]), "the session")
         gate.shut()
         digest.update(read(client, MIB))
         wait_for_carrier(deployment, "agent-1", "grpc")
-        digest.update(read(client, 8 * MIB))
+        digest.update(read(client, 4 * MIB))
         gate.open()
         wait_for_carrier(deployment, "agent-1", "quic")
-        digest.update(read(client, size - 17 * MIB))
+        digest.update(read(client, size - 9 * MIB))
     assert digest.hexdigest() == content_digest(size)
     status = deployment.wait_for("agent-1", lambda status: bool(status["sessions"]), "the session")
     assert [each["session_id"] for each in status["sessions"]] == [session["sessions"][0]["session_id"]]

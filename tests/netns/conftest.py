@@ -11,8 +11,6 @@ import pytest
 from tests.netns.nodes import short_path
 from tools.natlab.availability import missing_packages, unavailable_reason
 
-_figures: list[tuple[str, str]] = []
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Everything in this folder needs network namespaces."""
@@ -41,18 +39,5 @@ def short_directory() -> Iterator[Path]:
 
 @pytest.fixture
 def report_figure(record_property: Callable[[str, object], None]) -> Callable[[str, str], None]:
-    """Have a measured figure shown at the end of the run, and in its report."""
-
-    def report(name: str, figure: str) -> None:
-        record_property(name, figure)
-        _figures.append((name, figure))
-
-    return report
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Show what was measured: a limit that is kept says less than by how much."""
-    if _figures:
-        terminalreporter.section("measured in the NAT lab")
-        for name, figure in _figures:
-            terminalreporter.write_line(f"{name}: {figure}")
+    """Have a measured figure shown at the end of the run (`tests/conftest.py`), and in its report."""
+    return record_property

@@ -20,9 +20,9 @@ from ztna.access.identity import Role
 from ztna.ice.hole_punch import GENERATION_BURST
 from ztna.v1 import hole_punch_pb2, path_manager_pb2, types_pb2
 
-SIZE: Final = 1_500_000
-# A link of 2 Mbit/s, so that a download takes seconds, and the path changes in its middle.
-SLOW: Final = LinkConfig(latency_s=0.02, rate_bps=2_000_000)
+SIZE: Final = 750_000
+# A link of 1 Mbit/s, so that a download takes seconds with few packets, and the path changes in its middle.
+SLOW: Final = LinkConfig(latency_s=0.02, rate_bps=1_000_000)
 RELAYED_RTT_S: Final = 0.08
 STALL_LIMIT_S: Final = 1.0
 BOTH: Final = ("agent-1", "connector-1")
@@ -152,7 +152,7 @@ def test_udp_service_loses_and_doubles_nothing_when_the_direct_path_is_taken() -
             while world.now < end:
                 sent.append(next(numbers).to_bytes(4, "big"))
                 udp.send(sent[-1])
-                world.run_for(0.002)
+                world.run_for(0.004)
 
         send(1.0)
         restart(world)

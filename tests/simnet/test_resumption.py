@@ -6,14 +6,15 @@ from typing import Any, Final
 
 import pytest
 
-from actors import signaling_client
+from actors import resumption, signaling_client
 from actors.resumption import GRANTS_PER_SLICE
 from tests.simnet.apps import TcpClient
 from tests.simnet.world import World
 from ztna.signaling.resume import MAX_RESUMED_SESSIONS
 from ztna.v1 import grant_pb2, signaling_client_pb2
 
-AGENTS: Final = 60
+# More than one slice of grants; and as much of a smaller one, which costs a third.
+MANY, FEW, SMALL_SLICE = 60, 20, 10
 # A dozen frames for the sessions of the connector, where a real one takes 60 and more in one.
 FRAME_BYTES: Final = 4096
 GRANT_LIFETIME_S: Final = 60.0
@@ -39,13 +40,18 @@ def small_frames(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small_frames")
-@pytest.mark.parametrize("first", ["agents", "connector"])
-def test_every_session_of_a_busy_connector_outlives_a_restart_of_the_intermediate(first: str) -> None:
-    assert AGENTS > GRANTS_PER_SLICE
+@pytest.mark.parametrize(
+    ("first", "count", "slice_size"), [("agents", MANY, GRANTS_PER_SLICE), ("connector", FEW, SMALL_SLICE)]
+)
+def test_every_session_of_a_busy_connector_outlives_a_restart_of_the_intermediate(
+    monkeypatch: pytest.MonkeyPatch, first: str, count: int, slice_size: int
+) -> None:
+    monkeypatch.setattr(resumption, "GRANTS_PER_SLICE", slice_size)
+    assert count > slice_size
     with World(1) as world:
         world.add_intermediate("intermediate-1")
         world.add_connector("connector-1")
-        agents = [f"agent-{number}" for number in range(AGENTS)]
+        agents = [f"agent-{number}" for number in range(count)]
         for name in agents:
             world.add_agent(name)
         world.start()
@@ -62,7 +68,7 @@ def test_every_session_of_a_busy_connector_outlives_a_restart_of_the_intermediat
         ask(world, clients, b"after", 20)
         for name in ("connector-1", agents[0], agents[-1]):
             established = world.log.events("quic_session.session_established", name)
-            assert len(established) == (AGENTS if name == "connector-1" else 1)
+            assert len(established) == (count if name == "connector-1" else 1)
         assert not world.log.events("quic_session.session_closed")
         assert not world.log.events("signaling_client.sessions_not_resumed")
         (attached,) = [
@@ -70,7 +76,7 @@ def test_every_session_of_a_busy_connector_outlives_a_restart_of_the_intermediat
             for line in world.log.events("signaling_service.node_attached", "intermediate-1")
             if line["peer_id"] == "connector-1" and line["resumed_sessions"]
         ]
-        assert attached["resumed_sessions"] == AGENTS
+        assert attached["resumed_sessions"] == count
 
 
 def renewing(**sections: Any) -> World:

@@ -1,7 +1,8 @@
 """A TCP download over each path, beside the same bytes over one bare QUIC connection.
 
 Everything on loopback, each party a process of its own. The baselines seal each packet once and have no third
-party; the relay seals twice and forwards, so the ratio says what that costs. Each figure is the best of
+party, and so does the direct path, on which the intermediate is idle; the relay seals twice and forwards. The
+ratios say what that costs. Each figure is the best of
 `ROUNDS`, since what disturbs a measurement only ever makes it slower; CPU time is read from /proc.
 """
 
@@ -103,7 +104,7 @@ def _bare_round(driver: str, directory: Path) -> tuple[float, dict[str, float]]:
 
 
 def _path(path: SessionPath, directory: Path) -> tuple[float, dict[str, float]]:
-    with site(directory) as running:
+    with site(directory, path) as running:
         running.warm_up(path)
         rounds = []
         for _ in range(ROUNDS):

@@ -46,7 +46,7 @@ def run() -> dict[str, Any]:
 
 
 def _measure(path: SessionPath, directory: Path) -> dict[str, dict[str, float]]:
-    with site(directory) as running:
+    with site(directory, path) as running:
         running.warm_up(path)
         rows = {"bare": _echoes(running.services.udp_port)}
         meter = running.meter()

@@ -28,7 +28,7 @@ def run() -> dict[str, Any]:
     """Megabytes (10^6) per second, the best of `ROUNDS`, from the first connect to the last byte."""
     rows: dict[str, dict[str, float]] = {}
     for path in PATHS:
-        with tempfile.TemporaryDirectory(prefix="ztna-bench-") as name, site(Path(name)) as running:
+        with tempfile.TemporaryDirectory(prefix="ztna-bench-") as name, site(Path(name), path) as running:
             rows |= _measure(running, path)
     return {
         "connections": CONNECTIONS,

@@ -38,7 +38,7 @@ def run() -> dict[str, Any]:
 def _measure(path: SessionPath, directory: Path) -> dict[str, Any]:
     files = {name: directory / f"{name}.profile" for name in _DAEMONS}
     programs = {name: ("-m", "tools.bench._profiled", str(file)) for name, file in files.items()}
-    with site(directory / "site", programs=programs) as running:
+    with site(directory / "site", path, programs=programs) as running:
         running.warm_up(path)
         processes = [daemon.process for daemon in running.deployment.daemons.values() if daemon.process]
         for process in processes:

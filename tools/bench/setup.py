@@ -32,7 +32,7 @@ def run() -> dict[str, Any]:
     first_byte: dict[str, dict[str, float]] = {}
     reconnect: dict[str, dict[str, float]] = {}
     for path in PATHS:
-        with tempfile.TemporaryDirectory(prefix="ztna-bench-") as name, site(Path(name)) as running:
+        with tempfile.TemporaryDirectory(prefix="ztna-bench-") as name, site(Path(name), path) as running:
             first_byte["bare"] = _warm(running.services.tcp_port)
             first_byte[f"{path}_cold"] = _cold(running, path)
             first_byte[f"{path}_warm"] = _warm(running.tcp_port)

@@ -31,7 +31,7 @@ from tools.bench.__main__ import end_on_sigterm, machine
 from tools.bench._figures import lines
 from tools.bench._mixed_load import MixedLoad
 from tools.bench._observed import observe
-from tools.bench._site import AGENT, CONNECTOR, INTERMEDIATE, PATHS, listeners, site
+from tools.bench._site import AGENT, CONNECTOR, INTERMEDIATE, listeners, site
 from tools.deployment import Daemon, Deployment, free_port
 
 MINUTES: Final = 15.0
@@ -106,7 +106,7 @@ def run(minutes: float, directory: Path | None = None) -> dict[str, Any]:
             },
         ) as running:
             running.deployment.add_agent(RESTARTED_AGENT, listeners(restarted_port, free_port()))
-            running.warm_up(PATHS[0])
+            running.warm_up("relay")
             with MixedLoad(running, idle_port, (RESTARTED_AGENT, restarted_port)) as load:
                 samples = _sample(running.deployment, sockets, minutes * 60)
     measured_hours = minutes * (1 - WARM_UP_SHARE) / 60

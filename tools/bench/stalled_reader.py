@@ -43,7 +43,7 @@ def run() -> dict[str, Any]:
 
 
 def _measure(path: SessionPath, directory: Path) -> tuple[float, dict[str, dict[str, float]]]:
-    with site(directory) as running:
+    with site(directory, path) as running:
         running.warm_up(path)
         processes = running.pids()
         before = {name: rss_bytes(pid) for name, pid in processes.items()}

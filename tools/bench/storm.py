@@ -37,7 +37,7 @@ def run() -> dict[str, Any]:
     results: dict[str, Any] = {"nodes": NODES}
     violations: list[str] = []
     for carrier in get_args(Carrier):
-        with tempfile.TemporaryDirectory(prefix="ztna-bench-") as name, site(Path(name)) as running:
+        with tempfile.TemporaryDirectory(prefix="ztna-bench-") as name, site(Path(name), "relay") as running:
             running.warm_up("relay")
             results[carrier] = rows = _measure(running, carrier)
         added = rows["storm"]["p95_ms"] - rows["calm"]["p95_ms"]
