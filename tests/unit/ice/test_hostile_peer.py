@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
+
+import pytest
 
 from tests.unit.ice.simulation import credentials, host_candidate
 from ztna.address import TransportAddress
 from ztna.core import Transmit
+from ztna.errors import RemoteProtocolError
 from ztna.ice import checks, nomination
 from ztna.ice.candidate import Candidate
 from ztna.ice.checklist import Checklist
@@ -91,6 +95,15 @@ def proven() -> Peer:
 
 def selected(peer: Peer) -> list[TransportAddress]:
     return [view.destination for view in peer.core.view() if view.is_nominated]
+
+
+@pytest.mark.parametrize("is_controlling", [True, False])
+def test_peer_with_our_own_credentials_is_refused(is_controlling: bool) -> None:
+    """Or checks that come back to us would be the peer's, and their answers its answers."""
+    core = Checklist(random.Random(1))
+    core.handle_prepare(1, OURS, [HOST], is_controlling=is_controlling)
+    with pytest.raises(RemoteProtocolError, match="bad_credentials"):
+        core.handle_start(1, replace(THEIRS, ufrag=OURS.ufrag), [FIRST], 0.0, 0.0)
 
 
 def test_pair_that_was_proven_long_ago_is_proven_again_before_it_is_followed() -> None:
