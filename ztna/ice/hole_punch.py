@@ -306,7 +306,7 @@ class HolePunch:
             case signals.Answer():
                 self._handle_answer(signal, intermediate_id, now)
             case signals.CandidateAdded() | signals.EndOfCandidates() | signals.NatLearned():
-                self._handle_trickle(signal, now)
+                self._handle_trickle(signal, intermediate_id, now)
             case signals.StartPunching():
                 self._handle_start(signal, intermediate_id)
             case signals.RestartRequested():
@@ -439,6 +439,7 @@ class HolePunch:
         self._reason = reason
         self._prepare(current)
         self._asked_via = current.carrier = self._send(self._own_offer(current), current.carrier)
+        current.ways = {current.carrier}
         self._timers[_Timer.SIGNALING] = now + SIGNALING_LIMIT_S
         if not current.carrier and self._relays:
             self._timers[_Timer.REPEAT] = now + REPEAT_AFTER_S
@@ -467,6 +468,7 @@ class HolePunch:
             self._effects.append(effects.SendSignal(signals.RestartRequested(self._restart_reason), relay))
         elif current is not None:
             current.carrier = relay
+            current.ways.add(relay)
             self._effects.append(effects.SendSignal(self._own_offer(current), relay))
             if current.is_local_end_told:
                 self._effects.append(effects.SendSignal(signals.EndOfCandidates(current.number), relay))
@@ -479,6 +481,7 @@ class HolePunch:
         if current is not None and offer.generation <= current.number:
             if offer.generation == current.number and offer.credentials == current.remote_credentials:
                 # It came both ways, or our answer was lost: the same answer fits.
+                current.ways.add(intermediate_id)
                 if current.is_started:
                     self._send(self._own_answer(current), intermediate_id)
                 return
@@ -512,6 +515,7 @@ class HolePunch:
             return
         self._prepare(current)
         current.carrier = self._send(self._own_answer(current), current.carrier)
+        current.ways.add(current.carrier)
         # The agent starts as soon as the answer arrives, if the session carries it.
         delay = UNTOLD_START_DELAY_MS if current.carrier else round(self._rtt_s / 2 * 1000)
         self._start(current, min(delay, UNTOLD_START_DELAY_MS), now)
@@ -527,6 +531,8 @@ class HolePunch:
             self.counts["unexpected_answer"] += 1
         elif current is None or self._state is HolePunchState.FAILED:
             self.counts["stale_answer"] += 1
+        elif not current.may_come_through(intermediate_id):
+            self.counts["foreign_answer"] += 1
         elif current.remote_credentials is not None:
             self.counts["repeated_answer"] += 1
         else:
@@ -598,11 +604,14 @@ class HolePunch:
             self._effects.append(effects.AddCandidates(current.number, True, (), is_end=True))
 
     def _handle_trickle(
-        self, signal: signals.CandidateAdded | signals.EndOfCandidates | signals.NatLearned, now: float
+        self,
+        signal: signals.CandidateAdded | signals.EndOfCandidates | signals.NatLearned,
+        intermediate_id: str,
+        now: float,
     ) -> None:
         current = self._current_as(signal.generation)
-        if current is None:
-            self.counts["stale_candidate"] += 1
+        if current is None or not current.may_come_through(intermediate_id):
+            self.counts["stale_candidate" if current is None else "foreign_candidate"] += 1
             return
         match signal:
             case signals.CandidateAdded():
@@ -631,7 +640,7 @@ class HolePunch:
 
     def _handle_start(self, start: signals.StartPunching, intermediate_id: str) -> None:
         current = self._current_as(start.generation)
-        if current is None or not intermediate_id:
+        if current is None or not intermediate_id or not current.may_come_through(intermediate_id):
             self.counts["stale_start"] += 1
         elif current.is_started and not current.has_begun:
             delay = min(start.start_delay_ms, MAX_START_DELAY_MS)
