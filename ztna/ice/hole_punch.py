@@ -75,15 +75,16 @@ URGENT_INTERVAL_S = 1.0
 
 GENERATIONS_PER_SECOND = 0.2
 GENERATION_BURST = 4.0
-"""Of the peer's, at a connector. An agent that follows our rules needs one per 30 s, and a few when its
-addresses change; each lets it have us send checks to 32 addresses."""
+"""Of the peer's: offers at a connector, urgent requests to restart at an agent. A peer that follows our rules
+needs one per 30 s, and a few when its addresses change; each lets it have us send checks to 32 addresses."""
 
 MAX_NAT_UPDATES = 16
 """Of the peer per generation: what a node knows of its NATs has fewer steps than that."""
 
 MAX_GENERATION = 2**32 - 1
-MAX_GENERATION_STEP = 65_536
-"""An agent that lost count (its process did) finds the generation the others are at by doubling its step."""
+MAX_GENERATION_STEP = 2**20
+"""An agent that lost count (its process did) finds the generation the others are at by doubling its step. No
+intermediate makes a connector believe in a larger one, or it could use up all there are with one frame."""
 
 FINAL_CODES: Final = frozenset({"access_denied", "not_a_party", "session_not_found"})
 """An intermediate's refusals that asking again does not change."""
@@ -201,11 +202,7 @@ class HolePunch:
         if self._state is HolePunchState.IDLE:
             self._begin(now)
         elif self._state is HolePunchState.FAILED:
-            self._reason = "relay_back"
-            self._step(Step.RELAY_BACK)
-            if self._is_controlling and not self._limits.is_relay_only:
-                self._restarted_at = max(now, self._restarted_at + RESTART_INTERVAL_S)
-                self._plan_retry(self._restarted_at)
+            self._resume_search(now)
 
     def handle_established(self, now: float) -> None:
         """The session is up: it carries signaling itself from now on."""
@@ -214,6 +211,9 @@ class HolePunch:
             self._decline("")
         elif self._reason == "signaling_timeout" and _Timer.RETRY in self._timers:
             self._timers[_Timer.RETRY] = now
+        elif self._state is HolePunchState.FAILED and self._relays:
+            # An intermediate refused; now the peer itself can be asked.
+            self._resume_search(now)
 
     def handle_rtt(self, rtt_s: float) -> None:
         """The session's round-trip time, in seconds; 0: unknown."""
@@ -230,6 +230,13 @@ class HolePunch:
         if self._is_controlling and self._state in {HolePunchState.IDLE, HolePunchState.GATHERING}:
             return  # what is wanted is about to happen
         self._request_restart(reason, now, is_urgent=reason in {OPERATOR, NETWORK_CHANGED})
+
+    def _resume_search(self, now: float) -> None:
+        self._reason = "relay_back"
+        self._step(Step.RELAY_BACK)
+        if self._is_controlling and not self._limits.is_relay_only:
+            self._restarted_at = max(now, self._restarted_at + RESTART_INTERVAL_S)
+            self._plan_retry(self._restarted_at)
 
     # What the gatherer tells
 
@@ -432,8 +439,11 @@ class HolePunch:
 
     def _offer(self, reason: str, now: float) -> None:
         """Open a new generation; every former one is stale from now on."""
-        self._gather()
         last = 0 if self._current is None else self._current.number
+        if last >= MAX_GENERATION:
+            self.counts["generations_used_up"] += 1
+            return
+        self._gather()
         number = min(last + self._generation_step, MAX_GENERATION)
         current = self._open_generation(number, self._carrier("") or "", now)
         self._reason = reason
@@ -487,6 +497,10 @@ class HolePunch:
                 return
             self.counts["stale_offer"] += 1
             self._refuse_offer("invalid_message", intermediate_id)
+            return
+        last = 0 if current is None else current.number
+        if intermediate_id and offer.generation > last + MAX_GENERATION_STEP:
+            self.counts["generation_leap"] += 1
             return
         if not self._generations.take(now):
             self.counts["too_many_offers"] += 1
@@ -672,7 +686,9 @@ class HolePunch:
             # Whoever refused it remembers generations that we do not.
             self._generation_step = min(2 * self._generation_step, MAX_GENERATION_STEP)
         reason = "signaling_timeout" if error.code == "session_timeout" else f"signaling_{error.code}"
-        self._give_up(reason, now, is_final=bool(intermediate_id) and error.code in FINAL_CODES)
+        # Where the session carries signaling, an intermediate has no last word.
+        is_final = bool(intermediate_id) and error.code in FINAL_CODES and not self._is_established
+        self._give_up(reason, now, is_final=is_final)
 
     # The end of an attempt, and the next one
 
@@ -768,5 +784,5 @@ class HolePunch:
         elif self._is_in_flight or self._state in {HolePunchState.IDLE, HolePunchState.GATHERING}:
             self.counts["redundant_restart"] += 1
         else:
-            is_urgent = request.reason in {OPERATOR, NETWORK_CHANGED}
+            is_urgent = request.reason in {OPERATOR, NETWORK_CHANGED} and self._generations.take(now)
             self._request_restart(f"peer_{request.reason}", now, is_urgent=is_urgent)
