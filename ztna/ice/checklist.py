@@ -507,8 +507,10 @@ class Checklist:
 
 
 def _require_usable(local: IceCredentials, remote: IceCredentials) -> None:
+    # With the same ufrag at both ends, a check that comes back to us would read as one of the peer's.
     is_usable = (
-        len(remote.ufrag) in _UFRAG_CHARACTERS
+        remote.ufrag != local.ufrag
+        and len(remote.ufrag) in _UFRAG_CHARACTERS
         and len(remote.pwd) in _PWD_CHARACTERS
         and ":" not in remote.ufrag
         and len(f"{remote.ufrag}:{local.ufrag}".encode()) <= MAX_USERNAME_BYTES

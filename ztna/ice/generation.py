@@ -40,6 +40,7 @@ class Generation:
         "remote",
         "remote_credentials",
         "remote_nat",
+        "ways",
     )
 
     def __init__(self, number: int, credentials: Credentials, carrier: str, now: float) -> None:
@@ -47,6 +48,8 @@ class Generation:
         self.credentials = credentials
         self.carrier = carrier
         """Intermediate id, or empty: the session."""
+        self.ways = {carrier}
+        """All that carried the offer: no other has a part in this exchange, except for the session."""
         self.offered_at = now
         self.answered_at = now
         self.local_told: dict[TransportAddress, Candidate] = {}
@@ -60,3 +63,7 @@ class Generation:
         self.is_started = False
         self.has_begun = False
         self.is_finished = False
+
+    def may_come_through(self, carrier: str) -> bool:
+        """Whether what somebody says of this generation is worth anything where it came from."""
+        return not carrier or carrier in self.ways

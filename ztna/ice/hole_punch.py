@@ -77,15 +77,16 @@ URGENT_INTERVAL_S = 1.0
 
 GENERATIONS_PER_SECOND = 0.2
 GENERATION_BURST = 4.0
-"""Of the peer's, at a connector. An agent that follows our rules needs one per 30 s, and a few when its
-addresses change; each lets it have us send checks to 32 addresses."""
+"""Of the peer's: offers at a connector, urgent requests to restart at an agent. A peer that follows our rules
+needs one per 30 s, and a few when its addresses change; each lets it have us send checks to 32 addresses."""
 
 MAX_NAT_UPDATES = 16
 """Of the peer per generation: what a node knows of its NATs has fewer steps than that."""
 
 MAX_GENERATION = 2**32 - 1
-MAX_GENERATION_STEP = 65_536
-"""An agent that lost count (its process did) finds the generation the others are at by doubling its step."""
+MAX_GENERATION_STEP = 2**20
+"""An agent that lost count (its process did) finds the generation the others are at by doubling its step. No
+intermediate makes a connector believe in a larger one, or it could use up all there are with one frame."""
 
 FINAL_CODES: Final = frozenset({"access_denied", "not_a_party", "session_not_found"})
 """An intermediate's refusals that asking again does not change."""
@@ -203,11 +204,7 @@ class HolePunch:
         if self._state is HolePunchState.IDLE:
             self._begin(now)
         elif self._state is HolePunchState.FAILED:
-            self._reason = "relay_back"
-            self._step(Step.RELAY_BACK)
-            if self._is_controlling and not self._limits.is_relay_only:
-                self._restarted_at = max(now, self._restarted_at + RESTART_INTERVAL_S)
-                self._plan_retry(self._restarted_at)
+            self._resume_search(now)
 
     def handle_established(self, now: float) -> None:
         """The session is up: it carries signaling itself from now on."""
@@ -216,6 +213,9 @@ class HolePunch:
             self._decline("")
         elif self._reason == "signaling_timeout" and _Timer.RETRY in self._timers:
             self._timers[_Timer.RETRY] = now
+        elif self._state is HolePunchState.FAILED and self._relays:
+            # An intermediate refused; now the peer itself can be asked.
+            self._resume_search(now)
 
     def handle_rtt(self, rtt_s: float) -> None:
         """The session's round-trip time, in seconds; 0: unknown."""
@@ -232,6 +232,13 @@ class HolePunch:
         if self._is_controlling and self._state in {HolePunchState.IDLE, HolePunchState.GATHERING}:
             return  # what is wanted is about to happen
         self._request_restart(reason, now, is_urgent=reason in {OPERATOR, NETWORK_CHANGED})
+
+    def _resume_search(self, now: float) -> None:
+        self._reason = "relay_back"
+        self._step(Step.RELAY_BACK)
+        if self._is_controlling and not self._limits.is_relay_only:
+            self._restarted_at = max(now, self._restarted_at + RESTART_INTERVAL_S)
+            self._plan_retry(self._restarted_at)
 
     # What the gatherer tells
 
@@ -308,7 +315,7 @@ class HolePunch:
             case signals.Answer():
                 self._handle_answer(signal, intermediate_id, now)
             case signals.CandidateAdded() | signals.EndOfCandidates() | signals.NatLearned():
-                self._handle_trickle(signal, now)
+                self._handle_trickle(signal, intermediate_id, now)
             case signals.StartPunching():
                 self._handle_start(signal, intermediate_id)
             case signals.RestartRequested():
@@ -434,13 +441,17 @@ class HolePunch:
 
     def _offer(self, reason: str, now: float) -> None:
         """Open a new generation; every former one is stale from now on."""
-        self._gather()
         last = 0 if self._current is None else self._current.number
+        if last >= MAX_GENERATION:
+            self.counts["generations_used_up"] += 1
+            return
+        self._gather()
         number = min(last + self._generation_step, MAX_GENERATION)
         current = self._open_generation(number, self._carrier("") or "", now)
         self._reason = reason
         self._prepare(current)
         self._asked_via = current.carrier = self._send(self._own_offer(current), current.carrier)
+        current.ways = {current.carrier}
         self._timers[_Timer.SIGNALING] = now + SIGNALING_LIMIT_S
         if not current.carrier and self._relays:
             self._timers[_Timer.REPEAT] = now + REPEAT_AFTER_S
@@ -469,6 +480,7 @@ class HolePunch:
             self._effects.append(effects.SendSignal(signals.RestartRequested(self._restart_reason), relay))
         elif current is not None:
             current.carrier = relay
+            current.ways.add(relay)
             self._effects.append(effects.SendSignal(self._own_offer(current), relay))
             if current.is_local_end_told:
                 self._effects.append(effects.SendSignal(signals.EndOfCandidates(current.number), relay))
@@ -481,11 +493,16 @@ class HolePunch:
         if current is not None and offer.generation <= current.number:
             if offer.generation == current.number and offer.credentials == current.remote_credentials:
                 # It came both ways, or our answer was lost: the same answer fits.
+                current.ways.add(intermediate_id)
                 if current.is_started:
                     self._send(self._own_answer(current), intermediate_id)
                 return
             self.counts["stale_offer"] += 1
             self._refuse_offer("invalid_message", intermediate_id)
+            return
+        last = 0 if current is None else current.number
+        if intermediate_id and offer.generation > last + MAX_GENERATION_STEP:
+            self.counts["generation_leap"] += 1
             return
         if not self._generations.take(now):
             self.counts["too_many_offers"] += 1
@@ -514,6 +531,7 @@ class HolePunch:
             return
         self._prepare(current)
         current.carrier = self._send(self._own_answer(current), current.carrier)
+        current.ways.add(current.carrier)
         # The agent starts as soon as the answer arrives, if the session carries it.
         delay = min(round(self._rtt_s / 2 * 1000), MAX_START_DELAY_MS)
         if current.carrier:
@@ -531,6 +549,8 @@ class HolePunch:
             self.counts["unexpected_answer"] += 1
         elif current is None or self._state is HolePunchState.FAILED:
             self.counts["stale_answer"] += 1
+        elif not current.may_come_through(intermediate_id):
+            self.counts["foreign_answer"] += 1
         elif current.remote_credentials is not None:
             self.counts["repeated_answer"] += 1
         else:
@@ -602,11 +622,14 @@ class HolePunch:
             self._effects.append(effects.AddCandidates(current.number, True, (), is_end=True))
 
     def _handle_trickle(
-        self, signal: signals.CandidateAdded | signals.EndOfCandidates | signals.NatLearned, now: float
+        self,
+        signal: signals.CandidateAdded | signals.EndOfCandidates | signals.NatLearned,
+        intermediate_id: str,
+        now: float,
     ) -> None:
         current = self._current_as(signal.generation)
-        if current is None:
-            self.counts["stale_candidate"] += 1
+        if current is None or not current.may_come_through(intermediate_id):
+            self.counts["stale_candidate" if current is None else "foreign_candidate"] += 1
             return
         match signal:
             case signals.CandidateAdded():
@@ -635,7 +658,7 @@ class HolePunch:
 
     def _handle_start(self, start: signals.StartPunching, intermediate_id: str) -> None:
         current = self._current_as(start.generation)
-        if current is None or not intermediate_id:
+        if current is None or not intermediate_id or not current.may_come_through(intermediate_id):
             self.counts["stale_start"] += 1
         elif current.is_started and not current.has_begun:
             delay = min(start.start_delay_ms, MAX_START_DELAY_MS)
@@ -667,7 +690,9 @@ class HolePunch:
             # Whoever refused it remembers generations that we do not.
             self._generation_step = min(2 * self._generation_step, MAX_GENERATION_STEP)
         reason = "signaling_timeout" if error.code == "session_timeout" else f"signaling_{error.code}"
-        self._give_up(reason, now, is_final=bool(intermediate_id) and error.code in FINAL_CODES)
+        # Where the session carries signaling, an intermediate has no last word.
+        is_final = bool(intermediate_id) and error.code in FINAL_CODES and not self._is_established
+        self._give_up(reason, now, is_final=is_final)
 
     # The end of an attempt, and the next one
 
@@ -763,5 +788,5 @@ class HolePunch:
         elif self._is_in_flight or self._state in {HolePunchState.IDLE, HolePunchState.GATHERING}:
             self.counts["redundant_restart"] += 1
         else:
-            is_urgent = request.reason in {OPERATOR, NETWORK_CHANGED}
+            is_urgent = request.reason in {OPERATOR, NETWORK_CHANGED} and self._generations.take(now)
             self._request_restart(f"peer_{request.reason}", now, is_urgent=is_urgent)

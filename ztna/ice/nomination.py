@@ -7,7 +7,8 @@ is under way at a time, so the last nomination is the one that holds.
 
 The controlled side proves the first pair that succeeds without being asked, as that is most likely the one to
 be nominated, and every pair that is. Of proven pairs it follows the latest nomination. A nomination is told
-by its transaction: a retransmission is none.
+by its transaction: a retransmission is none. A proof holds for as long as consent does; then a nomination has
+it repeated, or a peer could send us back to an address that it has left to somebody else (RFC 7675).
 
 Departures from RFC 8445 §8.1.1: a nomination is followed by another one without a restart, and both sides
 hold back a nominated pair that is not proven.
@@ -19,7 +20,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from ztna.ice.pair import CheckedPair, PairState, Proof
-from ztna.ice.timing import NOMINATION_SETTLE_S
+from ztna.ice.timing import CONSENT_LIMIT_S, NOMINATION_SETTLE_S
 from ztna.stun.transaction import SendSchedule
 
 PADDED_CHECK: Final = SendSchedule((0, 0.1, 0.3, 0.7, 1.5), 2.5)
@@ -28,6 +29,10 @@ silence means that they are too long; 2.5 s leave another pair as much before th
 
 MAX_PROOFS: Final = 3
 """Padded checks of one pair: an answer after 2.5 s begs for another try, but not for ever."""
+
+MAX_NOMINATIONS: Final = 64
+"""Of the peer, per generation. An honest one nominates better pairs only, within `NOMINATION_SETTLE_S`; each
+moves the session and is a line in the log."""
 
 
 class Nomination:
@@ -42,7 +47,7 @@ class Nomination:
         self.is_controlling = is_controlling
         self.selected: CheckedPair | None = None
         self._settled_at: float | None = None
-        self._nominations = 0
+        self._nominations: set[bytes] = set()  # of the peer, by transaction
 
     @property
     def floor(self) -> int:
@@ -74,6 +79,7 @@ class Nomination:
     def handle_proof(self, pair: CheckedPair, now: float, *, is_nominating: bool) -> bool:
         """A padded check was answered; it carried USE-CANDIDATE if `is_nominating`. True: use this pair."""
         pair.proof = Proof.PASSED
+        pair.proven_at = now
         if self.is_controlling:
             is_better = is_nominating and pair.priority > self.floor
         else:
@@ -82,13 +88,16 @@ class Nomination:
 
     def handle_nominated(self, pair: CheckedPair, transaction_id: bytes, now: float) -> bool:
         """The peer nominates a pair. True: use it; False: it is not proven yet, or this is no news."""
-        if self.is_controlling or pair.nominated_by == transaction_id:
+        is_news = transaction_id not in self._nominations and len(self._nominations) < MAX_NOMINATIONS
+        if self.is_controlling or not is_news:
             return False
-        pair.nominated_by = transaction_id
-        self._nominations += 1
-        pair.nomination = self._nominations
-        is_usable = pair.proof is Proof.PASSED and pair.state is PairState.SUCCEEDED
-        return is_usable and pair is not self.selected and self._select(pair, now)
+        self._nominations.add(transaction_id)
+        pair.nomination = len(self._nominations)
+        if pair is self.selected:
+            return False
+        if pair.proof is Proof.PASSED and now >= pair.proven_at + CONSENT_LIMIT_S:
+            pair.proof = Proof.NONE
+        return pair.proof is Proof.PASSED and pair.state is PairState.SUCCEEDED and self._select(pair, now)
 
     def _is_followed(self, pair: CheckedPair) -> bool:
         """Whether the peer nominated this pair after the one in use."""

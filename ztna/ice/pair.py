@@ -121,7 +121,7 @@ class CheckedPair:
         rtt_s: of the last answer that tells one.
         is_triggered: the check in progress was sent after the peer had been heard on this pair.
         proofs: padded checks begun.
-        nominated_by: transaction of the peer that nominated this pair last; empty if none did.
+        proven_at: monotonic seconds of the last one that was answered.
         nomination: counts up with each nomination of the peer; 0: none of this pair.
     """
 
@@ -139,7 +139,7 @@ class CheckedPair:
     is_triggered: bool = False
     proof: Proof = Proof.NONE
     proofs: int = 0
-    nominated_by: bytes = b""
+    proven_at: float = 0.0
     nomination: int = 0
     key: PairKey = field(init=False)
 

@@ -168,13 +168,15 @@ def unfitness(
     """Why checks must not be sent to a candidate of the peer (snake_case), or empty.
 
     RFC 8445 §5.1.1.1 names addresses that are never candidates; what else no single peer can have goes the
-    same way, and so do `refused` addresses, such as the intermediates' own. Loopback counts only for those
-    that gathered loopback candidates themselves. A zone means something to its own host alone.
+    same way, and so do `refused` addresses, such as the intermediates', and our own. Loopback counts only for
+    those that gathered loopback candidates themselves. A zone means something to its own host alone.
     """
     if candidate.type is CandidateType.PEER_REFLEXIVE:
         return "unexpected_type"  # checks discover these; nobody tells them (RFC 8445 §7.3.1.3)
     if candidate.address in refused:
         return "refused_address"
+    if any(candidate.address in {each.address, each.base} for each in ours):
+        return "own_address"
     ip = ipaddress.ip_address(candidate.address.host)
     if ip.is_unspecified or ip.is_multicast:
         return "no_unicast_address"

@@ -636,6 +636,7 @@ def test_more_candidates_of_our_own_than_allowed_are_not_told() -> None:
         (host("fe80::1%eth0"), "scoped_address"),
         (host("fec0::1"), "scoped_address"),
         (host("203.0.113.9", 4433), "refused_address"),
+        (OURS, "own_address"),
         (replace(host("203.0.113.8"), type=CandidateType.PEER_REFLEXIVE), "unexpected_type"),
     ],
     ids=str,
