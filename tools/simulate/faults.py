@@ -102,7 +102,8 @@ class Faults:
         self._world.daemons[fault.target].host.skew_s += fault.amount
 
     def _switch_off(self, fault: Fault) -> Undo:
-        self._world.network.crash(self._world.service_hosts[fault.target])
+        # With resets: a machine without power would leave the connector to retransmit, which ours does not.
+        self._world.network.crash(self._world.service_hosts[fault.target], resets=True)
         return lambda: self._world.start_service(fault.target)
 
     def _slow(self, fault: Fault) -> Undo:

@@ -106,11 +106,11 @@ class Watcher:
             self._report(f"{daemon.id}: reports a path of another kind than it selected")
 
     def _at_node(self, daemon: Daemon, packet: Packet, is_outbound: bool) -> None:
-        if packet.flag is None and is_outbound:
-            self.overhear(packet)
         other = packet.destination if is_outbound else packet.source
         if other.host in self._services:
             return
+        if is_outbound:
+            self.overhear(packet)
         if is_outbound and other.host == self._stranger:
             self._report(f"{daemon.id} answers a stranger: {packet.size} B to {other}")
         if MARK in packet.payload:

@@ -95,8 +95,10 @@ def _without_node(scenario: Scenario, name: str) -> Scenario | None:
     )
 
 
-def _with_plain_site(scenario: Scenario, name: str) -> Scenario:
+def _with_plain_site(scenario: Scenario, name: str) -> Scenario | None:
     plain = Site()
+    if name not in scenario.sites:
+        return None
     if name in scenario.agents:
         return replace(scenario, agents={**scenario.agents, name: plain})
     return replace(scenario, connectors={**scenario.connectors, name: plain})
