@@ -145,6 +145,7 @@ class Deployment(World):
         self.crashes = 0
         self.revoked: set[str] = set()
         self._fresh = 0
+        self._draining: dict[str, SimIo] = {}
         self._report = report
         self._on_message = on_message
         super().__init__(scenario.seed, scenario.link, policy=scenario.policy)
@@ -167,7 +168,8 @@ class Deployment(World):
         return FIRST_UDP_PORT + list(self.scenario.connectors).index(connector)
 
     def start_service(self, connector: str) -> None:
-        """Start the process of the services behind a connector."""
+        """Start the process of the services behind a connector, in place of one that runs."""
+        self.network.crash(self.service_hosts[connector], resets=True)
         self.services[connector] = StreamService(
             self.service_hosts[connector].io(), connector, TCP_SERVICE_PORT, UDP_SERVICE_PORT, self._report
         )
@@ -203,7 +205,14 @@ class Deployment(World):
         if node is None or io is None:
             return
         daemon.node = daemon.io = None
+        self._draining[name] = io
         node.supervisor.stop(io.end)
+
+    def finish(self, name: str) -> None:
+        """End a process that drains and is not at its end."""
+        io = self._draining.pop(name, None)
+        if io is not None:
+            io.end(resets=True)
 
     def crash(self, name: str, actor: str) -> None:
         """Let an actor of a node fail on a message that it does not know; of a session, those of all."""

@@ -122,6 +122,8 @@ class Faults:
         end(name)
 
         def start() -> None:
+            # A service manager has no endless patience with a process that was told to stop.
+            self._world.finish(name)
             if self._world.daemons[name].node is None:
                 self._world.start(name)
 
