@@ -326,11 +326,15 @@ class World:
         daemon = self.daemons[node_id]
         node, io = _running(daemon)
         io.end(resets=True)
+        self._forget_actors(node)
+        daemon.node = daemon.io = None
+
+    @staticmethod
+    def _forget_actors(node: Node) -> None:
         for name in node.directory.names():
             ref = node.directory.find(name)
             if ref is not None:
                 pykka.ActorRegistry.unregister(ref)
-        daemon.node = daemon.io = None
 
     def stop(self, node_id: str) -> float:
         """Drain a daemon as SIGTERM does, and return the seconds it took; raises when anything is left."""

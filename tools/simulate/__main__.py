@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from tools.simulate import coverage
 from tools.simulate.generate import RECIPES, generate
 from tools.simulate.minimise import minimise
 from tools.simulate.parallel import outcomes
@@ -124,6 +125,9 @@ class _Summary:
             f"streams lost with an excuse; {facts['direct']} of {facts['pairs']} pairs had to go direct "
             "and did"
         )
+        print("transitions passed:")
+        for line in coverage.lines(self.coverage):
+            print(f"  {line}")
 
 
 def _many(options: argparse.Namespace) -> int:

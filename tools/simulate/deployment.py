@@ -9,6 +9,7 @@ from typing import Any, Final
 from google.protobuf.message import Message
 
 from actors.child_group import ChildState
+from actors.daemon import Node as DaemonNode
 from actors.plans import IntermediatePlan
 from tests.simnet.link import Link, LinkConfig, Packet
 from tests.simnet.nat import Nat, NatKind
@@ -43,6 +44,7 @@ class Lan:
         self.name = name
         self.uplinks: dict[Family, Node] = {}
         self.blocks_udp = False
+        self.dead: Family | None = None
         self._inside: dict[str, Host] = {}
         self._network = network
         chance = network.derive_random(f"lan {name}")
@@ -64,6 +66,8 @@ class Lan:
             self._link.carry(packet)
         elif not is_for_us and not is_of_us:
             self._network.record(packet, f"lost at {self.name}, nobody there")
+        elif packet.destination.family is self.dead:
+            self._network.record(packet, f"lost at {self.name}, the family is dead")
         elif self.blocks_udp and packet.flag is None:
             self._network.record(packet, f"lost at {self.name}, UDP is blocked")
         elif is_for_us:
@@ -145,7 +149,7 @@ class Deployment(World):
         self.crashes = 0
         self.revoked: set[str] = set()
         self._fresh = 0
-        self._draining: dict[str, SimIo] = {}
+        self._draining: dict[str, tuple[DaemonNode, SimIo]] = {}
         self._report = report
         self._on_message = on_message
         super().__init__(scenario.seed, scenario.link, policy=scenario.policy)
@@ -205,14 +209,15 @@ class Deployment(World):
         if node is None or io is None:
             return
         daemon.node = daemon.io = None
-        self._draining[name] = io
+        self._draining[name] = (node, io)
         node.supervisor.stop(io.end)
 
     def finish(self, name: str) -> None:
         """End a process that drains and is not at its end."""
-        io = self._draining.pop(name, None)
-        if io is not None:
+        if name in self._draining:
+            node, io = self._draining.pop(name)
             io.end(resets=True)
+            self._forget_actors(node)
 
     def crash(self, name: str, actor: str) -> None:
         """Let an actor of a node fail on a message that it does not know; of a session, those of all."""
@@ -325,8 +330,14 @@ class Deployment(World):
         self._counts[role] += 1
         if role is Role.INTERMEDIATE:
             number = self._counts[role]
-            self.network.add_name(f"{node_id}.example", f"192.0.2.{number}", f"2001:db8:ffff::{number}")
-            return self.network.host(node_id, f"192.0.2.{number}", f"2001:db8:ffff::{number}")
+            addresses = [f"192.0.2.{number}", f"2001:db8:ffff::{number}"]
+            # Which family a resolver puts first is its own affair.
+            first = self.scenario.first_family
+            self.network.add_name(
+                f"{node_id}.example",
+                *sorted(addresses, key=lambda each: TransportAddress(each, 0).family is not first),
+            )
+            return self.network.host(node_id, *addresses)
         site = self.scenario.sites[node_id]
         place = self.places.get(site.with_node) or self._build(node_id, site)
         self.places[node_id] = place
@@ -345,7 +356,9 @@ class Deployment(World):
 
     def _build(self, name: str, site: Site) -> Place:
         number = len(self.places) + 1
-        place = Place(number, Lan(self.network, f"{name}-lan"))
+        lan = Lan(self.network, f"{name}-lan")
+        lan.dead = site.dead
+        place = Place(number, lan)
         uplink: Node | None = None
         # The outermost first, since each needs the one further out.
         for level, kind in reversed(list(enumerate(site.nats))):

@@ -101,6 +101,10 @@ class Recipe:
         policies: with repetition for weight.
         sizes: agents and connectors and intermediates at most.
         is_clean: links lose nothing, and nothing is strange about sites beyond one NAT.
+        spare_share: how likely another intermediate is.
+        until_s: when the last fault is mended.
+        lasts_s: how long a fault lasts.
+        spread_s: over how long an application spreads what it sends.
     """
 
     what: str
@@ -112,6 +116,10 @@ class Recipe:
     connectors: int = 2
     intermediates: int = 2
     is_clean: bool = False
+    spare_share: float = 0.25
+    until_s: float = FAULTS_UNTIL_S
+    lasts_s: tuple[float, ...] = (0.3, 1.0, 3.0, 6.0)
+    spread_s: tuple[float, ...] = (0.0, 0.0, 2.0, 8.0)
 
 
 RECIPES: Final[dict[str, Recipe]] = {
@@ -134,6 +142,19 @@ RECIPES: Final[dict[str, Recipe]] = {
         connectors=1,
         is_clean=True,
     ),
+    "quiet": Recipe(
+        "long faults while hardly anything is sent: keepalives, consent and patience decide",
+        faults=(*PATH_FAULTS, FaultKind.CUT, FaultKind.CUT, FaultKind.LOSS, FaultKind.FREEZE),
+        max_faults=4,
+        min_faults=1,
+        policies=("prefer_direct", "prefer_direct", "lowest_rtt"),
+        agents=1,
+        connectors=1,
+        until_s=40.0,
+        lasts_s=(10.0, 20.0, 35.0),
+        spread_s=(0.0, 30.0),
+        is_clean=True,
+    ),
     "resume": Recipe(
         "legs and intermediates come and go",
         faults=(FaultKind.KILL, FaultKind.STOP, FaultKind.FREEZE, FaultKind.CUT, FaultKind.CRASH),
@@ -141,6 +162,7 @@ RECIPES: Final[dict[str, Recipe]] = {
         min_faults=1,
         agents=2,
         connectors=1,
+        spare_share=0.6,
     ),
     "abuse": Recipe(
         "strangers send what they should not",
@@ -166,7 +188,9 @@ class _Draw:
 
     def scenario(self) -> Scenario:
         recipe = self._recipe
-        intermediates = tuple(f"intermediate-{n}" for n in range(self._count(recipe.intermediates, 0.25)))
+        intermediates = tuple(
+            f"intermediate-{n}" for n in range(self._count(recipe.intermediates, recipe.spare_share))
+        )
         connectors = {f"connector-{n}": self._site() for n in range(self._count(recipe.connectors, 0.25))}
         agents: dict[str, Site] = {}
         for number in range(self._count(recipe.agents, 0.3)):
@@ -175,7 +199,7 @@ class _Draw:
                 site = replace(site, with_node=self._one(tuple(connectors)))
                 # What they share is what the connector has.
                 shared = connectors[site.with_node]
-                site = replace(site, nats=shared.nats, families=shared.families, firewall=shared.firewall)
+                site = replace(shared, with_node=site.with_node, skew_s=site.skew_s)
             agents[f"agent-{number}"] = site
         pairs = [(agent, connector) for agent in agents for connector in connectors]
         denied = tuple(pair for pair in pairs if len(pairs) > 1 and self._is(0.1))
@@ -188,6 +212,7 @@ class _Draw:
             agents=agents,
             connectors=connectors,
             work=self._work(pairs),
+            first_family=self._one((Family.IPV4, Family.IPV4, Family.IPV6)),
             denied=denied,
         )
         return replace(draft, faults=self._faults(draft))
@@ -211,7 +236,8 @@ class _Draw:
         if Family.IPV6 in families and self._is(0.7):
             firewall = self._one(tuple(FIREWALLS.values()))
         skew_s = self._one((0.0, 0.0, 0.0, -20.0, 20.0))
-        return Site(nats, families, firewall, skew_s=skew_s)
+        dead = self._one(BOTH) if families == BOTH and self._is(0.15) else None
+        return Site(nats, families, firewall, skew_s=skew_s, dead=dead)
 
     def _nat(self) -> NatKind:
         # Half of them as most are: endpoint-independent mappings.
@@ -259,7 +285,7 @@ class _Draw:
             connector=connector,
             up=self._one((0, 1, 1000, 5000, 40_000, 100_000)),
             down=self._one((0, 1, 1000, 5000, 40_000, 100_000)),
-            over_s=self._one((0.0, 0.0, 2.0, 8.0)),
+            over_s=self._one(self._recipe.spread_s),
             pause_s=self._one((0.0, 0.0, 0.0, 3.0)),
             ends_late=self._is(0.3),
         )
@@ -288,8 +314,9 @@ class _Draw:
         return tuple(sorted(found, key=lambda each: each.at))
 
     def _fault(self, draft: Scenario, kind: FaultKind) -> list[Fault]:
-        at = self._moment(FAULTS_FROM_S, FAULTS_UNTIL_S - 2.0)
-        lasts_s = round(min(self._one((0.3, 1.0, 3.0, 6.0)), FAULTS_UNTIL_S - at), 3)
+        until_s = self._recipe.until_s
+        at = self._moment(FAULTS_FROM_S, until_s - 2.0)
+        lasts_s = round(min(self._one(self._recipe.lasts_s), until_s - at), 3)
         amount = self._one(AMOUNTS.get(kind, (0.0,)))
         peers = [*draft.agents, *draft.connectors]
         everybody = [*peers, *draft.intermediates]

@@ -33,7 +33,7 @@ def must_be_direct(scenario: Scenario, agent: str, connector: str) -> bool:
         return True
     return any(
         _leave_room(_nats(one, family), _nats(other, family))
-        for family in set(one.families) & set(other.families)
+        for family in set(one.families) & set(other.families) - {one.dead, other.dead}
     )
 
 

@@ -38,6 +38,8 @@ class Site:
     firewall: NatKind | None = None
     with_node: str = ""
     skew_s: float = 0.0
+    dead: Family | None = None
+    """It has addresses of this family, and no packet of it leaves or comes."""
 
 
 class WorkKind(StrEnum):
@@ -162,6 +164,8 @@ class Scenario:
     connectors: dict[str, Site]
     work: tuple[Work, ...]
     faults: tuple[Fault, ...] = ()
+    first_family: Family = Family.IPV4
+    """Of the addresses that a name of both is resolved to."""
     denied: tuple[tuple[str, str], ...] = ()
     """Agents and connectors whose services they may not open."""
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -188,7 +192,7 @@ class Scenario:
     def lines(self) -> Iterator[str]:
         """For people: one line per fact, defaults left out."""
         yield f"seed {self.seed}, scenario {self.name}, policy {self.policy}, {_brief(self.link)}"
-        yield f"  intermediates {', '.join(self.intermediates)}"
+        yield f"  intermediates {', '.join(self.intermediates)}; {self.first_family.name} first"
         for name, site in self.sites.items():
             yield f"  {name:<14} {_brief(site)}"
         for agent, connector in self.denied:
