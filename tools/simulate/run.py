@@ -42,9 +42,20 @@ FREED_LIMIT_S: Final = PEER_LOST_PATIENCE_S + SILENCE_LIMIT_S + 5.0
 """After a goodbye, each packet of which may be lost."""
 OPENING_EXCUSE_S: Final = 15.0
 """A connection may be refused for so long after a fault, since nobody could serve it yet."""
+PRESUMED_LOST_S: Final = SILENCE_LIMIT_S - 5.0
+"""A node that cannot be heard for so long may have been given up: its packets may have been late before."""
 PROBE_EVERY_S: Final = 1.0
 FIRST_PROBE: Final = 10_000
 
+_SILENCES: Final = {
+    FaultKind.CUT,
+    FaultKind.LOSS,
+    FaultKind.RATE,
+    FaultKind.MTU,
+    FaultKind.CORRUPTION,
+    FaultKind.DELAY,
+    FaultKind.BLOCK_UDP,
+}
 _COSTS_SESSIONS: Final = {
     "quic_session",
     "session_table",
@@ -373,6 +384,15 @@ class Run:
         is_party = fault.target in {work.agent, work.connector}
         if fault.kind in {FaultKind.KILL, FaultKind.STOP, FaultKind.DEAD_SERVICE}:
             return is_party
+        if fault.kind is FaultKind.FREEZE:
+            # Whoever says nothing for so long is gone, for all that anybody can know.
+            return is_party and fault.lasts_s >= PRESUMED_LOST_S
+        if fault.kind in _SILENCES and fault.lasts_s >= PRESUMED_LOST_S:
+            # The intermediate presumes a silent node lost and ends its sessions, even those on direct paths.
+            ends = {fault.target, fault.other}
+            return bool(ends & {work.agent, work.connector}) and (
+                fault.kind is FaultKind.BLOCK_UDP or not ends <= {work.agent, work.connector}
+            )
         return fault.kind is FaultKind.CRASH and is_party and fault.detail in _COSTS_SESSIONS
 
     def _close(self) -> None:
