@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: env demo test coverage format proto docs bench soak fuzz lab-tools clean
+.PHONY: env demo test coverage format proto docs bench soak fuzz simulate lab-tools clean
 
 env: $(VENV)/.installed
 
@@ -45,6 +45,10 @@ docs: env
 # A million inputs per parser, fewer where each takes a QUIC connection: three hours of processor time in all.
 fuzz: env
 	$(BIN)/python -m tools.fuzz $(ARGS)
+
+# Whole deployments that seeds decide, on a virtual clock; ARGS='--seeds 5000 --start 500' for others.
+simulate: env
+	$(BIN)/python -m tools.simulate $(ARGS)
 
 bench: env
 	$(BIN)/python -m tools.bench $(ARGS)

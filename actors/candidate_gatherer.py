@@ -120,8 +120,7 @@ class CandidateGatherer(Concern):
     def leg_reported(self, message: relay_leg_pb2.LegReported) -> None:
         """Take note of how a leg was before this actor started."""
         if message.HasField("remote"):
-            remote = translate.address_from_proto(message.remote)
-            self._core.handle_leg_up(message.intermediate_id, remote, self.now)
+            self._leg_up(message)
         if message.HasField("observed"):
             address = translate.address_from_proto(message.observed)
             self._core.handle_observed(message.intermediate_id, address, self.now)
@@ -137,9 +136,12 @@ class CandidateGatherer(Concern):
 
     def leg_connected(self, message: relay_leg_pb2.LegConnected) -> None:
         """Take note of an intermediate that answers."""
-        remote = translate.address_from_proto(message.remote)
-        self._core.handle_leg_up(message.intermediate_id, remote, self.now)
+        self._leg_up(message)
         self._process()
+
+    def _leg_up(self, message: relay_leg_pb2.LegConnected | relay_leg_pb2.LegReported) -> None:
+        remote, *others = map(translate.address_from_proto, (message.remote, *message.others))
+        self._core.handle_leg_up(message.intermediate_id, remote, self.now, others)
 
     def relay_leg_down(self, message: relay_leg_pb2.RelayLegDown) -> None:
         """Take note of one that does not."""

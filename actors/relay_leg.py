@@ -101,6 +101,7 @@ class RelayLeg(Concern):
         self._stream: RelayStream | None = None
         self._report_at: float | None = None
         self._remote: types_pb2.TransportAddress | None = None
+        self._resolved_addresses: list[TransportAddress] = []
         self._observed: types_pb2.TransportAddress | None = None
         self._outages = {kind: OutageLog(self.log, "relay_leg.lost") for kind in CarrierKind}
 
@@ -137,6 +138,7 @@ class RelayLeg(Concern):
             relay_leg_pb2.LegReported(
                 intermediate_id=self.key,
                 remote=self._remote,
+                others=self._others(),
                 observed=self._observed,
                 carrier=self._core.carrier or "",
             )
@@ -188,8 +190,18 @@ class RelayLeg(Concern):
             return deadline
         return self._report_at
 
+    def _others(self) -> list[types_pb2.TransportAddress]:
+        """Where else the intermediate is said to be: the first address of each family but that of the leg."""
+        if self._remote is None:
+            return []
+        found = {translate.address_from_proto(self._remote).family: self._remote}
+        for address in self._resolved_addresses:
+            found.setdefault(address.family, translate.address_to_proto(address))
+        return [each for each in found.values() if each is not self._remote]
+
     @loop_callback
     def _resolved(self, addresses: list[TransportAddress], error: OSError | None) -> None:
+        self._resolved_addresses = addresses or self._resolved_addresses
         self._core.handle_resolved(addresses, str(error or "no address"), self.now)
         self._act()
 
@@ -295,7 +307,11 @@ class RelayLeg(Concern):
             case effects.LegConnected():
                 self.log.info("relay_leg.connected", remote=str(effect.remote))
                 self._remote = translate.address_to_proto(effect.remote)
-                self.emit(relay_leg_pb2.LegConnected(intermediate_id=name, remote=self._remote))
+                self.emit(
+                    relay_leg_pb2.LegConnected(
+                        intermediate_id=name, remote=self._remote, others=self._others()
+                    )
+                )
             case effects.LegLost():
                 if effect.carrier is CarrierKind.QUIC:
                     self._remote = self._observed = None

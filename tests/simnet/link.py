@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final
 
@@ -17,6 +17,8 @@ UDP_HEADER_BYTES: Final = 8
 TCP_HEADER_BYTES: Final = 20
 # What a lost TCP segment costs instead of the segment itself: Linux's smallest retransmission time-out.
 TCP_RETRANSMISSION_S: Final = 0.2
+# How much later a reordered packet comes: behind a dozen others at the rates of a simulation.
+REORDERING_S: Final = 0.03
 
 
 class TcpFlag(Enum):
@@ -58,6 +60,8 @@ class LinkConfig:
     other; `loss` is a probability (a TCP segment comes a retransmission later instead). With `rate_bps`
     packets leave one after the other, and a queue of `queue_bytes` forms, whose tail is dropped (UDP) or
     waits (TCP). UDP packets larger than `mtu` vanish. While `is_up` is False UDP is lost and TCP waits.
+    `duplication`, `corruption` and `reordering` are probabilities, of UDP alone: a packet comes twice, with
+    one bit changed (a checksum that happened to match), or `REORDERING_S` later than those behind it.
     """
 
     latency_s: float = 0.01
@@ -67,6 +71,9 @@ class LinkConfig:
     queue_bytes: int = 256 * 1024
     mtu: int = 1500
     is_up: bool = True
+    duplication: float = 0.0
+    corruption: float = 0.0
+    reordering: float = 0.0
 
 
 class Link:
@@ -122,7 +129,22 @@ class Link:
         if is_tcp:
             arrival = self._last_tcp_arrival = max(arrival, self._last_tcp_arrival)
         self._trace(packet, "sent")
-        self._clock.call_at(arrival, lambda: self._deliver(packet))
+        if not is_tcp and config.duplication and self._random.random() < config.duplication:
+            self._trace(packet, "doubled")
+            self._clock.call_at(arrival + config.jitter_s, lambda: self._deliver(packet))
+        if not is_tcp and config.reordering and self._random.random() < config.reordering:
+            arrival += REORDERING_S
+        arriving = packet
+        if not is_tcp and config.corruption and self._random.random() < config.corruption:
+            self._trace(packet, "corrupted")
+            arriving = self._corrupt(packet)
+        self._clock.call_at(arrival, lambda: self._deliver(arriving))
+
+    def _corrupt(self, packet: Packet) -> Packet:
+        payload = bytearray(packet.payload)
+        if payload:
+            payload[self._random.randrange(len(payload))] ^= 1 << self._random.randrange(8)
+        return replace(packet, payload=bytes(payload))
 
     def _leave(self, size: int, *, may_drop: bool) -> float | None:
         """When the last bit of a packet has left, or None if the queue has no room."""

@@ -52,6 +52,8 @@ class Host:
         self.uplink = uplink
         self.skew_s = skew_s
         self.mtu = 1500
+        self.on_packet: Callable[[Packet, bool], None] = lambda _packet, _is_outbound: None
+        """Sees every packet that leaves for elsewhere or arrives from there."""
         self.sockets: dict[TransportAddress, SimUdpSocket] = {}
         self.listeners: dict[TransportAddress, SimTcpListener] = {}
         self.streams: dict[tuple[TransportAddress, TransportAddress], SimTcpStream] = {}
@@ -122,10 +124,13 @@ class Host:
         if self.is_local(packet.destination.host):
             self._loopback.carry(packet)
         else:
+            self.on_packet(packet, True)
             self.uplink.forward(packet)
 
     def forward(self, packet: Packet) -> None:
         """Take a packet that arrived."""
+        if not self.is_local(packet.source.host):
+            self.on_packet(packet, False)
         if packet.flag is None:
             udp = self._find(self.sockets, packet.destination)
             if udp is None:
@@ -167,7 +172,7 @@ class ProcessCall:
 
     def __call__(self) -> None:
         if self.io.is_alive:
-            self.callback()
+            self.io.run(self)
 
 
 class SimIo:
@@ -180,6 +185,7 @@ class SimIo:
         self._clock = host.network.clock
         self.started_at = self._clock.time()
         self.is_alive = True
+        self._frozen_until = 0.0
         self._watchers: list[Callable[[], None]] = []
         self._thread = threading.get_ident()
 
@@ -207,6 +213,17 @@ class SimIo:
     def call_at(self, when: float, callback: Callable[[], None]) -> VirtualTimer:
         """Run `callback` at `when` (virtual monotonic seconds)."""
         return self._clock.call_at(when, ProcessCall(self, callback))
+
+    def freeze(self, seconds: float) -> None:
+        """Give the process no processor time, as when it is stopped or its machine sleeps; packets wait."""
+        self._frozen_until = max(self._frozen_until, self._clock.time() + seconds)
+
+    def run(self, call: ProcessCall) -> None:
+        """Run a call that is due, or keep it in its order until the process runs again."""
+        if self._clock.time() < self._frozen_until:
+            self._clock.call_at(self._frozen_until, call)
+        else:
+            call.callback()
 
     def is_loop_thread(self) -> bool:
         """Whether the caller is on the simulation's one thread."""
@@ -239,7 +256,11 @@ class SimIo:
             return
 
         def answer() -> None:
-            hosts = self.host.network.names.get(host)
+            # Families without a source address come last (RFC 6724 §6, rule 1).
+            hosts = sorted(
+                self.host.network.names.get(host, ()),
+                key=lambda each: self.source_address(TransportAddress(each, 0).family) is None,
+            )
             if hosts:
                 done([TransportAddress.of(literal, port) for literal in hosts], None)
             else:

@@ -241,7 +241,7 @@ class World:
             },
             context={"directory": Path()},
         )
-        credentials = _credentials(Role.INTERMEDIATE, node_id)
+        credentials = credentials_of(Role.INTERMEDIATE, node_id)
         return self._add(
             node_id,
             Role.INTERMEDIATE,
@@ -259,7 +259,7 @@ class World:
     ) -> Daemon:
         """Add a connector that provides `files` (TCP) and `echo` (UDP), unless said otherwise."""
         host = self._add_host(node_id, Role.CONNECTOR, nat=nat)
-        self.network.set_link(node_id if nat is None else f"{node_id}-nat", "services", SITE_LINK)
+        self._join_services(node_id if nat is None else f"{node_id}-nat")
         if services is None:
             services = [
                 {"id": "files", "protocol": "tcp", "backend": f"{SERVICE_NETWORK}.1:{TCP_SERVICE_PORT}"},
@@ -269,7 +269,7 @@ class World:
             {**_common(node_id), **self._peer_sections(), "services": services, **sections},
             context={"directory": Path()},
         )
-        credentials = _credentials(Role.CONNECTOR, node_id)
+        credentials = credentials_of(Role.CONNECTOR, node_id)
         daemon = self._add(
             node_id, Role.CONNECTOR, host, settings, lambda: ConnectorPlan(settings, credentials)
         )
@@ -294,7 +294,7 @@ class World:
             {**_common(node_id), **self._peer_sections(), "services": services, **sections},
             context={"directory": Path()},
         )
-        credentials = _credentials(Role.AGENT, node_id)
+        credentials = credentials_of(Role.AGENT, node_id)
         return self._add(node_id, Role.AGENT, host, settings, lambda: AgentPlan(settings, credentials))
 
     # Applications
@@ -326,11 +326,15 @@ class World:
         daemon = self.daemons[node_id]
         node, io = _running(daemon)
         io.end(resets=True)
+        self._forget_actors(node)
+        daemon.node = daemon.io = None
+
+    @staticmethod
+    def _forget_actors(node: Node) -> None:
         for name in node.directory.names():
             ref = node.directory.find(name)
             if ref is not None:
                 pykka.ActorRegistry.unregister(ref)
-        daemon.node = daemon.io = None
 
     def stop(self, node_id: str) -> float:
         """Drain a daemon as SIGTERM does, and return the seconds it took; raises when anything is left."""
@@ -429,6 +433,9 @@ class World:
         self.tcp = TcpService(io, TransportAddress("0.0.0.0", TCP_SERVICE_PORT))
         self.udp = UdpEcho(io, TransportAddress("0.0.0.0", UDP_SERVICE_PORT))
 
+    def _join_services(self, uplink: str) -> None:
+        self.network.set_link(uplink, "services", SITE_LINK)
+
     def _add_host(self, node_id: str, role: Role, tap: Tap | None = None, nat: NatKind | None = None) -> Host:
         self._counts[role] += 1
         address = f"{NETWORKS[role]}.{self._counts[role]}"
@@ -450,14 +457,17 @@ class World:
         daemon = self.daemons[node_id] = Daemon(node_id, role, host, settings, make_plan)
         return daemon
 
+    def intermediates(self) -> list[Daemon]:
+        """Those of this world."""
+        return [each for each in self.daemons.values() if each.role is Role.INTERMEDIATE]
+
     def _peer_sections(self) -> dict[str, Any]:
         return {
             "signaling": {"transport": "quic"},
             "path": {"policy": self._policy},
             "intermediates": [
                 {"id": each.id, "quic": f"{each.address}:{QUIC_PORT}", "grpc": f"{each.address}:4434"}
-                for each in self.daemons.values()
-                if each.role is Role.INTERMEDIATE
+                for each in self.intermediates()
             ],
         }
 
@@ -505,7 +515,8 @@ def _common(node_id: str) -> dict[str, Any]:
     }
 
 
-def _credentials(role: Role, node_id: str) -> Credentials:
+def credentials_of(role: Role, node_id: str) -> Credentials:
+    """The identity of a node, from the CA that all share."""
     files = pki_fixtures.pem(pki_fixtures.issue(role, node_id, key_type="ed25519"), key_type="ed25519")
     return parse_credentials(files.certificate, files.key, files.ca, None, role, WALL_EPOCH)
 

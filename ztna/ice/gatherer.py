@@ -109,6 +109,8 @@ class _Observation:
 class _Intermediate:
     remote: TransportAddress | None = None
     """Where it was reached last."""
+    others: tuple[TransportAddress, ...] = ()
+    """Where it is said to be in the other families."""
     is_up: bool = False
     has_failed: bool = False
     """The leg went down, or never came up, for want of answers."""
@@ -191,15 +193,25 @@ class CandidateGatherer:
             self._begin_anew(moved, now)
         self._publish(now)
 
-    def handle_leg_up(self, intermediate_id: str, remote: TransportAddress, now: float) -> None:
-        """Take note of where an intermediate answers, and ask it where we are."""
+    def handle_leg_up(
+        self,
+        intermediate_id: str,
+        remote: TransportAddress,
+        now: float,
+        others: Iterable[TransportAddress] = (),
+    ) -> None:
+        """Take note of where an intermediate answers, and ask it where we are.
+
+        `others` are its addresses of other families: a leg has one, and a peer may have only another.
+        """
         known = self._intermediate(intermediate_id)
-        has_moved = known.remote != remote
-        known.remote, known.is_up, known.has_failed = remote, True, False
-        if has_moved:
+        former = (known.remote, known.others)
+        known.remote, known.others, known.is_up, known.has_failed = remote, tuple(others), True, False
+        if former != (known.remote, known.others):
             self._forget_strays()
-        if remote not in self._mappings and not self._client.is_asking(remote):
-            self._test(remote, now)
+        for server in self._servers_of(known):
+            if server not in self._mappings and not self._client.is_asking(server):
+                self._test(server, now)
         self._publish(now)
 
     def handle_leg_down(self, intermediate_id: str, now: float, *, is_refusal: bool) -> None:
@@ -211,9 +223,8 @@ class CandidateGatherer:
     def handle_leg_over_tcp(self, intermediate_id: str, now: float) -> None:
         """Take note that a leg came up without UDP, which has no answer: what it told is void."""
         known = self._intermediate(intermediate_id)
-        if known.remote is not None:
-            host = known.remote.host
-            self._mappings = {server: seen for server, seen in self._mappings.items() if server.host != host}
+        hosts = {server.host for server in (known.remote, *known.others) if server is not None}
+        self._mappings = {server: seen for server, seen in self._mappings.items() if server.host not in hosts}
         known.is_up, known.has_failed, known.observed = False, True, None
         self._publish(now)
 
@@ -305,8 +316,13 @@ class CandidateGatherer:
 
     def _test_all(self, now: float) -> None:
         for known in self._intermediates.values():
-            if known.remote is not None:
-                self._test(known.remote, now)
+            for server in self._servers_of(known):
+                self._test(server, now)
+
+    def _servers_of(self, known: _Intermediate) -> list[TransportAddress]:
+        """Where to ask an intermediate, in the families that lead out of here."""
+        others = [each for each in known.others if each.family in self._sources]
+        return others if known.remote is None else [known.remote, *others]
 
     def _test(self, server: TransportAddress, now: float) -> None:
         if not any(local.family is server.family for local in self._bound):
@@ -330,7 +346,7 @@ class CandidateGatherer:
 
     def _ask_others(self, server: TransportAddress, other: TransportAddress, now: float) -> None:
         """Ask the other port, and where there is one the other address under both ports (RFC 5780 §4.3)."""
-        is_primary = any(known.remote == server for known in self._intermediates.values())
+        is_primary = any(server in self._servers_of(known) for known in self._intermediates.values())
         is_loopback = not is_remote(server.host, loopback=False)
         if not is_primary or other.family is not server.family:
             return
@@ -342,7 +358,7 @@ class CandidateGatherer:
 
     def _forget_strays(self) -> None:
         """Forget what servers said that no intermediate has any more."""
-        remotes = {known.remote for known in self._intermediates.values() if known.remote is not None}
+        remotes = {server for known in self._intermediates.values() for server in self._servers_of(known)}
         self._others = {server: other for server, other in self._others.items() if server in remotes}
         servers = remotes | {*self._others.values()}
         servers |= {TransportAddress(other.host, server.port) for server, other in self._others.items()}
@@ -354,9 +370,10 @@ class CandidateGatherer:
     def _server(self) -> TransportAddress | None:
         """The server for tests of behaviour: one that answers, and has the most to offer."""
         answering = [
-            known.remote
+            server
             for known in self._intermediates.values()
-            if known.remote is not None and known.remote in self._mappings
+            for server in self._servers_of(known)
+            if server in self._mappings
         ]
 
         def worth(server: TransportAddress) -> tuple[bool, bool, bool]:

@@ -131,6 +131,11 @@ class Connection:
         return self._is_dead or self._engine.is_terminated
 
     @property
+    def validated_address(self) -> PeerAddress | None:
+        """Where packets go, provided that the peer has answered from there (RFC 9000 §8), or None."""
+        return self._engine.get_peer_address() if self._engine.is_peer_validated else None
+
+    @property
     def peer(self) -> object:
         """What `verify_peer` returned, or None before it was asked."""
         return self._engine.peer

@@ -547,9 +547,8 @@ class RelayHub:
             except RemoteProtocolError as error:
                 self.close(leg.number, error.reason)
                 return
-            if not leg.has_control:
-                leg.has_control = True
-                self._effects.append(AddressChanged(leg.number, leg.remote))
+            leg.has_control = True
+            self._tell_address(leg)
             self._effects.extend(ControlReceived(leg.number, body) for body in bodies)
         else:
             self._refused["unexpected_stream"] += 1
@@ -683,6 +682,7 @@ class RelayHub:
     def _transmit(self, leg: QuicLeg, now: float) -> None:
         connection = leg.connection
         self._feed_connection(leg, now)
+        self._tell_address(leg)
         # Connection IDs are issued, and deaths noticed, while packets are written.
         for event in connection.events():
             self._take_event(leg, event)
@@ -699,11 +699,23 @@ class RelayHub:
                 continue
             if address != leg.address:
                 leg.remote = TransportAddress(*address)
-                if leg.has_control:
-                    self._effects.append(AddressChanged(leg.number, leg.remote))
             datagrams = [data for data, _ in sent[start:index]]
             self._effects.append(HubTransmit(leg.remote, leg.local_host, datagrams))
             start = index
+
+    def _tell_address(self, leg: QuicLeg) -> None:
+        """Tell a node where it is, once it has answered from there.
+
+        Whoever sees a packet can send it on from elsewhere, and be faster. The node would take that place for
+        its own, and its peers would send their checks there.
+        """
+        address = leg.connection.validated_address
+        if not leg.has_control or address is None:
+            return
+        remote = TransportAddress(*address)
+        if remote != leg.told:
+            leg.told = remote
+            self._effects.append(AddressChanged(leg.number, remote))
 
     def _forget(self, leg: QuicLeg) -> None:
         if self._legs.pop(leg.number, None) is None:

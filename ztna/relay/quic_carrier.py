@@ -71,7 +71,9 @@ class QuicCarrier:
         self._retry_at: float | None = None
         self._connection: Connection | None = None
         self._decoder = FrameDecoder()
-        self._attempts = 0  # in a row that came to nothing
+        # In a row that came to nothing. Those that were cut short count: an agent with several intermediates
+        # leaves each of them before an address of a dead family has had its time.
+        self._attempts = 0
         self._silent_since: float | None = None
         self._ping_at: float | None = None
         self.state = LegState.IDLE
@@ -110,7 +112,6 @@ class QuicCarrier:
             self.transmit(now)
         if self.state is not LegState.IDLE:
             self._lose("disconnected", "", now, is_authentication_failure=False, again=False)
-        self._attempts = 0
 
     def redial(self, now: float) -> None:
         """Connect anew at once; nothing when there is no connection."""

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from ztna.v1 import types_pb2 as ztna_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17ztna/v1/relay_leg.proto\x12\x07ztna.v1\x1a\x13ztna/v1/types.proto\"%\n\nConnectLeg\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\"(\n\rDisconnectLeg\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\"$\n\tRedialLeg\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\"$\n\tReportLeg\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\"#\n\x08ProbeLeg\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\"?\n\x11PresentAttachment\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12\x11\n\tattach_id\x18\x02 \x01(\x0c\"K\n\x0b\x42indChannel\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\x0c\x12\x0f\n\x07\x63hannel\x18\x03 \x01(\r\"=\n\x0eReleaseChannel\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\x0c\"J\n\nSendSealed\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\x0c\x12\x0f\n\x07packets\x18\x03 \x03(\x0c\"N\n\x0eSealedReceived\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\x0c\x12\x0f\n\x07packets\x18\x03 \x03(\x0c\"9\n\x10SendLegSignaling\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"=\n\x14LegSignalingReceived\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"R\n\x0cLegConnected\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12)\n\x06remote\x18\x02 \x01(\x0b\x32\x19.ztna.v1.TransportAddress\"\x8f\x01\n\x0bLegReported\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12)\n\x06remote\x18\x02 \x01(\x0b\x32\x19.ztna.v1.TransportAddress\x12+\n\x08observed\x18\x03 \x01(\x0b\x32\x19.ztna.v1.TransportAddress\x12\x0f\n\x07\x63\x61rrier\x18\x04 \x01(\t\"P\n\nRelayLegUp\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12\x18\n\x10max_packet_bytes\x18\x02 \x01(\r\x12\x0f\n\x07\x63\x61rrier\x18\x03 \x01(\t\"{\n\x0cRelayLegDown\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12!\n\x19is_authentication_failure\x18\x04 \x01(\x08\x12\x0f\n\x07\x63\x61rrier\x18\x05 \x01(\t\"h\n\x10RelayPathChanged\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\x0c\x12\r\n\x05is_up\x18\x03 \x01(\x08\x12\x18\n\x10max_packet_bytes\x18\x04 \x01(\r\"V\n\x0f\x41\x64\x64ressObserved\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12*\n\x07\x61\x64\x64ress\x18\x02 \x01(\x0b\x32\x19.ztna.v1.TransportAddress\"\x9a\x02\n\rLegStatistics\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12\x0e\n\x06rtt_ms\x18\x02 \x01(\x01\x12\x1c\n\x14packets_relayed_sent\x18\x03 \x01(\x04\x12 \n\x18packets_relayed_received\x18\x04 \x01(\x04\x12\x1a\n\x12\x62ytes_relayed_sent\x18\x05 \x01(\x04\x12\x1e\n\x16\x62ytes_relayed_received\x18\x06 \x01(\x04\x12\x34\n\x07\x64ropped\x18\x07 \x03(\x0b\x32#.ztna.v1.LegStatistics.DroppedEntry\x1a.\n\x0c\x44roppedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17ztna/v1/relay_leg.proto\x12\x07ztna.v1\x1a\x13ztna/v1/types.proto\"%\n\nConnectLeg\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\"(\n\rDisconnectLeg\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\"$\n\tRedialLeg\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\"$\n\tReportLeg\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\"#\n\x08ProbeLeg\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\"?\n\x11PresentAttachment\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12\x11\n\tattach_id\x18\x02 \x01(\x0c\"K\n\x0b\x42indChannel\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\x0c\x12\x0f\n\x07\x63hannel\x18\x03 \x01(\r\"=\n\x0eReleaseChannel\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\x0c\"J\n\nSendSealed\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\x0c\x12\x0f\n\x07packets\x18\x03 \x03(\x0c\"N\n\x0eSealedReceived\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\x0c\x12\x0f\n\x07packets\x18\x03 \x03(\x0c\"9\n\x10SendLegSignaling\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"=\n\x14LegSignalingReceived\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"}\n\x0cLegConnected\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12)\n\x06remote\x18\x02 \x01(\x0b\x32\x19.ztna.v1.TransportAddress\x12)\n\x06others\x18\x03 \x03(\x0b\x32\x19.ztna.v1.TransportAddress\"\xba\x01\n\x0bLegReported\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12)\n\x06remote\x18\x02 \x01(\x0b\x32\x19.ztna.v1.TransportAddress\x12+\n\x08observed\x18\x03 \x01(\x0b\x32\x19.ztna.v1.TransportAddress\x12\x0f\n\x07\x63\x61rrier\x18\x04 \x01(\t\x12)\n\x06others\x18\x05 \x03(\x0b\x32\x19.ztna.v1.TransportAddress\"P\n\nRelayLegUp\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12\x18\n\x10max_packet_bytes\x18\x02 \x01(\r\x12\x0f\n\x07\x63\x61rrier\x18\x03 \x01(\t\"{\n\x0cRelayLegDown\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12!\n\x19is_authentication_failure\x18\x04 \x01(\x08\x12\x0f\n\x07\x63\x61rrier\x18\x05 \x01(\t\"h\n\x10RelayPathChanged\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\x0c\x12\r\n\x05is_up\x18\x03 \x01(\x08\x12\x18\n\x10max_packet_bytes\x18\x04 \x01(\r\"V\n\x0f\x41\x64\x64ressObserved\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12*\n\x07\x61\x64\x64ress\x18\x02 \x01(\x0b\x32\x19.ztna.v1.TransportAddress\"\x9a\x02\n\rLegStatistics\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12\x0e\n\x06rtt_ms\x18\x02 \x01(\x01\x12\x1c\n\x14packets_relayed_sent\x18\x03 \x01(\x04\x12 \n\x18packets_relayed_received\x18\x04 \x01(\x04\x12\x1a\n\x12\x62ytes_relayed_sent\x18\x05 \x01(\x04\x12\x1e\n\x16\x62ytes_relayed_received\x18\x06 \x01(\x04\x12\x34\n\x07\x64ropped\x18\x07 \x03(\x0b\x32#.ztna.v1.LegStatistics.DroppedEntry\x1a.\n\x0c\x44roppedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -59,19 +59,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LEGSIGNALINGRECEIVED']._serialized_start=671
   _globals['_LEGSIGNALINGRECEIVED']._serialized_end=732
   _globals['_LEGCONNECTED']._serialized_start=734
-  _globals['_LEGCONNECTED']._serialized_end=816
-  _globals['_LEGREPORTED']._serialized_start=819
-  _globals['_LEGREPORTED']._serialized_end=962
-  _globals['_RELAYLEGUP']._serialized_start=964
-  _globals['_RELAYLEGUP']._serialized_end=1044
-  _globals['_RELAYLEGDOWN']._serialized_start=1046
-  _globals['_RELAYLEGDOWN']._serialized_end=1169
-  _globals['_RELAYPATHCHANGED']._serialized_start=1171
-  _globals['_RELAYPATHCHANGED']._serialized_end=1275
-  _globals['_ADDRESSOBSERVED']._serialized_start=1277
-  _globals['_ADDRESSOBSERVED']._serialized_end=1363
-  _globals['_LEGSTATISTICS']._serialized_start=1366
-  _globals['_LEGSTATISTICS']._serialized_end=1648
-  _globals['_LEGSTATISTICS_DROPPEDENTRY']._serialized_start=1602
-  _globals['_LEGSTATISTICS_DROPPEDENTRY']._serialized_end=1648
+  _globals['_LEGCONNECTED']._serialized_end=859
+  _globals['_LEGREPORTED']._serialized_start=862
+  _globals['_LEGREPORTED']._serialized_end=1048
+  _globals['_RELAYLEGUP']._serialized_start=1050
+  _globals['_RELAYLEGUP']._serialized_end=1130
+  _globals['_RELAYLEGDOWN']._serialized_start=1132
+  _globals['_RELAYLEGDOWN']._serialized_end=1255
+  _globals['_RELAYPATHCHANGED']._serialized_start=1257
+  _globals['_RELAYPATHCHANGED']._serialized_end=1361
+  _globals['_ADDRESSOBSERVED']._serialized_start=1363
+  _globals['_ADDRESSOBSERVED']._serialized_end=1449
+  _globals['_LEGSTATISTICS']._serialized_start=1452
+  _globals['_LEGSTATISTICS']._serialized_end=1734
+  _globals['_LEGSTATISTICS_DROPPEDENTRY']._serialized_start=1688
+  _globals['_LEGSTATISTICS_DROPPEDENTRY']._serialized_end=1734
 # @@protoc_insertion_point(module_scope)

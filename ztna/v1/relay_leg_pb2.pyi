@@ -335,21 +335,27 @@ class LegConnected(_message.Message):
 
     INTERMEDIATE_ID_FIELD_NUMBER: _builtins.int
     REMOTE_FIELD_NUMBER: _builtins.int
+    OTHERS_FIELD_NUMBER: _builtins.int
     intermediate_id: _builtins.str
     """id of the intermediate, a DNS label"""
     @_builtins.property
     def remote(self) -> _types_pb2.TransportAddress:
         """address of the intermediate"""
 
+    @_builtins.property
+    def others(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.TransportAddress]:
+        """where else its name leads: the first of each other family"""
+
     def __init__(
         self,
         *,
         intermediate_id: _builtins.str = ...,
         remote: _types_pb2.TransportAddress | None = ...,
+        others: _abc.Iterable[_types_pb2.TransportAddress] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["remote", b"remote"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["intermediate_id", b"intermediate_id", "remote", b"remote"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["intermediate_id", b"intermediate_id", "others", b"others", "remote", b"remote"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -365,6 +371,7 @@ class LegReported(_message.Message):
     REMOTE_FIELD_NUMBER: _builtins.int
     OBSERVED_FIELD_NUMBER: _builtins.int
     CARRIER_FIELD_NUMBER: _builtins.int
+    OTHERS_FIELD_NUMBER: _builtins.int
     intermediate_id: _builtins.str
     """id of the intermediate, a DNS label"""
     carrier: _builtins.str
@@ -377,6 +384,10 @@ class LegReported(_message.Message):
     def observed(self) -> _types_pb2.TransportAddress:
         """our address, as the intermediate sees it; absent while it has not said"""
 
+    @_builtins.property
+    def others(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.TransportAddress]:
+        """as in LegConnected"""
+
     def __init__(
         self,
         *,
@@ -384,10 +395,11 @@ class LegReported(_message.Message):
         remote: _types_pb2.TransportAddress | None = ...,
         observed: _types_pb2.TransportAddress | None = ...,
         carrier: _builtins.str = ...,
+        others: _abc.Iterable[_types_pb2.TransportAddress] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["observed", b"observed", "remote", b"remote"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["carrier", b"carrier", "intermediate_id", b"intermediate_id", "observed", b"observed", "remote", b"remote"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["carrier", b"carrier", "intermediate_id", b"intermediate_id", "observed", b"observed", "others", b"others", "remote", b"remote"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

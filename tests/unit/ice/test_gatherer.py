@@ -250,6 +250,21 @@ class TestCandidates:
         node.core.handle_leg_up("i1", TransportAddress("2001:db8::1", 3478), node.now)
         assert node.core.drain() == []
 
+    def test_intermediate_is_asked_in_the_families_of_this_node_whatever_that_of_the_leg(self) -> None:
+        node = Node()
+        six = TransportAddress("2001:db8::1", 3478)
+        node.core.handle_network([HOST, "2001:db8:7::7"], {Family.IPV4: HOST}, node.now)
+        node.core.handle_leg_up("i1", six, node.now, [SERVER.primary])
+        node.perform()
+        assert SERVER.primary in node.bindings
+        node.gather()
+        assert node.addresses(CandidateType.SERVER_REFLEXIVE)
+        # No packet of the other family leaves from here.
+        asked = len(node.bindings)
+        node.core.handle_leg_up("i2", SERVER.primary, node.now, [six])
+        node.perform()
+        assert six not in node.bindings[asked:]
+
     def test_mapping_of_a_family_without_base_is_no_candidate(self) -> None:
         node = Node(servers=silent())
         node.core.handle_leg_up("i1", TransportAddress("2001:db8::1", 3478), node.now)

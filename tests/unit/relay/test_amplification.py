@@ -24,7 +24,7 @@ from ztna.quic.connection import Connection
 from ztna.quic.options import ConnectionOptions
 from ztna.relay import frame
 from ztna.relay.hub import SILENCE_LIMIT_S, RelayHub
-from ztna.relay.hub_effects import HelloAnswered, HubConnectionIds, HubTransmit, LegConnected
+from ztna.relay.hub_effects import AddressChanged, HelloAnswered, HubConnectionIds, HubTransmit, LegConnected
 
 LIMIT = 3
 HOME = TransportAddress.of("192.0.2.7", 4000)
@@ -55,6 +55,7 @@ class World:
         self.owners: dict[bytes, int] = {}
         self.connected: list[int] = []
         self.recorded: list[bytes] = []
+        self.told: list[TransportAddress] = []
 
     def send(self, source: TransportAddress, *datagrams: bytes) -> None:
         """Datagrams arrive, each sorted as the socket does it."""
@@ -121,6 +122,8 @@ class World:
                         self.owners = {k: v for k, v in self.owners.items() if v != effect.connection}
                 case LegConnected():
                     self.connected.append(effect.connection)
+                case AddressChanged():
+                    self.told.append(effect.address)
                 case HelloAnswered():
                     assert not effect.rejection
                 case _:
@@ -207,6 +210,23 @@ def test_recorded_packets_of_an_established_leg_are_answered_to_nobody_else(worl
     assert world.sent[VICTIM] == 0
     world.exchange(client, HOME, 4)
     assert client.is_established
+
+
+def test_node_is_told_of_another_address_only_when_it_has_answered_from_there(world: World) -> None:
+    client = world.leg(AGENT, HOME, b"a" * 16)
+    assert client.open_stream() == 0
+    client.send_stream(0, b"\0")
+    world.exchange(client, HOME, 4)
+    assert world.told == [HOME]
+    # Somebody on the way sends a packet on, and is faster.
+    client.ping(world.now)
+    world.send(VICTIM, *client.transmit(world.now))
+    world.outbox.pop(VICTIM)
+    assert world.told == [HOME]
+    # A NAT gives the node another address, and it answers there.
+    client.ping(world.now)
+    world.exchange(client, ELSEWHERE, 4)
+    assert world.told == [HOME, ELSEWHERE]
 
 
 Flood = Callable[[World, Connection, Connection], None]

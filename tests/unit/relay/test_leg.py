@@ -414,6 +414,18 @@ def test_intermediate_that_never_answers_is_dialled_at_its_next_address() -> Non
     assert world.remotes[0] == ADDRESS
 
 
+def test_attempt_that_was_cut_short_counts_for_the_choice_of_address() -> None:
+    # An agent with another intermediate leaves this one as soon as its patience ends, and comes back later.
+    world = World()
+    world.is_cut = True
+    for _ in range(2):
+        world.leg.connect(world.now)
+        world.run(DEAD_AFTER_S / 2)
+        world.leg.disconnect(world.now)
+        world.run(0.1)
+    assert {ADDRESS, OTHER} == set(world.remotes)
+
+
 def test_name_that_does_not_resolve_is_tried_again() -> None:
     leg = Leg(lambda: pytest.fail("nothing to connect to"), Random(1))
     leg.connect(0.0)

@@ -1,0 +1,187 @@
+"""Counts which states and transitions of the product's machines a run passes.
+
+Nothing of this is in the product: tables are replaced by ones that count what is looked up in them, and
+classes that keep their state in an attribute are watched while they set it. `TABLES` is what there is.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from enum import Enum
+from typing import Any, Final
+
+from ztna.ice import hole_punch, hole_punch_table, pair
+from ztna.path import manager, path, rules, traffic
+from ztna.relay import quic_carrier
+from ztna.relay.carrier import LegState
+from ztna.session import book
+from ztna.signaling import attachments, client, exchange, selection, session
+
+COUNTS: Final[Counter[str]] = Counter()
+"""What the run that goes on has passed."""
+
+
+_INSTALLED: Final[list[bool]] = []
+
+
+class _CountingTable(dict[Any, Any]):
+    """A table that counts what is looked up in it."""
+
+    def __init__(self, name: str, table: Mapping[Any, Any]) -> None:
+        super().__init__(table)
+        self._names = {key: f"{name}: {_named(key)}" for key in table}
+
+    def __getitem__(self, key: Any) -> Any:
+        value = super().__getitem__(key)
+        COUNTS[self._names[key]] += 1
+        return value
+
+
+def _named(key: object) -> str:
+    if isinstance(key, tuple):
+        return " ".join(map(_named, key))
+    return key.name.lower() if isinstance(key, Enum) else str(key)
+
+
+# Machines that keep their state in an attribute, and what may follow what: read off their code.
+_LEG: Final = LegState
+_LEG_STEPS: Final = (
+    (_LEG.IDLE, _LEG.CONNECTING),
+    (_LEG.CONNECTING, _LEG.CONNECTED),
+    (_LEG.CONNECTING, _LEG.WAITING),
+    (_LEG.CONNECTING, _LEG.IDLE),
+    (_LEG.CONNECTED, _LEG.UP),
+    (_LEG.CONNECTED, _LEG.WAITING),
+    (_LEG.UP, _LEG.CONNECTED),
+    (_LEG.UP, _LEG.WAITING),
+    (_LEG.UP, _LEG.IDLE),
+    (_LEG.WAITING, _LEG.CONNECTING),
+    (_LEG.WAITING, _LEG.IDLE),
+)
+_CLIENT: Final = client.ClientState
+_CLIENT_STEPS: Final = (
+    (_CLIENT.IDLE, _CLIENT.CONNECTING),
+    (_CLIENT.CONNECTING, _CLIENT.ATTACHED),
+    (_CLIENT.CONNECTING, _CLIENT.WAITING),
+    (_CLIENT.CONNECTING, _CLIENT.IDLE),
+    (_CLIENT.ATTACHED, _CLIENT.WAITING),
+    (_CLIENT.ATTACHED, _CLIENT.IDLE),
+    (_CLIENT.WAITING, _CLIENT.CONNECTING),
+    (_CLIENT.WAITING, _CLIENT.IDLE),
+)
+_SELECTION: Final = selection.SelectionState
+_SELECTION_STEPS: Final = (
+    (_SELECTION.TRYING, _SELECTION.ATTACHED),
+    (_SELECTION.TRYING, _SELECTION.PAUSING),
+    (_SELECTION.ATTACHED, _SELECTION.TRYING),
+    (_SELECTION.PAUSING, _SELECTION.TRYING),
+    (_SELECTION.PAUSING, _SELECTION.ATTACHED),
+)
+_ATTACHMENT: Final = attachments.AttachmentState
+_MANAGED: Final = session.SessionState
+_MANAGED_STEPS: Final = (
+    (_MANAGED.WAITING, _MANAGED.BINDING),
+    (_MANAGED.BINDING, _MANAGED.RELAYED),
+    (_MANAGED.BINDING, _MANAGED.WAITING),
+    (_MANAGED.RELAYED, _MANAGED.BINDING),
+    (_MANAGED.RELAYED, _MANAGED.WAITING),
+)
+_BOOK: Final = book.SessionState
+_EXCHANGE: Final = exchange.ExchangeState
+_EXCHANGE_STEPS: Final = (
+    (_EXCHANGE.IDLE, _EXCHANGE.AWAITING_ANSWER),
+    (_EXCHANGE.AWAITING_ANSWER, _EXCHANGE.PUNCHING),
+    (_EXCHANGE.AWAITING_ANSWER, _EXCHANGE.IDLE),
+    (_EXCHANGE.PUNCHING, _EXCHANGE.DONE),
+    (_EXCHANGE.PUNCHING, _EXCHANGE.AWAITING_ANSWER),
+    (_EXCHANGE.DONE, _EXCHANGE.AWAITING_ANSWER),
+)
+
+Steps = Iterable[tuple[Enum, Enum]]
+_MACHINES: Final[tuple[tuple[str, type, str, Steps], ...]] = (
+    (
+        "pair",
+        pair.CheckedPair,
+        "state",
+        [(one, other) for one, others in pair.TRANSITIONS.items() for other in others],
+    ),
+    ("leg", quic_carrier.QuicCarrier, "state", _LEG_STEPS),
+    ("attaching", client.AttachmentClient, "_state", _CLIENT_STEPS),
+    ("selection", selection.IntermediateSelector, "_state", _SELECTION_STEPS),
+    ("attachment", attachments.Attachment, "state", [(_ATTACHMENT.ATTACHED, _ATTACHMENT.LINGERING)]),
+    ("session", session.Session, "state", _MANAGED_STEPS),
+    (
+        "record",
+        book.SessionRecord,
+        "state",
+        [
+            (_BOOK.OPENING, _BOOK.ESTABLISHED),
+            (_BOOK.OPENING, _BOOK.CLOSING),
+            (_BOOK.ESTABLISHED, _BOOK.CLOSING),
+        ],
+    ),
+    ("exchange", exchange.Exchange, "state", _EXCHANGE_STEPS),
+)
+_LOOK_UPS: Final[tuple[tuple[str, Mapping[Any, Any], tuple[tuple[Any, str], ...]], ...]] = (
+    ("hole punch", hole_punch_table.TRANSITIONS, ((hole_punch, "TRANSITIONS"),)),
+    ("path", path.TRANSITIONS, ((manager, "TRANSITIONS"),)),
+    ("rule", rules.RULES, ((manager, "RULES"), (traffic, "RULES"))),
+)
+
+
+def _tables() -> Iterator[tuple[str, tuple[str, ...]]]:
+    for name, table, _ in _LOOK_UPS:
+        yield name, tuple(f"{name}: {_named(key)}" for key in table)
+    for name, _, _, steps in _MACHINES:
+        yield name, tuple(f"{name}: {_named(step)}" for step in steps)
+
+
+TABLES: Final[dict[str, tuple[str, ...]]] = dict(_tables())
+"""By machine, every transition that it offers."""
+
+
+def install() -> None:
+    """Count from now on, in this process; once is enough."""
+    if _INSTALLED:
+        return
+    _INSTALLED.append(True)
+    for name, table, places in _LOOK_UPS:
+        for module, attribute in places:
+            setattr(module, attribute, _CountingTable(name, table))
+    for name, owner, attribute, _ in _MACHINES:
+        _watch(name, owner, attribute)
+
+
+def _watch(name: str, owner: type, attribute: str) -> None:
+    set_attribute: Any = owner.__setattr__
+
+    def watch(self: object, key: str, value: object) -> None:
+        if key == attribute:
+            former = getattr(self, key, None)
+            if isinstance(former, Enum) and former is not value:
+                COUNTS[f"{name}: {_named((former, value))}"] += 1
+        set_attribute(self, key, value)
+
+    setattr(owner, "__setattr__", watch)  # noqa: B010 - no plain assignment is of the declared type
+
+
+def take() -> Counter[str]:
+    """What was counted since the last call."""
+    found = Counter(COUNTS)
+    COUNTS.clear()
+    return found
+
+
+def lines(counts: Mapping[str, int]) -> Iterator[str]:
+    """For people: by machine, how much of it was passed, and what was not."""
+    for name, offered in TABLES.items():
+        reached = [each for each in offered if counts.get(each)]
+        missing = [each.removeprefix(f"{name}: ") for each in offered if not counts.get(each)]
+        others = [each for each in counts if each.startswith(f"{name}: ") and each not in offered]
+        line = f"{name:<11} {len(reached):>2} of {len(offered)}"
+        if missing:
+            line += f"; never {', '.join(missing)}"
+        if others:
+            line += f"; beyond the table {', '.join(each.removeprefix(f'{name}: ') for each in others)}"
+        yield line

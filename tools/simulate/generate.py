@@ -1,0 +1,383 @@
+"""From a seed to a scenario; the named ones differ in what they draw from.
+
+Everything is drawn from one source of chance per scenario, so that the same seed and name always mean the
+same, until this file changes.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final, TypeVar
+
+from tests.simnet.link import LinkConfig
+from tests.simnet.nat import NatKind
+from tools.simulate import abuse
+from tools.simulate.scenario import MAX_BYTES, Fault, FaultKind, Scenario, Site, Work, WorkKind
+from tools.simulate.sites import FIREWALLS, LIFETIMES_S, NATS
+from ztna.address import Family
+
+T = TypeVar("T")
+
+FAULTS_FROM_S: Final = 0.5
+FAULTS_UNTIL_S: Final = 12.0
+"""All is mended then: what needs its time afterwards has the rest of the minute."""
+WORK_UNTIL_S: Final = 9.0
+V4, V6 = (Family.IPV4,), (Family.IPV6,)
+BOTH: Final = (Family.IPV4, Family.IPV6)
+
+NODE_FAULTS: Final = (
+    FaultKind.KILL,
+    FaultKind.STOP,
+    FaultKind.FREEZE,
+    FaultKind.CRASH,
+    FaultKind.CLOCK,
+)
+PATH_FAULTS: Final = (
+    FaultKind.REBIND,
+    FaultKind.NEW_ADDRESS,
+    FaultKind.MOVE,
+    FaultKind.CUT,
+    FaultKind.LOSS,
+    FaultKind.DELAY,
+    FaultKind.JITTER,
+    FaultKind.DUPLICATION,
+    FaultKind.CORRUPTION,
+    FaultKind.REORDERING,
+    FaultKind.RATE,
+    FaultKind.MTU,
+    FaultKind.BLOCK_UDP,
+    FaultKind.RESTART_ICE,
+)
+SERVICE_FAULTS: Final = (FaultKind.DEAD_SERVICE, FaultKind.SLOW_SERVICE)
+ALL_FAULTS: Final = (*NODE_FAULTS, *PATH_FAULTS, *SERVICE_FAULTS, FaultKind.REVOKE, FaultKind.ABUSE)
+
+AMOUNTS: Final[dict[FaultKind, tuple[float, ...]]] = {
+    FaultKind.LOSS: (0.05, 0.2, 0.5),
+    FaultKind.DELAY: (0.05, 0.2, 0.8),
+    FaultKind.JITTER: (0.01, 0.05, 0.2),
+    FaultKind.DUPLICATION: (0.05, 0.3, 1.0),
+    FaultKind.CORRUPTION: (0.01, 0.1),
+    FaultKind.REORDERING: (0.05, 0.3),
+    FaultKind.RATE: (256e3, 1e6, 4e6),
+    FaultKind.MTU: (1000.0, 1240.0, 1280.0, 1400.0),
+    FaultKind.CLOCK: (-30.0, -5.0, 5.0, 30.0),
+    FaultKind.ABUSE: (10.0, 60.0),
+}
+NODE_ACTORS: Final = (
+    "path_manager",
+    "keepalive",
+    "checklist",
+    "hole_punch",
+    "candidate_gatherer",
+    "quic_session",
+    "relay_leg",
+    "signaling_client",
+    "session_table",
+    "udp_socket",
+    "intermediate_selector",
+    "status_board",
+)
+AGENT_ACTORS: Final = (*NODE_ACTORS, "service_port")
+CONNECTOR_ACTORS: Final = (*NODE_ACTORS, "service_backend")
+INTERMEDIATE_ACTORS: Final = (
+    "udp_socket",
+    "quic_relay",
+    "registry",
+    "session_manager",
+    "signaling_service",
+    "status_board",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What a named scenario draws from.
+
+    Attributes:
+        what: for `--list`.
+        faults: kinds, and how many at most.
+        policies: with repetition for weight.
+        sizes: agents and connectors and intermediates at most.
+        is_clean: links lose nothing, and nothing is strange about sites beyond one NAT.
+        spare_share: how likely another intermediate is.
+        until_s: when the last fault is mended.
+        lasts_s: how long a fault lasts.
+        spread_s: over how long an application spreads what it sends.
+    """
+
+    what: str
+    faults: tuple[FaultKind, ...] = ALL_FAULTS
+    max_faults: int = 4
+    min_faults: int = 0
+    policies: tuple[str, ...] = ("prefer_direct",) * 7 + ("lowest_rtt", "relay_only")
+    agents: int = 3
+    connectors: int = 2
+    intermediates: int = 2
+    is_clean: bool = False
+    spare_share: float = 0.25
+    until_s: float = FAULTS_UNTIL_S
+    lasts_s: tuple[float, ...] = (0.3, 1.0, 3.0, 6.0)
+    spread_s: tuple[float, ...] = (0.0, 0.0, 2.0, 8.0)
+
+
+RECIPES: Final[dict[str, Recipe]] = {
+    "mixed": Recipe("everything"),
+    "direct": Recipe(
+        "sites of every kind, and nothing goes wrong: is a direct path found?",
+        faults=(),
+        max_faults=0,
+        policies=("prefer_direct",),
+        agents=2,
+    ),
+    "faults": Recipe("small deployments, many faults", max_faults=8, min_faults=3, agents=1, connectors=1),
+    "paths": Recipe(
+        "a direct path that is disturbed in every way",
+        faults=PATH_FAULTS,
+        max_faults=6,
+        min_faults=2,
+        policies=("prefer_direct", "prefer_direct", "lowest_rtt"),
+        agents=1,
+        connectors=1,
+        is_clean=True,
+    ),
+    "quiet": Recipe(
+        "long faults while hardly anything is sent: keepalives, consent and patience decide",
+        faults=(*PATH_FAULTS, FaultKind.CUT, FaultKind.CUT, FaultKind.LOSS, FaultKind.FREEZE),
+        max_faults=4,
+        min_faults=1,
+        policies=("prefer_direct", "prefer_direct", "lowest_rtt"),
+        agents=1,
+        connectors=1,
+        until_s=40.0,
+        lasts_s=(10.0, 20.0, 35.0),
+        spread_s=(0.0, 30.0),
+        is_clean=True,
+    ),
+    "resume": Recipe(
+        "legs and intermediates come and go",
+        faults=(FaultKind.KILL, FaultKind.STOP, FaultKind.FREEZE, FaultKind.CUT, FaultKind.CRASH),
+        max_faults=4,
+        min_faults=1,
+        agents=2,
+        connectors=1,
+        spare_share=0.6,
+    ),
+    "abuse": Recipe(
+        "strangers send what they should not",
+        faults=(FaultKind.ABUSE, FaultKind.ABUSE, FaultKind.REVOKE, FaultKind.CORRUPTION),
+        max_faults=6,
+        min_faults=2,
+        agents=2,
+    ),
+    "relay_only": Recipe("no direct path is wanted", policies=("relay_only",), agents=2),
+}
+
+
+def generate(seed: int, name: str = "mixed") -> Scenario:
+    """The scenario that a seed and a name stand for."""
+    return _Draw(seed, name).scenario()
+
+
+class _Draw:
+    def __init__(self, seed: int, name: str) -> None:
+        self._seed, self._name = seed, name
+        self._recipe = RECIPES[name]
+        self._chance = random.Random(f"{name}/{seed}")
+
+    def scenario(self) -> Scenario:
+        recipe = self._recipe
+        intermediates = tuple(
+            f"intermediate-{n}" for n in range(self._count(recipe.intermediates, recipe.spare_share))
+        )
+        connectors = {f"connector-{n}": self._site() for n in range(self._count(recipe.connectors, 0.25))}
+        agents: dict[str, Site] = {}
+        for number in range(self._count(recipe.agents, 0.3)):
+            site = self._site()
+            if self._is(0.07):
+                site = replace(site, with_node=self._one(tuple(connectors)))
+                # What they share is what the connector has.
+                shared = connectors[site.with_node]
+                site = replace(shared, with_node=site.with_node, skew_s=site.skew_s)
+            agents[f"agent-{number}"] = site
+        pairs = [(agent, connector) for agent in agents for connector in connectors]
+        denied = tuple(pair for pair in pairs if len(pairs) > 1 and self._is(0.1))
+        draft = Scenario(
+            seed=self._seed,
+            name=self._name,
+            policy=self._one(recipe.policies),
+            link=self._link(),
+            intermediates=intermediates,
+            agents=agents,
+            connectors=connectors,
+            work=self._work(pairs),
+            first_family=self._one((Family.IPV4, Family.IPV4, Family.IPV6)),
+            denied=denied,
+        )
+        return replace(draft, faults=self._faults(draft))
+
+    def _site(self) -> Site:
+        chance = self._chance
+        roll = chance.random()
+        families = V4 if roll < 0.65 else BOTH if roll < 0.9 else V6
+        nats: tuple[NatKind, ...] = ()
+        roll = chance.random()
+        if Family.IPV4 in families:
+            if roll < 0.1:
+                nats = ()
+            elif roll < 0.18:
+                nats = (self._one(tuple(FIREWALLS.values())),)
+            elif roll < 0.88 or self._recipe.is_clean:
+                nats = (self._nat(),)
+            else:
+                nats = (self._nat(), self._nat())
+        firewall = None
+        if Family.IPV6 in families and self._is(0.7):
+            firewall = self._one(tuple(FIREWALLS.values()))
+        skew_s = self._one((0.0, 0.0, 0.0, -20.0, 20.0))
+        dead = self._one(BOTH) if families == BOTH and self._is(0.15) else None
+        return Site(nats, families, firewall, skew_s=skew_s, dead=dead)
+
+    def _nat(self) -> NatKind:
+        # Half of them as most are: endpoint-independent mappings.
+        names = tuple(NATS)
+        if self._is(0.5):
+            names = tuple(name for name in names if name.startswith("eim"))
+        return replace(
+            NATS[self._one(names)], is_hairpinning=self._is(0.4), lifetime_s=self._one(LIFETIMES_S)
+        )
+
+    def _link(self) -> LinkConfig:
+        chance = self._chance
+        link = LinkConfig(latency_s=round(chance.uniform(0.002, 0.06), 4))
+        if self._recipe.is_clean or self._is(0.4):
+            return link
+        return replace(
+            link,
+            jitter_s=self._one((0.0, 0.002, 0.01)),
+            loss=self._one((0.0, 0.0, 0.005, 0.02)),
+            duplication=self._one((0.0, 0.0, 0.01, 0.1)),
+            corruption=self._one((0.0, 0.0, 0.001)),
+            reordering=self._one((0.0, 0.0, 0.02)),
+            rate_bps=self._one((None, None, 2e6, 10e6)),
+            queue_bytes=64 * 1024,
+            mtu=self._one((1500, 1500, 1400, 1280)),
+        )
+
+    def _work(self, pairs: Sequence[tuple[str, str]]) -> tuple[Work, ...]:
+        left = MAX_BYTES
+        work: list[Work] = []
+        for _ in range(self._chance.randint(2, 7)):
+            each = self._stream(pairs) if self._is(0.7) else self._flow(pairs)
+            size = each.up + each.down if each.kind is WorkKind.STREAM else 2 * each.up * each.down
+            if size <= left:
+                left -= size
+                work.append(each)
+        return tuple(work)
+
+    def _stream(self, pairs: Sequence[tuple[str, str]]) -> Work:
+        agent, connector = self._one(pairs)
+        return Work(
+            at=self._moment(0.0, WORK_UNTIL_S),
+            kind=WorkKind.STREAM,
+            agent=agent,
+            connector=connector,
+            up=self._one((0, 1, 1000, 5000, 40_000, 100_000)),
+            down=self._one((0, 1, 1000, 5000, 40_000, 100_000)),
+            over_s=self._one(self._recipe.spread_s),
+            pause_s=self._one((0.0, 0.0, 0.0, 3.0)),
+            ends_late=self._is(0.3),
+        )
+
+    def _flow(self, pairs: Sequence[tuple[str, str]]) -> Work:
+        agent, connector = self._one(pairs)
+        size = self._one((20, 20, 200, 1170, 3000))
+        return Work(
+            at=self._moment(0.0, WORK_UNTIL_S),
+            kind=WorkKind.DATAGRAMS,
+            agent=agent,
+            connector=connector,
+            up=self._one((3, 10)) if size > 1000 else self._one((5, 40)),
+            down=size,
+            over_s=self._one((0.2, 3.0, 8.0)),
+        )
+
+    def _faults(self, draft: Scenario) -> tuple[Fault, ...]:
+        recipe = self._recipe
+        if not recipe.faults:
+            return ()
+        count = self._chance.randint(recipe.min_faults, recipe.max_faults)
+        found: list[Fault] = []
+        for _ in range(count):
+            found += self._fault(draft, self._one(recipe.faults))
+        return tuple(sorted(found, key=lambda each: each.at))
+
+    def _fault(self, draft: Scenario, kind: FaultKind) -> list[Fault]:
+        until_s = self._recipe.until_s
+        at = self._moment(FAULTS_FROM_S, until_s - 2.0)
+        lasts_s = round(min(self._one(self._recipe.lasts_s), until_s - at), 3)
+        amount = self._one(AMOUNTS.get(kind, (0.0,)))
+        peers = [*draft.agents, *draft.connectors]
+        everybody = [*peers, *draft.intermediates]
+        fault = Fault(at, kind, self._one(peers), amount=amount)
+        match kind:
+            case FaultKind.KILL | FaultKind.STOP | FaultKind.FREEZE:
+                return [replace(fault, target=self._one(everybody), lasts_s=lasts_s)]
+            case FaultKind.CRASH:
+                target = self._one(everybody)
+                return [replace(fault, target=target, detail=self._actor(target))]
+            case FaultKind.CLOCK:
+                return [replace(fault, target=self._one(everybody))]
+            case FaultKind.ABUSE:
+                return [replace(fault, target=self._one(everybody), detail=self._one(abuse.KINDS))]
+            case FaultKind.DEAD_SERVICE | FaultKind.SLOW_SERVICE:
+                return [replace(fault, target=self._one(list(draft.connectors)), lasts_s=lasts_s)]
+            case FaultKind.REVOKE:
+                return [replace(fault, target=self._one(list(draft.agents)))]
+            case _:
+                return self._on_the_way(draft, replace(fault, lasts_s=lasts_s))
+
+    def _on_the_way(self, draft: Scenario, fault: Fault) -> list[Fault]:
+        match fault.kind:
+            case FaultKind.MOVE:
+                movable = [name for name, site in draft.agents.items() if not site.with_node]
+                if not movable:
+                    return []
+                nat = self._one(("open", "eim-apdf-preserving", "eim-adf-random", "apdm-apdf-random"))
+                return [replace(fault, target=self._one(movable), detail=nat, lasts_s=0.0)]
+            case FaultKind.REBIND | FaultKind.NEW_ADDRESS | FaultKind.RESTART_ICE:
+                return [replace(fault, lasts_s=0.0)]
+            case FaultKind.BLOCK_UDP:
+                return [fault]
+            case _:
+                return self._on_a_link(draft, fault)
+
+    def _on_a_link(self, draft: Scenario, fault: Fault) -> list[Fault]:
+        one = self._one([*draft.agents, *draft.connectors])
+        # Half of them on the direct path, half on the way to an intermediate.
+        across = list(draft.connectors) if one in draft.agents else list(draft.agents)
+        other = self._one(across if self._is(0.5) else list(draft.intermediates))
+        there, back = replace(fault, target=one, other=other), replace(fault, target=other, other=one)
+        roll = self._chance.random()
+        return [there, back] if roll < 0.5 else [there] if roll < 0.75 else [back]
+
+    def _actor(self, target: str) -> str:
+        if target.startswith("agent"):
+            return self._one(AGENT_ACTORS)
+        return self._one(CONNECTOR_ACTORS if target.startswith("connector") else INTERMEDIATE_ACTORS)
+
+    def _count(self, most: int, share: float) -> int:
+        count = 1
+        while count < most and self._is(share):
+            count += 1
+        return count
+
+    def _moment(self, first: float, last: float) -> float:
+        return round(self._chance.uniform(first, last), 3)
+
+    def _is(self, share: float) -> bool:
+        return self._chance.random() < share
+
+    def _one(self, choices: Sequence[T]) -> T:
+        return self._chance.choice(choices)

@@ -1,0 +1,144 @@
+"""What must hold at every moment of every run, whatever goes wrong meanwhile.
+
+The watcher sees each packet at the hosts of the daemons and each message of their actors, and is asked for
+the sizes of their tables now and then. Rules of the clock and of actors are `tests.simnet.watch`'s.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from google.protobuf.message import Message
+
+from actors.translate import address_from_proto
+from tests.simnet.link import Packet
+from tests.simnet.world import Daemon
+from tools.simulate.apps import MARK
+from tools.simulate.bounds import check_bounds
+from ztna.access.identity import Role
+from ztna.ice.timing import CONSENT_LIMIT_S
+from ztna.v1 import checklist_pb2, keepalive_pb2, path_manager_pb2, quic_session_pb2, types_pb2
+
+if TYPE_CHECKING:
+    from tools.simulate.deployment import Deployment
+
+Report = Callable[[str], None]
+
+FIRST_QUIC_BYTE: Final = 64
+TOLERANCE_S: Final = 0.001
+AMPLIFICATION_LIMIT: Final = 3
+
+
+class Watcher:
+    """Reports every breach of a rule that packets and messages can show."""
+
+    def __init__(self, report: Report) -> None:
+        """`report` takes violations, in words."""
+        self._report = report
+        self._world: Deployment | None = None
+        self._confirmed: dict[tuple[str, str], float] = {}
+        self._selected: dict[tuple[str, bytes], path_manager_pb2.PathSelected] = {}
+        self._to_strangers: Counter[str] = Counter()
+        self._from_strangers: Counter[str] = Counter()
+        self.overhear: Callable[[Packet], None] = lambda _packet: None
+        self.has_been_direct = False
+
+    def watch(self, world: Deployment, stranger: str) -> None:
+        """Look at the packets of every daemon's host."""
+        self._world = world
+        self._stranger = stranger
+        self._relays = {address for each in world.intermediates() for address in each.host.addresses}
+        self._services = {address for each in world.service_hosts.values() for address in each.addresses}
+        for daemon in world.daemons.values():
+            see = self._at_intermediate if daemon.role is Role.INTERMEDIATE else self._at_node
+            daemon.host.on_packet = partial(see, daemon)
+
+    def forget(self, name: str) -> None:
+        """The process of a node is over, and with it whatever it had."""
+        self._confirmed = {key: at for key, at in self._confirmed.items() if key[0] != name}
+        self._selected = {key: path for key, path in self._selected.items() if key[0] != name}
+
+    def selected(self, name: str, session_id: bytes) -> types_pb2.PathKind.ValueType:
+        """Which kind of path a session takes at a node."""
+        path = self._selected.get((name, session_id))
+        return types_pb2.PATH_KIND_UNSPECIFIED if path is None else path.kind
+
+    def look(self) -> None:
+        """Hold every table to its bound."""
+        world = self._world
+        if world is None:
+            return
+        for daemon in world.daemons.values():
+            if daemon.node is not None:
+                for breach in check_bounds(daemon.node):
+                    self._report(f"{daemon.id}: {breach}")
+
+    def message(self, daemon: Daemon, message: Message) -> None:
+        """Take note of what an actor says."""
+        match message:
+            case path_manager_pb2.PathSelected():
+                self._selected[daemon.id, message.session_id] = message
+                self.has_been_direct |= message.kind == types_pb2.PATH_KIND_DIRECT
+            case keepalive_pb2.PathConfirmed() if message.kind == types_pb2.PATH_KIND_DIRECT:
+                self._confirm(daemon, message.remote)
+            case checklist_pb2.PairNominated():
+                self._confirm(daemon, message.pair.remote.address)
+            case path_manager_pb2.PathStatistics():
+                self._statistics(daemon, message)
+            case quic_session_pb2.SessionClosed():
+                self._selected.pop((daemon.id, message.session_id), None)
+            case _:
+                pass
+
+    def _confirm(self, daemon: Daemon, remote: types_pb2.TransportAddress) -> None:
+        assert self._world is not None  # noqa: S101
+        self._confirmed[daemon.id, _text(remote)] = self._world.now
+
+    def _statistics(self, daemon: Daemon, message: path_manager_pb2.PathStatistics) -> None:
+        selected = [each for each in message.paths if each.is_selected]
+        if len(selected) > 1:
+            self._report(f"{daemon.id}: {len(selected)} selected paths")
+        path = self._selected.get((daemon.id, message.session_id))
+        if selected and path is not None and selected[0].kind != path.kind:
+            self._report(f"{daemon.id}: reports a path of another kind than it selected")
+
+    def _at_node(self, daemon: Daemon, packet: Packet, is_outbound: bool) -> None:
+        other = packet.destination if is_outbound else packet.source
+        if other.host in self._services:
+            return
+        if is_outbound:
+            self.overhear(packet)
+        if is_outbound and other.host == self._stranger:
+            self._report(f"{daemon.id} answers a stranger: {packet.size} B to {other}")
+        if MARK in packet.payload:
+            self._report(f"{daemon.id}: payload in the clear between it and {other}")
+        is_payload = packet.flag is None and packet.payload[:1] >= bytes([FIRST_QUIC_BYTE])
+        if is_outbound and is_payload and other.host not in self._relays:
+            self._judge_direct(daemon, str(other))
+
+    def _judge_direct(self, daemon: Daemon, remote: str) -> None:
+        assert self._world is not None  # noqa: S101
+        at = self._confirmed.get((daemon.id, remote))
+        if at is None:
+            self._report(f"{daemon.id}: payload to {remote}, which was never confirmed")
+        elif self._world.now > at + CONSENT_LIMIT_S + TOLERANCE_S:
+            self._report(f"{daemon.id}: payload to {remote}, unconfirmed for {self._world.now - at:.1f} s")
+
+    def _at_intermediate(self, daemon: Daemon, packet: Packet, is_outbound: bool) -> None:
+        if MARK in packet.payload:
+            self._report(f"{daemon.id}: payload in the clear at the intermediate")
+        if is_outbound and packet.destination.host == self._stranger:
+            self._to_strangers[daemon.id] += len(packet.payload)
+            if self._to_strangers[daemon.id] > AMPLIFICATION_LIMIT * self._from_strangers[daemon.id]:
+                self._report(
+                    f"{daemon.id}: answers a stranger with more than {AMPLIFICATION_LIMIT} times as much"
+                )
+        elif not is_outbound and packet.source.host == self._stranger:
+            self._from_strangers[daemon.id] += len(packet.payload)
+
+
+def _text(address: types_pb2.TransportAddress) -> str:
+    return str(address_from_proto(address))

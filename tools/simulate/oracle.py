@@ -1,0 +1,63 @@
+"""Whether two sites leave room for a direct path, judged by what they are and not by what they measure.
+
+Written apart from `ztna.nat.behaviour`, which explains to people what a node found out: an oracle that shares
+its code with what it judges would share its mistakes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from tests.simnet.nat import AD, APD, EI, NatKind
+from tools.simulate.scenario import Scenario, Site
+from ztna.address import Family
+from ztna.nat.behaviour import Dependence
+
+_STRICTNESS: Final = {EI: 0, AD: 1, APD: 2}
+MIN_LIFETIME_S: Final = 30.0
+"""Of mappings that our keepalives are made for; shorter ones may be lost between two of them."""
+MIN_MTU_BYTES: Final = 1280
+"""A link that carries less carries no QUIC (RFC 9000 §14), nor IPv6."""
+
+
+def must_be_direct(scenario: Scenario, agent: str, connector: str) -> bool:
+    """Whether a direct path has to be found once no fault is left.
+
+    False means that nothing can be said: some NATs are passed by luck.
+    """
+    if scenario.policy != "prefer_direct" or scenario.link.mtu < MIN_MTU_BYTES:
+        return False
+    one, other = scenario.sites[agent], scenario.sites[connector]
+    if agent in {one.with_node, other.with_node} or connector in {one.with_node, other.with_node}:
+        return True
+    return any(
+        _leave_room(_nats(one, family), _nats(other, family))
+        for family in set(one.families) & set(other.families) - {one.dead, other.dead}
+    )
+
+
+def _nats(site: Site, family: Family) -> Sequence[NatKind]:
+    if family is Family.IPV4:
+        return site.nats
+    return () if site.firewall is None else (site.firewall,)
+
+
+def _leave_room(one: Sequence[NatKind], other: Sequence[NatKind]) -> bool:
+    if any(nat.is_udp_blocked or nat.lifetime_s < MIN_LIFETIME_S for nat in (*one, *other)):
+        return False
+    mappings = [_strictest(nat.mapping for nat in each if nat.is_translating) for each in (one, other)]
+    filters = [_strictest(nat.filtering for nat in each) for each in (one, other)]
+    if mappings == [EI, EI]:
+        # Both know where to send to, and sending opens their own filters.
+        return True
+    for mine, theirs, their_filter in zip(mappings, reversed(mappings), reversed(filters), strict=True):
+        # The side whose mapping varies is met at an address that the other learns from its packet, which
+        # comes from a port that nothing was sent to.
+        if mine is not EI and theirs is EI:
+            return their_filter is not APD
+    return False
+
+
+def _strictest(kinds: Iterable[Dependence]) -> Dependence:
+    return max(kinds, key=_STRICTNESS.__getitem__, default=EI)

@@ -1,0 +1,446 @@
+"""Runs a scenario from the start of its daemons until nothing of them is left, and says what broke."""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+import pykka
+from google.protobuf.message import Message
+
+from tests.simnet.world import Daemon
+from tools.simulate import coverage
+from tools.simulate.apps import FlowClient, StreamClient
+from tools.simulate.deployment import Deployment
+from tools.simulate.faults import Faults
+from tools.simulate.invariants import Watcher
+from tools.simulate.oracle import must_be_direct
+from tools.simulate.scenario import MAX_SECONDS, Fault, FaultKind, Scenario, Work, WorkKind
+from tools.simulate.timeline import Timeline
+from ztna.access.identity import Role
+from ztna.relay.hub import SILENCE_LIMIT_S
+from ztna.session.connector_table import PEER_LOST_PATIENCE_S
+from ztna.v1 import quic_relay_pb2, session_manager_pb2, types_pb2
+
+STEP_S: Final = 0.1
+"""Between two looks at tables and progress; packets and messages are judged as they come."""
+HEAL_LIMIT_S: Final = 20.0
+"""After the last fault a new connection and a new flow of each pair are served: a leg is given up after 3 s,
+an attachment dialled every 2 s, a silent node forgotten after 15 s."""
+STREAM_LIMIT_S: Final = 30.0
+"""By then whatever was begun is at its end: what it waits for longest is a backed-off probe of QUIC."""
+DIRECT_LIMIT_S: Final = 46.0 - STEP_S
+"""A pair that failed once is tried again after 30 s ± 20 %, and a search takes up to 10 s."""
+CLEAN_DIRECT_LIMIT_S: Final = 10.0
+"""Where nothing went wrong: gathering 2 s, an exchange of a few round trips, checks 5 s."""
+FREED_LIMIT_S: Final = PEER_LOST_PATIENCE_S + SILENCE_LIMIT_S + 5.0
+"""After a goodbye, each packet of which may be lost."""
+OPENING_EXCUSE_S: Final = 15.0
+"""A connection may be refused for so long after a fault, since nobody could serve it yet."""
+PRESUMED_LOST_S: Final = SILENCE_LIMIT_S - 5.0
+"""A node that cannot be heard for so long may have been given up: its packets may have been late before."""
+PROBE_EVERY_S: Final = 1.0
+FIRST_PROBE: Final = 10_000
+
+_SILENCES: Final = {
+    FaultKind.CUT,
+    FaultKind.LOSS,
+    FaultKind.RATE,
+    FaultKind.MTU,
+    FaultKind.CORRUPTION,
+    FaultKind.DELAY,
+    FaultKind.BLOCK_UDP,
+}
+_COSTS_SESSIONS: Final = {
+    "quic_session",
+    "session_table",
+    "udp_socket",
+    "relay_leg",
+    "service_port",
+    "service_backend",
+}
+
+
+class ViolationError(Exception):
+    """Something that must hold does not."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a run came to; `violation` is empty when all held.
+
+    Attributes:
+        lines: the timeline, when it was asked for or something broke.
+        cpu_s: processor time.
+        virtual_s: until everything was closed.
+        facts: what happened how often, for the summary.
+        coverage: states and transitions, how often each.
+    """
+
+    seed: int
+    name: str
+    violation: str = ""
+    lines: list[str] = field(default_factory=list)
+    cpu_s: float = 0.0
+    virtual_s: float = 0.0
+    facts: Counter[str] = field(default_factory=Counter)
+    coverage: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def kind(self) -> str:
+        """The violation without its figures, so that two can be told to be the same."""
+        first = self.violation.split("\n", 1)[0]
+        return "".join("#" if each.isdigit() else each for each in first)[:60]
+
+
+def run(scenario: Scenario, *, traces: bool = False) -> Outcome:
+    """Run one scenario."""
+    outcome = Outcome(scenario.seed, scenario.name)
+    foreign = {ref.actor_urn for ref in pykka.ActorRegistry.get_all()}
+    coverage.install()
+    coverage.take()
+    # What aioquic says of hostile packets is no news here.
+    logging.getLogger("quic").setLevel(logging.CRITICAL)
+    started = time.process_time()
+    attempt = Run(scenario, outcome)
+    try:
+        attempt.go()
+    except ViolationError as error:
+        outcome.violation = str(error)
+    except AssertionError as error:
+        outcome.violation = str(error) or traceback.format_exc()
+    except Exception:  # noqa: BLE001 - whatever a run raises is what it found
+        outcome.violation = traceback.format_exc()
+    finally:
+        attempt.abandon()
+        for ref in pykka.ActorRegistry.get_all():
+            if ref.actor_urn not in foreign:
+                ref.actor_stopped.set()
+                pykka.ActorRegistry.unregister(ref)
+    outcome.coverage = coverage.take()
+    outcome.cpu_s = time.process_time() - started
+    if outcome.violation or traces:
+        attempt.tell(outcome.violation)
+        outcome.lines = attempt.lines()
+    return outcome
+
+
+class Run:
+    """One run."""
+
+    def __init__(self, scenario: Scenario, outcome: Outcome) -> None:
+        """Nothing is built yet."""
+        self._scenario = scenario
+        self._outcome = outcome
+        self._violations: list[str] = []
+        self._timeline = Timeline()
+        self._watcher = Watcher(self._violated)
+        self._world: Deployment | None = None
+        self._streams: list[StreamClient] = []
+        self._flows: list[FlowClient] = []
+        self._pairs_by_number: dict[int, tuple[str, str]] = {}
+        self._started_at = 0.0
+        self._next_number = 0
+
+    def go(self) -> None:
+        """From the start to the end; raises `ViolationError`."""
+        scenario = self._scenario
+        world = self._world = Deployment(scenario, self._violated, self._message)
+        self._started_at = world.now
+        faults = Faults(world, scenario, lambda what: self._note("", what))
+        self._watcher.overhear = faults.strangers.overhear
+        self._watcher.watch(world, faults.strangers.address)
+        for connector in world.services:
+            world.services[connector].allows = self._rule_for(connector)
+        world.start()
+        for work in scenario.work:
+            world.clock.call_at(world.now + work.at, lambda work=work: self._begin(work))  # type: ignore[misc]
+        self._run_until(lambda: world.now - self._started_at >= self._quiet_at)
+        self._heal()
+        self._go_direct()
+        self._finish_streams()
+        self._close()
+        self._outcome.virtual_s = world.now - self._started_at
+
+    def abandon(self) -> None:
+        """Let go of whatever still runs."""
+        world = self._world
+        if world is not None:
+            for daemon in world.daemons.values():
+                if daemon.node is not None:
+                    world.kill(daemon.id)
+
+    def tell(self, what: str) -> None:
+        """Write into the timeline."""
+        if what:
+            self._note("", f"VIOLATION: {what.splitlines()[0]}")
+
+    def lines(self) -> list[str]:
+        """The timeline."""
+        return [] if self._world is None else self._timeline.lines(self._world, self._started_at)
+
+    # What happens by itself
+
+    @property
+    def _quiet_at(self) -> float:
+        """When all work has begun and no fault is left."""
+        last = max((work.at for work in self._scenario.work), default=0.0)
+        return max(self._scenario.faults_end_at, last) + STEP_S
+
+    def _violated(self, what: str) -> None:
+        if len(self._violations) < 10:
+            self._violations.append(what)
+            self._note("", f"violated: {what}")
+
+    def _note(self, place: str, what: str) -> None:
+        if self._world is not None:
+            self._timeline.note(self._world.now, place, what)
+
+    def _message(self, daemon: Daemon, message: Message) -> None:
+        self._watcher.message(daemon, message)
+
+    def _rule_for(self, connector: str) -> Callable[[int], bool]:
+        def allows(number: int) -> bool:
+            pair = self._pairs_by_number.get(number)
+            return pair is not None and pair[1] == connector and pair not in self._scenario.denied
+
+        return allows
+
+    def _begin(self, work: Work) -> None:
+        if work.kind is WorkKind.STREAM:
+            self._streams.append(self._open_stream(work))
+        else:
+            self._flows.append(self._open_flow(work))
+
+    def _open_stream(self, work: Work) -> StreamClient:
+        world, number = self._numbered(work)
+        self._note(work.agent, f"application: stream {number} to {work.connector}")
+        port = world.tcp_port(work.connector)
+        return StreamClient(world.app_io(work.agent), number, work, port, self._violated)
+
+    def _open_flow(self, work: Work) -> FlowClient:
+        world, number = self._numbered(work)
+        self._note(work.agent, f"application: flow {number} to {work.connector}")
+        port = world.udp_port(work.connector)
+        return FlowClient(world.app_io(work.agent), number, work, port, self._violated)
+
+    def _numbered(self, work: Work) -> tuple[Deployment, int]:
+        assert self._world is not None  # noqa: S101
+        self._next_number += 1
+        self._pairs_by_number[self._next_number] = (work.agent, work.connector)
+        return self._world, self._next_number
+
+    # The phases
+
+    def _run_until(self, predicate: Callable[[], bool], limit_s: float = 3600.0) -> bool:
+        """Run in steps until `predicate` holds, and look at everything between them."""
+        world = self._world
+        assert world is not None  # noqa: S101
+        end = world.now + limit_s
+        while not predicate():
+            if world.now >= end:
+                return False
+            world.clock.run_until(lambda: bool(self._violations), min(STEP_S, end - world.now))
+            self._watcher.look()
+            self._judge()
+        return True
+
+    def _judge(self) -> None:
+        if self._violations:
+            raise ViolationError("\n".join(self._violations))
+        assert self._world is not None  # noqa: S101
+        self._world.check()
+
+    def _pairs(self) -> Iterator[tuple[str, str]]:
+        """Those that are to be served in the end."""
+        world = self._world
+        assert world is not None  # noqa: S101
+        for agent in self._scenario.agents:
+            for connector in self._scenario.connectors:
+                if (agent, connector) not in self._scenario.denied and agent not in world.revoked:
+                    yield agent, connector
+
+    def _heal(self) -> None:
+        """A new connection and a new flow of each pair must be served, within the limit."""
+        world = self._world
+        assert world is not None  # noqa: S101
+        since = world.now
+        probes = {pair: self._probe_stream(*pair) for pair in self._pairs()}
+        flows = {pair: self._probe_flow(*pair) for pair in self._pairs()}
+        next_at = world.now + PROBE_EVERY_S
+
+        def is_served() -> bool:
+            nonlocal next_at
+            if world.now >= next_at:
+                next_at += PROBE_EVERY_S
+                for pair, client in probes.items():
+                    if client.is_over and not client.is_complete:
+                        probes[pair] = self._probe_stream(*pair)
+                for flow in flows.values():
+                    if not flow.answered:
+                        flow.send()
+            return all(each.is_complete for each in probes.values()) and all(
+                flow.answered for flow in flows.values()
+            )
+
+        if not self._run_until(is_served, HEAL_LIMIT_S):
+            waiting = [f"stream {a} to {c}" for (a, c), each in probes.items() if not each.is_complete]
+            waiting += [f"flow {a} to {c}" for (a, c), each in flows.items() if not each.answered]
+            raise ViolationError(
+                f"not served within {HEAL_LIMIT_S:g} s after the last fault: {', '.join(waiting)}"
+            )
+        self._outcome.facts["healed_ms"] = int(1e3 * (world.now - since))
+
+    def _probe_stream(self, agent: str, connector: str) -> StreamClient:
+        return self._open_stream(Work(0, WorkKind.STREAM, agent, connector, up=500, down=500))
+
+    def _probe_flow(self, agent: str, connector: str) -> FlowClient:
+        return self._open_flow(Work(0, WorkKind.DATAGRAMS, agent, connector, up=1, down=100))
+
+    def _go_direct(self) -> None:
+        """Pairs between which a direct path must exist have to find it."""
+        wanted = [pair for pair in self._pairs() if self._must_be_direct(*pair)]
+        limit_s = DIRECT_LIMIT_S if self._scenario.faults else CLEAN_DIRECT_LIMIT_S
+        if self._quiet_at + limit_s > MAX_SECONDS:
+            # After faults that last long there is no time left to wait for a search that is backed off.
+            wanted = []
+        if not self._run_until(lambda: all(self._is_direct(*pair) for pair in wanted), limit_s):
+            missing = [f"{a} and {c}" for a, c in wanted if not self._is_direct(a, c)]
+            raise ViolationError(f"no direct path within {limit_s:g} s between {', '.join(missing)}")
+        self._outcome.facts["direct"] += len(wanted)
+        self._outcome.facts["pairs"] += len(list(self._pairs()))
+
+    def _must_be_direct(self, agent: str, connector: str) -> bool:
+        moved = any(fault.kind is FaultKind.MOVE and fault.target == agent for fault in self._scenario.faults)
+        return not moved and must_be_direct(self._scenario, agent, connector)
+
+    def _is_direct(self, agent: str, connector: str) -> bool:
+        world = self._world
+        assert world is not None  # noqa: S101
+        shared = world.daemons[agent].facts.established.keys() & world.daemons[connector].facts.established
+        return any(
+            self._watcher.selected(name, session_id) == types_pb2.PATH_KIND_DIRECT
+            for session_id in shared
+            for name in (agent,)
+        ) and any(
+            self._watcher.selected(connector, session_id) == types_pb2.PATH_KIND_DIRECT
+            for session_id in shared
+        )
+
+    def _finish_streams(self) -> None:
+        """Whatever was begun comes to its end, and a good one unless there is an excuse."""
+        world = self._world
+        assert world is not None  # noqa: S101
+        left_s = max(0.0, self._started_at + self._quiet_at + STREAM_LIMIT_S - world.now)
+        pending = [each for each in self._streams if not each.is_over]
+        if pending and not self._run_until(lambda: all(each.is_over for each in pending), left_s):
+            stuck = [self._told(each) for each in pending if not each.is_over]
+            raise ViolationError(
+                f"not at its end {STREAM_LIMIT_S:g} s after the last fault: {'; '.join(stuck)}"
+            )
+        for each in self._streams:
+            pair = (each.work.agent, each.work.connector)
+            if pair in self._scenario.denied:
+                if each.is_complete:
+                    raise ViolationError(f"{self._told(each)}: served, although it is denied")
+            elif each.is_complete:
+                self._outcome.facts["streams"] += 1
+            elif self._is_excused(each):
+                self._outcome.facts["excused"] += 1
+            else:
+                raise ViolationError(f"{self._told(each)}: failed without an excuse: {each.error!r}")
+        self._outcome.facts["datagrams"] += sum(len(flow.answered) for flow in self._flows)
+        self._outcome.facts["bytes"] += self._scenario.payload_bytes
+
+    def _told(self, client: StreamClient) -> str:
+        work = client.work
+        return (
+            f"stream {client.number} of {work.agent} to {work.connector} ({client.received} of {work.down} B "
+            f"down, {work.up} B up, begun at {client.started_at - self._started_at:.3f})"
+        )
+
+    def _is_excused(self, client: StreamClient) -> bool:
+        begun = client.started_at - self._started_at
+        ended = (client.lost_at or begun) - self._started_at
+        for fault in self._scenario.faults:
+            if fault.at > ended:
+                continue
+            if fault.ends_at >= begun and self._breaks(fault, client.work):
+                return True
+            if fault.kind is FaultKind.REVOKE and fault.target == client.work.agent:
+                return True
+            if client.answered_at is None and fault.ends_at + OPENING_EXCUSE_S >= begun:
+                return True
+        return False
+
+    @staticmethod
+    def _breaks(fault: Fault, work: Work) -> bool:
+        """Whether this fault may cost a connection that stands."""
+        is_party = fault.target in {work.agent, work.connector}
+        if fault.kind in {FaultKind.KILL, FaultKind.STOP, FaultKind.DEAD_SERVICE}:
+            return is_party
+        if fault.kind is FaultKind.FREEZE:
+            # Whoever says nothing for so long is gone, for all that anybody can know.
+            return is_party and fault.lasts_s >= PRESUMED_LOST_S
+        if fault.kind in _SILENCES and fault.lasts_s >= PRESUMED_LOST_S:
+            # The intermediate presumes a silent node lost and ends its sessions, even those on direct paths.
+            ends = {fault.target, fault.other}
+            return bool(ends & {work.agent, work.connector}) and (
+                fault.kind is FaultKind.BLOCK_UDP or not ends <= {work.agent, work.connector}
+            )
+        return fault.kind is FaultKind.CRASH and is_party and fault.detail in _COSTS_SESSIONS
+
+    def _close(self) -> None:
+        """Stop everybody, agents first, and find nothing that is left."""
+        world = self._world
+        assert world is not None  # noqa: S101
+        for agent in self._scenario.agents:
+            world.stop(agent)
+            self._judge()
+
+        def connectors_are_free() -> bool:
+            return not any(self._left_at(world.daemons[name]) for name in self._scenario.connectors)
+
+        if not self._run_until(connectors_are_free, FREED_LIMIT_S):
+            left = {name: self._left_at(world.daemons[name]) for name in self._scenario.connectors}
+            raise ViolationError(f"left at connectors after the agents' goodbye: {left}")
+        for connector in self._scenario.connectors:
+            world.stop(connector)
+            self._judge()
+        if not self._run_until(
+            lambda: not any(map(self._left_at_relay, world.intermediates())), FREED_LIMIT_S
+        ):
+            left = {each.id: self._left_at_relay(each) for each in world.intermediates()}
+            raise ViolationError(f"left at intermediates after everybody's goodbye: {left}")
+        world.close()
+        self._judge()
+
+    def _left_at(self, daemon: Daemon) -> list[str]:
+        world = self._world
+        assert world is not None  # noqa: S101
+        if daemon.node is None or daemon.role is not Role.CONNECTOR:
+            return []
+        left = [f"scope {key}" for key in daemon.node.supervisor.scopes()]
+        left += [f"session {session_id.hex()}" for session_id in daemon.facts.established]
+        left += [f"{count} of {service}" for service, count in daemon.facts.active.items() if count]
+        service = world.services[daemon.id]
+        left += [f"connection at the service {daemon.id}" for _ in service.open]
+        return left
+
+    @staticmethod
+    def _left_at_relay(daemon: Daemon) -> list[str]:
+        latest = daemon.facts.latest
+        left = []
+        relayed = latest.get(quic_relay_pb2.RelayStatistics)
+        if isinstance(relayed, quic_relay_pb2.RelayStatistics):
+            left += [f"channels of {each.session_id.hex()}" for each in relayed.sessions]
+            left += [f"{relayed.legs} legs"] if relayed.legs else []
+        managed = latest.get(session_manager_pb2.SessionsStatistics)
+        if isinstance(managed, session_manager_pb2.SessionsStatistics):
+            left += [f"session {each.session_id.hex()}" for each in managed.sessions]
+        return left
