@@ -48,7 +48,6 @@ from aioquic.quic.recovery import QuicPacketPacer, QuicPacketRecovery, QuicPacke
 from aioquic.quic.stream import QuicStream, QuicStreamReceiver, QuicStreamSender
 from cryptography import x509
 
-from ztna.access.profile import UNREADABLE
 from ztna.errors import AuthenticationError, RemoteProtocolError
 from ztna.quic.congestion import capped_algorithm, constant_algorithm
 from ztna.quic.gaps import MAX_GAPS, ReceivedRanges
@@ -130,7 +129,7 @@ class _MutualTls(tls.Context):
         # aioquic expects nothing but ValueError, and an unknown version is none.
         try:
             super()._set_peer_certificate(certificate)
-        except UNREADABLE as error:
+        except x509.InvalidVersion as error:
             raise tls.AlertBadCertificate(str(error)) from error
 
     def _server_handle_certificate(self, input_buf: Buffer) -> None:
