@@ -11,6 +11,7 @@ import click
 import pytest
 
 from ztna.cli.main import ztna
+from ztna.ice import reasons
 from ztna.settings.loader import load_any
 from ztna.v1 import grant_pb2, qad_pb2, relay_pb2, session_pb2, signaling_pb2
 
@@ -154,3 +155,10 @@ def test_every_test_that_a_document_names_exists() -> None:
         if not re.search(rf"^def {name}\(", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE)
     ]
     assert missing == []
+
+
+def test_troubleshooting_knows_every_reason_of_the_search_and_no_other() -> None:
+    text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    table = text.partition("| `reason` |")[2].partition("\n\n")[0]
+    named = {word for line in table.splitlines()[2:] for word in re.findall(r"`(\w+)`", line.split("|")[1])}
+    assert named == reasons.WORDS

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
 from pathlib import Path
 
 import pytest
 
-from tools.natlab import conntrack, rules
+from tools.natlab import __main__ as natlab
+from tools.natlab import conntrack, matrix, rules
 from tools.natlab.__main__ import main
 from tools.natlab.delayd import VERDICT, Queue, packets, verdict
 from tools.natlab.kinds import (
@@ -215,9 +217,18 @@ def test_commands_of_an_administrator_are_found_without_being_in_the_path() -> N
     assert search_path({"PATH": "/usr/bin:/sbin"}) == "/usr/bin:/sbin:/usr/sbin"
 
 
-def cell(a: str, b: str, path: str, expected: str, *, sha256_ok: bool = True) -> Cell:
+def cell(
+    a: str,
+    b: str,
+    path: str,
+    expected: str,
+    *,
+    sha256_ok: bool = True,
+    reason: str = "why",
+    slow_ms: float = 82.4,
+) -> Cell:
     found_ms = 82.4 if path == "direct" else None
-    return Cell(a, b, path, expected, "why", found_ms, found_ms, sha256_ok, (82.4,))
+    return Cell(a, b, path, expected, reason, "why", found_ms, found_ms, sha256_ok, (82.4, slow_ms))
 
 
 CELLS = [
@@ -236,6 +247,23 @@ def test_scorecard_marks_what_is_not_as_expected() -> None:
         "",
         "1 of 3 cells are as RFC 4787 logic says.",
     ]
+
+
+def test_direct_path_that_took_too_long_and_relay_without_a_reason_are_not_as_expected() -> None:
+    assert cell("open", "open", "direct", "direct", slow_ms=5000.0).is_as_expected
+    assert not cell("open", "open", "direct", "direct", slow_ms=5000.1).is_as_expected
+    assert cell("open", "open", "relay", "relay").is_as_expected
+    assert not cell("open", "open", "relay", "relay", reason="").is_as_expected
+
+
+@pytest.mark.parametrize(("cells", "status"), [(CELLS, 1), (CELLS[:1], 0)])
+def test_matrix_ends_with_1_when_a_cell_is_not_as_expected(
+    cells: list[Cell], status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(natlab, "unavailable_reason", lambda: None)
+    monkeypatch.setattr(matrix, "run", lambda *_arguments, **_options: cells)
+    assert natlab.main(["matrix", "--kinds", "open,eim-apdf", "--json"]) == status
+    assert len(json.loads(capsys.readouterr().out)["cells"]) == len(cells)
 
 
 def test_matrix_as_json_has_the_promised_keys() -> None:

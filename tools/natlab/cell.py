@@ -6,7 +6,7 @@ Everything that the matrix has to know of the daemons is here.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from tools.natlab.deployment import LabDeployment
@@ -37,7 +37,7 @@ class SessionPath:
     time_to_direct_ms: float | None = None
     """From the offer to a pair that the agent uses."""
     answer_to_succeeded_ms: float | None = None
-    """From the peer's candidates to the first answered check, at the agent."""
+    """From the peer's candidates to the first answered check."""
 
 
 def session_path(deployment: LabDeployment, node: str) -> SessionPath:
@@ -51,13 +51,16 @@ def wait_for_punch(
 ) -> SessionPath:
     """How the agent's path is once a search of a generation above `above` has come to its end at both nodes.
 
-    A search that found a direct path ends when both ends use it; after `limit_s` nobody waits any more.
+    A search that found a direct path ends when both ends use it; after `limit_s` nobody waits any more. Of
+    `answer_to_succeeded_ms` it is the larger one of the two.
     """
     deadline = time.monotonic() + limit_s
     while True:
         sessions = [_session(deployment, node) for node in nodes]
         if time.monotonic() > deadline or all(_has_ended(session, above) for session in sessions):
-            return SessionPath(NONE, "no session") if sessions[0] is None else _path(sessions[0])
+            ends = [SessionPath(NONE, "no session") if each is None else _path(each) for each in sessions]
+            known = [end.answer_to_succeeded_ms for end in ends if end.answer_to_succeeded_ms is not None]
+            return replace(ends[0], answer_to_succeeded_ms=max(known, default=None))
         time.sleep(POLL_INTERVAL_S)
 
 

@@ -32,6 +32,10 @@ _SENTENCES: Final = {
 }
 
 
+WORDS: Final = frozenset(_SENTENCES)
+"""All that docs/troubleshooting.md explains."""
+
+
 def sentence(reason: str) -> str:
     """A sentence for a reason; one of another actor, or of the peer, becomes words."""
     if not reason:
