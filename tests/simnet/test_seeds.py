@@ -7,22 +7,84 @@ from dataclasses import replace
 
 import pytest
 
-from tests.simnet.nat import FIREWALL, FULL_CONE, PORT_RESTRICTED, SYMMETRIC_RANDOM, UDP_BLOCKED
+from tests.simnet.link import LinkConfig
+from tests.simnet.nat import (
+    ADDRESS_RESTRICTED,
+    APD,
+    FIREWALL,
+    FULL_CONE,
+    PORT_RESTRICTED,
+    SYMMETRIC_RANDOM,
+    UDP_BLOCKED,
+)
 from tools.simulate import __main__ as command
+from tools.simulate import bounds, coverage
 from tools.simulate.generate import RECIPES, generate
 from tools.simulate.minimise import minimise
 from tools.simulate.oracle import must_be_direct
 from tools.simulate.run import Outcome, run
-from tools.simulate.scenario import MAX_BYTES, MAX_SECONDS, Fault, FaultKind, Scenario, Site
+from tools.simulate.scenario import MAX_BYTES, MAX_SECONDS, Fault, FaultKind, Scenario, Site, Work, WorkKind
 from ztna.address import Family
+from ztna.ice.pair_table import PairTable
+from ztna.nat.behaviour import Dependence
 
 SEEDS = [*(("mixed", seed) for seed in range(16)), *((name, 0) for name in RECIPES if name != "mixed")]
 
-REGRESSIONS: list[tuple[str, int]] = []
-"""Seeds that once broke something, while the generator draws the same."""
+V4, V6, BOTH = (Family.IPV4,), (Family.IPV6,), (Family.IPV4, Family.IPV6)
 
 
-@pytest.mark.parametrize(("name", "seed"), [*SEEDS, *REGRESSIONS])
+def deployment(
+    agent: Site, connector: Site, *, faults: tuple[Fault, ...] = (), relays: int = 1, seed: int = 1
+) -> Scenario:
+    """One agent and one connector, between which a stream goes in both directions."""
+    return Scenario(
+        seed=seed,
+        name="mixed",
+        policy="prefer_direct",
+        link=LinkConfig(latency_s=0.014),
+        intermediates=tuple(f"intermediate-{number}" for number in range(relays)),
+        agents={"agent-0": agent},
+        connectors={"connector-0": connector},
+        work=(Work(1.5, WorkKind.STREAM, "agent-0", "connector-0", up=40_000, down=5000, over_s=2.0),),
+        faults=faults,
+        first_family=Family.IPV6,
+    )
+
+
+ADF_BEHIND_BOTH = Site((ADDRESS_RESTRICTED,), BOTH, FIREWALL)
+
+# What seeds once broke, cut down to what was enough; as data, since the generator draws other things by now.
+REGRESSIONS = {
+    # paths/24: no reflexive IPv4 address was known while the leg ran over IPv6.
+    "leg of another family than the peer": deployment(
+        ADF_BEHIND_BOTH, Site((replace(FULL_CONE, mapping=Dependence.ADDRESS_DEPENDENT, filtering=APD),))
+    ),
+    # direct/42: each intermediate was left before the address of the living family had its turn.
+    "dead family is named first, two intermediates": deployment(
+        Site(families=BOTH, dead=Family.IPV6), Site(), relays=2, seed=6
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REGRESSIONS)
+def test_what_broke_once_holds(name: str) -> None:
+    outcome = run(REGRESSIONS[name])
+    assert not outcome.violation, "\n".join([outcome.violation, *outcome.lines[-60:]])
+
+
+@pytest.mark.xfail(
+    reason="the connector resumes the session at an intermediate that the agent left unheard, and stays "
+    "there until its checks fail: an assumption of ztna.path.manager does not hold"
+)
+def test_agent_that_moves_on_while_its_intermediate_stands_still_is_served_soon() -> None:
+    freeze = Fault(2.5, FaultKind.FREEZE, "intermediate-0", 6.0)
+    scenario = deployment(Site(families=V4), Site(families=V6, firewall=FIREWALL), faults=(freeze,), relays=2)
+    outcome = run(scenario)
+    assert not outcome.violation, outcome.violation
+    assert outcome.facts["healed_ms"] < 5000
+
+
+@pytest.mark.parametrize(("name", "seed"), SEEDS)
 def test_seed_holds(name: str, seed: int) -> None:
     scenario = generate(seed, name)
     outcome = run(scenario)
@@ -37,13 +99,27 @@ def test_same_seed_is_the_same_run() -> None:
     assert len(first) == len(again)
 
 
+def test_transitions_are_counted_and_told() -> None:
+    counts = run(deployment(Site((PORT_RESTRICTED,)), Site((PORT_RESTRICTED,)))).coverage
+    assert counts["hole punch: checking nominated"]
+    assert counts["pair: in_progress succeeded"]
+    told = dict(line.split(maxsplit=1) for line in coverage.lines(counts) if not line.startswith("hole"))
+    assert "never" in told["path"]
+    assert "beyond the table" not in "".join(told.values())
+
+
+def test_table_beyond_its_bound_is_a_violation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(bounds.BOUNDS, PairTable, {"_pairs": 0})
+    assert "PairTable._pairs, which may hold 0" in run(generate(1, "direct")).violation
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_scenario_stays_within_its_limits_and_repeats(name: str) -> None:
     for seed in range(200):
         scenario = generate(seed, name)
         assert scenario == generate(seed, name)
         assert scenario.payload_bytes <= MAX_BYTES
-        assert scenario.faults_end_at <= 12.0
+        assert scenario.faults_end_at <= RECIPES[name].until_s
         assert {fault.target for fault in scenario.faults} <= {*scenario.sites, *scenario.intermediates}
     assert generate(1, name) != generate(2, name)
 
@@ -52,9 +128,6 @@ def pair(agent: Site, connector: Site) -> Scenario:
     return replace(
         generate(0), policy="prefer_direct", agents={"agent-0": agent}, connectors={"connector-0": connector}
     )
-
-
-V6 = (Family.IPV6,)
 
 
 @pytest.mark.parametrize(
@@ -70,6 +143,7 @@ V6 = (Family.IPV6,)
         (Site(families=V6, firewall=FIREWALL), Site(families=V6, firewall=FIREWALL), True),
         (Site((SYMMETRIC_RANDOM,), with_node="connector-0"), Site((SYMMETRIC_RANDOM,)), True),
         (Site((replace(FULL_CONE, lifetime_s=10.0),)), Site(), False),
+        (Site(families=BOTH, dead=Family.IPV6), Site(families=V6), False),
     ],
 )
 def test_oracle_knows_which_pairs_must_go_direct(agent: Site, connector: Site, must: bool) -> None:
