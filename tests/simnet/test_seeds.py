@@ -13,7 +13,7 @@ from tools.simulate.generate import RECIPES, generate
 from tools.simulate.minimise import minimise
 from tools.simulate.oracle import must_be_direct
 from tools.simulate.run import Outcome, run
-from tools.simulate.scenario import MAX_BYTES, MAX_SECONDS, Fault, FaultKind, Scenario, Site
+from tools.simulate.scenario import MAX_SECONDS, Fault, FaultKind, Scenario, Site
 from ztna.address import Family
 
 SEEDS = [*(("mixed", seed) for seed in range(16)), *((name, 0) for name in RECIPES if name != "mixed")]
@@ -42,7 +42,7 @@ def test_scenario_stays_within_its_limits_and_repeats(name: str) -> None:
     for seed in range(200):
         scenario = generate(seed, name)
         assert scenario == generate(seed, name)
-        assert scenario.payload_bytes <= MAX_BYTES
+        assert scenario.payload_bytes <= RECIPES[name].max_bytes
         assert scenario.faults_end_at <= 12.0
         assert {fault.target for fault in scenario.faults} <= {*scenario.sites, *scenario.intermediates}
     assert generate(1, name) != generate(2, name)

@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
+
+from actors.quic_relay import QuicRelay
+from actors.quic_session import QuicSession
+from actors.service_concern import ServiceConcern
+from tests.simnet.sim_tcp import SimTcpStream
+from ztna.relay.queue import MAX_QUEUED_PACKETS, MAX_QUEUED_PACKETS_PER_SESSION
+from ztna.service.flows import FlowTable
+from ztna.service.fragments import ReassemblyDrop
 
 if TYPE_CHECKING:
+    from actors.base import Concern
     from actors.daemon import Node
 
 MAX_INBOX: Final = 4096
 """Messages that wait for one actor: payload runs on credit, and a burst of a whole window is far less."""
+
+
+def concerns(node: Node) -> Iterator[Concern]:
+    """What the actors of a node consist of."""
+    for name in node.directory.names():
+        ref = node.directory.find(name)
+        if ref is not None:
+            yield ref._actor.concern  # noqa: SLF001 - nobody but an instrument looks
 
 
 def check_bounds(node: Node) -> Iterator[str]:
@@ -18,3 +35,42 @@ def check_bounds(node: Node) -> Iterator[str]:
         ref = node.directory.find(name)
         if ref is not None and ref.inbox_depth() > MAX_INBOX:
             yield f"{ref.inbox_depth()} messages wait for {name}"
+    engines: dict[bytes, Any] = {}
+    for concern in concerns(node):
+        if isinstance(concern, QuicRelay):
+            yield from _check_queues(concern)
+        elif isinstance(concern, QuicSession) and concern._connection is not None:  # noqa: SLF001
+            engines[concern._session_id] = concern._connection._engine  # noqa: SLF001
+    for concern in concerns(node):
+        if isinstance(concern, ServiceConcern):
+            for session_id, session in concern._sessions.items():  # noqa: SLF001
+                yield from _check_flows(session.flow_table)
+                if session_id in engines:
+                    yield from _check_credit(session.pumps, engines[session_id].windows)
+
+
+def _check_queues(relay: QuicRelay) -> Iterator[str]:
+    hub = relay._hub  # noqa: SLF001
+    for leg in (*hub._legs.values(), *hub._stream_legs.values()):  # noqa: SLF001
+        if len(leg.queue) > MAX_QUEUED_PACKETS:
+            yield f"{len(leg.queue)} packets wait for leg {leg.number}"
+        for session_id, queue in leg.queue._queues.items():  # noqa: SLF001
+            if len(queue) > MAX_QUEUED_PACKETS_PER_SESSION:
+                yield f"{len(queue)} packets of session {session_id.hex()} wait for leg {leg.number}"
+
+
+def _check_flows(table: FlowTable[Any]) -> Iterator[str]:
+    # No flow of a scenario has as many datagrams as the window.
+    if count := table.counts.reassembly[ReassemblyDrop.BEHIND_WINDOW]:
+        yield f"{count} datagrams counted as too late to know, all of them within the window"
+
+
+def _check_credit(pumps: dict[int, Any], windows: Any) -> Iterator[str]:
+    """What the kernel has not taken is not consumed, so that the sender's window stays closed by as much."""
+    for stream_id, pump in pumps.items():
+        window = windows._streams.get(stream_id)  # noqa: SLF001
+        if window is None or window.is_abandoned or not isinstance(pump._stream, SimTcpStream):  # noqa: SLF001
+            continue
+        waiting = sum(map(len, pump._stream._queue))  # noqa: SLF001
+        if waiting > window.delivered - window.consumed:
+            yield f"stream {stream_id}: {waiting} B wait for the socket, and count as consumed"
