@@ -26,7 +26,9 @@ def concerns(node: Node) -> Iterator[Concern]:
     for name in node.directory.names():
         ref = node.directory.find(name)
         if ref is not None:
-            yield ref._actor.concern  # noqa: SLF001 - nobody but an instrument looks
+            actor = ref._actor_weakref()
+            if actor is not None:
+                yield actor.concern
 
 
 def check_bounds(node: Node) -> Iterator[str]:
