@@ -49,28 +49,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count() or 1, metavar="J", help="processes (default: one per core)"
     )
-    parser.add_argument("--mutation", default="", metavar="NAME", help="plant this bug first; see --mutations")
+    parser.add_argument(
+        "--mutation", default="", metavar="NAME", help="plant this bug first; see --mutations"
+    )
     parser.add_argument("--mutations", action="store_true", help="print every bug that can be planted")
     parser.add_argument("--prove", action="store_true", help="find each planted bug, and print the table")
     options = parser.parse_args(arguments)
-    if options.mutations:
-        for mutation in MUTATIONS.values():
-            print(f"{mutation.name:<28} {mutation.layer:<10} {mutation.scenario:<11} {mutation.what}")
+    if options.mutations or options.list:
+        _list(has_mutations=options.mutations)
         return 0
-    if options.mutation and options.mutation not in MUTATIONS:
-        parser.error(f"no mutation named {options.mutation}; see --mutations")
-    if options.scenario is None:
-        options.scenario = MUTATIONS[options.mutation].scenario if options.mutation else "mixed"
-    if options.list:
-        for name, recipe in RECIPES.items():
-            print(f"{name:<12} {recipe.what}")
-        return 0
-    if options.scenario not in RECIPES:
-        parser.error(f"no scenario named {options.scenario}; there are {', '.join(RECIPES)}")
-    if options.jobs < 1 or options.seeds < 1:
-        parser.error("--jobs and --seeds are at least 1")
-    if options.trace and options.seed is None:
-        parser.error("--trace needs --seed")
+    _check(options, parser)
     try:
         if options.prove:
             return prove(options.seeds, options.jobs, only=options.mutation)
@@ -80,6 +68,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def _list(*, has_mutations: bool) -> None:
+    if has_mutations:
+        for mutation in MUTATIONS.values():
+            print(f"{mutation.name:<28} {mutation.layer:<10} {mutation.scenario:<11} {mutation.what}")
+        return
+    for name, recipe in RECIPES.items():
+        print(f"{name:<12} {recipe.what}")
+
+
+def _check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Complain about what cannot be meant, and choose the scenario where none is named."""
+    if options.mutation and options.mutation not in MUTATIONS:
+        parser.error(f"no mutation named {options.mutation}; see --mutations")
+    if options.scenario is None:
+        options.scenario = MUTATIONS[options.mutation].scenario if options.mutation else "mixed"
+    if options.scenario not in RECIPES:
+        parser.error(f"no scenario named {options.scenario}; there are {', '.join(RECIPES)}")
+    if options.jobs < 1 or options.seeds < 1:
+        parser.error("--jobs and --seeds are at least 1")
+    if options.trace and options.seed is None:
+        parser.error("--trace needs --seed")
 
 
 def _one(scenario: Scenario, options: argparse.Namespace) -> int:
@@ -162,9 +173,7 @@ def _many(options: argparse.Namespace) -> int:
             if options.keep_going:
                 print(f"seed {outcome.seed}: {outcome.violation.splitlines()[0][:300]}", flush=True)
             else:
-                _report(
-                    scenario, outcome, is_minimised=not options.no_minimise, mutation=options.mutation
-                )
+                _report(scenario, outcome, is_minimised=not options.no_minimise, mutation=options.mutation)
                 break
         summary.progress(len(seeds))
     summary.show()
@@ -177,7 +186,8 @@ def _report(scenario: Scenario, outcome: Outcome, *, is_minimised: bool, mutatio
     print(f"VIOLATION with seed {scenario.seed} of {scenario.name}: {outcome.violation}")
     planting = f" --mutation {mutation}" if mutation else ""
     print(
-        f"to replay: python -m tools.simulate --scenario {scenario.name} --seed {scenario.seed} --trace{planting}"
+        f"to replay: python -m tools.simulate --scenario {scenario.name} --seed {scenario.seed} "
+        f"--trace{planting}"
     )
     if is_minimised:
         with planted(mutation):

@@ -219,7 +219,8 @@ class _Served:
             self._start(self._head[: HEADER.size])
         elif not self._service.allows(self._number):
             self._service.report(
-                f"service of {self._service.connector}: bytes of stream {self._number}, which may not come here"
+                f"service of {self._service.connector}: bytes of stream {self._number}, "
+                "which may not come here any more"
             )
         if self._check is not None and self._check.take(data, self._service.io.time()):
             self._service.report(f"stream {self._number} at the service: bytes behind the end")

@@ -26,7 +26,7 @@ def concerns(node: Node) -> Iterator[Concern]:
     for name in node.directory.names():
         ref = node.directory.find(name)
         if ref is not None:
-            actor = ref._actor_weakref()
+            actor = ref._actor_weakref()  # noqa: SLF001 - nobody but an instrument looks
             if actor is not None:
                 yield actor.concern
 

@@ -330,8 +330,8 @@ class _Draw:
     def _flow(self, pairs: Sequence[tuple[str, str]]) -> Work:
         agent, connector = self._one(pairs)
         if self._recipe.is_bulk:
-            at, over_s = self._moment(0.0, WORK_UNTIL_S), self._one((0.5, 1.0, 2.0))
-            return Work(at, WorkKind.DATAGRAMS, agent, connector, up=800, down=20, over_s=over_s)
+            at, over_s = self._moment(0.0, WORK_UNTIL_S), self._one((0.4, 0.8))
+            return Work(at, WorkKind.DATAGRAMS, agent, connector, up=400, down=20, over_s=over_s)
         size = self._one((20, 20, 200, 1170, 3000))
         return Work(
             at=self._moment(0.0, WORK_UNTIL_S),

@@ -58,7 +58,9 @@ class Edit:
             raise MutationError(f"{where} is no function")
         source = textwrap.dedent(inspect.getsource(function))
         if source.count(self.old) != 1:
-            raise MutationError(f"{where} has {source.count(self.old)} times what is to be replaced: {self.old}")
+            raise MutationError(
+                f"{where} has {source.count(self.old)} times what is to be replaced: {self.old}"
+            )
         if set(function.__code__.co_freevars) - {"__class__"}:
             raise MutationError(f"{where} is a closure")
         edited = textwrap.indent(source.replace(self.old, self.new), "    ")
@@ -197,7 +199,14 @@ _ALL: Final = (
         "STUN",
         "a check that a stranger overheard and sends again is answered",
         "abuse",
-        (Edit(StunRouter, "_judge_request", "not _remember(held, message.transaction_id, source, now)", "False"),),
+        (
+            Edit(
+                StunRouter,
+                "_judge_request",
+                "not _remember(held, message.transaction_id, source, now)",
+                "False",
+            ),
+        ),
     ),
     Mutation(
         "answers-strangers",
@@ -337,8 +346,12 @@ _ALL: Final = (
         "bytes count as consumed before the service took them",
         "slow",
         (
-            Edit(TcpConnection, "_deliver", "self._unwritten += len(data)",
-                 "self._unwritten += len(data)\n        self._consume(len(data))"),
+            Edit(
+                TcpConnection,
+                "_deliver",
+                "self._unwritten += len(data)",
+                "self._unwritten += len(data)\n        self._consume(len(data))",
+            ),
             Edit(TcpConnection, "handle_socket_written", "self._consume(size_bytes)", "pass"),
         ),
     ),
@@ -368,9 +381,7 @@ _ALL: Final = (
         "services",
         "datagrams that others of their flow overtook by eight are dropped",
         "bulk",
-        (
-            Edit(SequenceWindow, "is_behind", "self._highest - SEQUENCE_WINDOW", "self._highest - 8"),
-        ),
+        (Edit(SequenceWindow, "is_behind", "self._highest - SEQUENCE_WINDOW", "self._highest - 8"),),
     ),
     Mutation(
         "reassembly-shared",
@@ -391,7 +402,11 @@ _ALL: Final = (
         "services",
         "the socket of a flow stays open when the flow is over",
         "mixed",
-        (Edit(ConnectorFlows, "_close", "if flow.state in {FlowState.OPENING, FlowState.OPEN}:", "if False:"),),
+        (
+            Edit(
+                ConnectorFlows, "_close", "if flow.state in {FlowState.OPENING, FlowState.OPEN}:", "if False:"
+            ),
+        ),
     ),
     Mutation(
         "stream-not-freed",

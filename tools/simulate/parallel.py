@@ -15,7 +15,9 @@ from tools.simulate.run import Outcome, run
 SEEDS_AHEAD = 4
 
 
-def outcomes(tasks: Iterator[tuple[int, str]], jobs: int, mutation: str = "") -> Generator[Outcome, None, None]:
+def outcomes(
+    tasks: Iterator[tuple[int, str]], jobs: int, mutation: str = ""
+) -> Generator[Outcome, None, None]:
     """Run `(seed, name)` tasks in so many processes; what comes first is handed over first.
 
     Each process plants `mutation` for each of its runs.

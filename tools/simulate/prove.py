@@ -21,9 +21,7 @@ EXIT_NOT_FOUND = 1
 def prove(seeds: int, jobs: int, *, only: str = "") -> int:
     """Find each mutation, or the one named, and print a table; 1 when one was not found, else 0."""
     print("| mutation | what is broken | scenario | seeds | s | found by |\n|---|---|---|---|---|---|")
-    missed = [
-        name for name, each in MUTATIONS.items() if only in {"", name} and not _find(each, seeds, jobs)
-    ]
+    missed = [name for name, each in MUTATIONS.items() if only in {"", name} and not _find(each, seeds, jobs)]
     if missed:
         print(f"not found within {seeds} seeds: {', '.join(missed)}")
     return EXIT_NOT_FOUND if missed else 0
