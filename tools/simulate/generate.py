@@ -101,7 +101,8 @@ class Recipe:
         policies: with repetition for weight.
         sizes: agents and connectors and intermediates at most.
         is_clean: links lose nothing, and nothing is strange about sites beyond one NAT.
-        is_direct: faults of links are those of the direct path, once it is there; streams flow steadily.
+        is_steady: streams flow slowly and steadily, and faults of links are those of the direct path.
+        agents_share: how likely one more is.
         is_bulk: flows have many small datagrams in little time.
         max_bytes: of payload; more than elsewhere where streams are to be large.
     """
@@ -115,7 +116,8 @@ class Recipe:
     connectors: int = 2
     intermediates: int = 2
     is_clean: bool = False
-    is_direct: bool = False
+    is_steady: bool = False
+    agents_share: float = 0.3
     is_bulk: bool = False
     max_bytes: int = MAX_BYTES
 
@@ -165,7 +167,7 @@ RECIPES: Final[dict[str, Recipe]] = {
         connectors=1,
         intermediates=1,
         is_clean=True,
-        is_direct=True,
+        is_steady=True,
     ),
     "bulk": Recipe(
         "many packets at once, while paths become slow",
@@ -203,7 +205,9 @@ RECIPES: Final[dict[str, Recipe]] = {
         max_faults=3,
         min_faults=1,
         agents=3,
+        agents_share=0.9,
         is_clean=True,
+        is_steady=True,
     ),
     "relay_only": Recipe("no direct path is wanted", policies=("relay_only",), agents=2),
 }
@@ -225,7 +229,7 @@ class _Draw:
         intermediates = tuple(f"intermediate-{n}" for n in range(self._count(recipe.intermediates, 0.25)))
         connectors = {f"connector-{n}": self._site() for n in range(self._count(recipe.connectors, 0.25))}
         agents: dict[str, Site] = {}
-        for number in range(self._count(recipe.agents, 0.3)):
+        for number in range(self._count(recipe.agents, recipe.agents_share)):
             site = self._site()
             if self._is(0.07):
                 site = replace(site, with_node=self._one(tuple(connectors)))
@@ -308,7 +312,7 @@ class _Draw:
 
     def _stream(self, pairs: Sequence[tuple[str, str]]) -> Work:
         agent, connector = self._one(pairs)
-        if self._recipe.is_direct:
+        if self._recipe.is_steady:
             size = self._one((40_000, 100_000))
             return Work(self._moment(0.0, 4.0), WorkKind.STREAM, agent, connector, size, size, over_s=8.0)
         if self._recipe.max_bytes > MAX_BYTES:
@@ -396,7 +400,7 @@ class _Draw:
         one = self._one([*draft.agents, *draft.connectors])
         # Half of them on the direct path, half on the way to an intermediate.
         across = list(draft.connectors) if one in draft.agents else list(draft.agents)
-        is_across = self._recipe.is_direct or self._is(0.5)
+        is_across = self._recipe.is_steady or self._is(0.5)
         other = self._one(across if is_across else list(draft.intermediates))
         there, back = replace(fault, target=one, other=other), replace(fault, target=other, other=one)
         roll = self._chance.random()

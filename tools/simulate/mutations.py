@@ -25,6 +25,7 @@ from ztna.path.traffic import Traffic
 from ztna.quic.adapter import Engine
 from ztna.quic.packet_numbers import PacketNumberWindow
 from ztna.quic.windows import ReceiveWindows
+from ztna.relay.bindings import SessionBindings
 from ztna.relay.hub import RelayHub
 from ztna.relay.queue import FairScheduler, RelayQueue
 from ztna.service.connector_flows import ConnectorFlows
@@ -261,7 +262,7 @@ _ALL: Final = (
     Mutation(
         "channels-not-released",
         "relay",
-        "the channels of a session stay when it is over",
+        "the channels of a session stay when it is over, and when its parties left",
         "relay_only",
         (
             Edit(
@@ -269,6 +270,12 @@ _ALL: Final = (
                 "release",
                 "for attach_id in self._bindings.release(session_id, now):",
                 "for attach_id in ():",
+            ),
+            Edit(
+                SessionBindings,
+                "release_attachment",
+                "in self.channels.release_attachment(attach_id, now):",
+                "in ():",
             ),
         ),
     ),

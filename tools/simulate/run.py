@@ -41,7 +41,7 @@ FREED_LIMIT_S: Final = PEER_LOST_PATIENCE_S + SILENCE_LIMIT_S + 5.0
 """After a goodbye, each packet of which may be lost."""
 OPENING_EXCUSE_S: Final = 15.0
 """A connection may be refused for so long after a fault, since nobody could serve it yet."""
-STALL_LIMIT_S: Final = 2.0
+STALL_LIMIT_S: Final = 0.9
 """Where only the direct path dies: a path is suspected after 150 ms, and given up after 1 s or 4 RTT."""
 REVOKED_LIMIT_S: Final = 3.0
 """After an agent lost its rights, nothing of it reaches a service any more: one way to each party, and time
