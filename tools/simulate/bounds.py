@@ -31,6 +31,12 @@ def concerns(node: Node) -> Iterator[Concern]:
                 yield actor.concern
 
 
+def open_streams(node: Node) -> int:
+    """TCP connections that a node carries."""
+    services = (each for each in concerns(node) if isinstance(each, ServiceConcern))
+    return sum(len(session.pumps) for each in services for session in each._sessions.values())  # noqa: SLF001
+
+
 def check_bounds(node: Node) -> Iterator[str]:
     """Each breach, in words."""
     for name in node.directory.names():

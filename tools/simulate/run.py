@@ -15,6 +15,7 @@ from google.protobuf.message import Message
 
 from tests.simnet.world import Daemon
 from tools.simulate.apps import FlowClient, StreamClient
+from tools.simulate.bounds import open_streams
 from tools.simulate.deployment import Deployment
 from tools.simulate.faults import Faults
 from tools.simulate.invariants import Watcher
@@ -355,6 +356,16 @@ class Run:
             else:
                 raise ViolationError(f"{self._told(each)}: failed without an excuse: {each.error!r}")
         self._outcome.facts["bytes"] += self._scenario.payload_bytes
+        if not self._run_until(lambda: not self._carried(), FREED_LIMIT_S):
+            raise ViolationError(f"connections that are carried on, although all are over: {self._carried()}")
+
+    def _carried(self) -> dict[str, int]:
+        world = self._world
+        assert world is not None  # noqa: S101
+        counts = {
+            each.id: open_streams(each.node) for each in world.daemons.values() if each.node is not None
+        }
+        return {name: count for name, count in counts.items() if count}
 
     def _told(self, client: StreamClient) -> str:
         work = client.work
