@@ -23,7 +23,7 @@ from tools.simulate.generate import RECIPES, generate
 from tools.simulate.minimise import minimise
 from tools.simulate.oracle import must_be_direct
 from tools.simulate.run import Outcome, run
-from tools.simulate.scenario import MAX_BYTES, MAX_SECONDS, Fault, FaultKind, Scenario, Site, Work, WorkKind
+from tools.simulate.scenario import MAX_SECONDS, Fault, FaultKind, Scenario, Site, Work, WorkKind
 from ztna.address import Family
 from ztna.ice.pair_table import PairTable
 from ztna.nat.behaviour import Dependence
@@ -118,7 +118,7 @@ def test_scenario_stays_within_its_limits_and_repeats(name: str) -> None:
     for seed in range(200):
         scenario = generate(seed, name)
         assert scenario == generate(seed, name)
-        assert scenario.payload_bytes <= MAX_BYTES
+        assert scenario.payload_bytes <= RECIPES[name].max_bytes
         assert scenario.faults_end_at <= RECIPES[name].until_s
         assert {fault.target for fault in scenario.faults} <= {*scenario.sites, *scenario.intermediates}
     assert generate(1, name) != generate(2, name)

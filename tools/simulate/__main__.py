@@ -1,6 +1,7 @@
 """Simulate deployments: `python -m tools.simulate [--seeds N] [--start S] [--scenario NAME] [--jobs J]`.
 
-`--seed S --trace` replays one seed and prints everything that happened. Exit status: 0 when every seed held,
+`--seed S --trace` replays one seed and prints everything that happened; `--mutation NAME` plants a bug first,
+and `--prove` shows that each planted bug is found. Exit status: 0 when every seed held,
 1 after a violation, 2 for wrong usage, 130 after Ctrl-C.
 """
 
@@ -17,7 +18,9 @@ from dataclasses import dataclass, field
 from tools.simulate import coverage
 from tools.simulate.generate import RECIPES, generate
 from tools.simulate.minimise import minimise
+from tools.simulate.mutations import MUTATIONS, planted
 from tools.simulate.parallel import outcomes
+from tools.simulate.prove import prove
 from tools.simulate.run import Outcome, run
 from tools.simulate.scenario import Scenario
 from tools.simulate.timeline import tail
@@ -36,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seeds", type=int, default=SEEDS, metavar="N", help=f"how many (default: {SEEDS})")
     parser.add_argument("--start", type=int, default=0, metavar="S", help="the first one (default: 0)")
-    parser.add_argument("--scenario", default="mixed", metavar="NAME", help="what to draw from; see --list")
+    parser.add_argument("--scenario", metavar="NAME", help="what to draw from (default: mixed); see --list")
     parser.add_argument("--list", action="store_true", help="print every scenario and what it is about")
     parser.add_argument("--seed", type=int, metavar="S", help="run this seed alone")
     parser.add_argument("--trace", action="store_true", help="with --seed: print everything that happened")
@@ -47,18 +50,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count() or 1, metavar="J", help="processes (default: one per core)"
     )
+    parser.add_argument(
+        "--mutation", default="", metavar="NAME", help="plant this bug first; see --mutations"
+    )
+    parser.add_argument("--mutations", action="store_true", help="print every bug that can be planted")
+    parser.add_argument("--prove", action="store_true", help="find each planted bug, and print the table")
     options = parser.parse_args(arguments)
-    if options.list:
-        for name, recipe in RECIPES.items():
-            print(f"{name:<12} {recipe.what}")
+    if options.mutations or options.list:
+        _list(has_mutations=options.mutations)
         return 0
-    if options.scenario not in RECIPES:
-        parser.error(f"no scenario named {options.scenario}; there are {', '.join(RECIPES)}")
-    if options.jobs < 1 or options.seeds < 1:
-        parser.error("--jobs and --seeds are at least 1")
-    if options.trace and options.seed is None:
-        parser.error("--trace needs --seed")
+    _check(options, parser)
     try:
+        if options.prove:
+            return prove(options.seeds, options.jobs, only=options.mutation)
         if options.seed is not None:
             return _one(generate(options.seed, options.scenario), options)
         return _many(options)
@@ -67,12 +71,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
 
 
+def _list(*, has_mutations: bool) -> None:
+    if has_mutations:
+        for mutation in MUTATIONS.values():
+            print(f"{mutation.name:<28} {mutation.layer:<10} {mutation.scenario:<11} {mutation.what}")
+        return
+    for name, recipe in RECIPES.items():
+        print(f"{name:<12} {recipe.what}")
+
+
+def _check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Complain about what cannot be meant, and choose the scenario where none is named."""
+    if options.mutation and options.mutation not in MUTATIONS:
+        parser.error(f"no mutation named {options.mutation}; see --mutations")
+    if options.scenario is None:
+        options.scenario = MUTATIONS[options.mutation].scenario if options.mutation else "mixed"
+    if options.scenario not in RECIPES:
+        parser.error(f"no scenario named {options.scenario}; there are {', '.join(RECIPES)}")
+    if options.jobs < 1 or options.seeds < 1:
+        parser.error("--jobs and --seeds are at least 1")
+    if options.trace and options.seed is None:
+        parser.error("--trace needs --seed")
+
+
 def _one(scenario: Scenario, options: argparse.Namespace) -> int:
-    outcome = run(scenario, traces=options.trace)
+    with planted(options.mutation):
+        outcome = run(scenario, traces=options.trace)
     if options.trace:
         print("\n".join([*scenario.lines(), *outcome.lines]))
     if outcome.violation:
-        _report(scenario, outcome, is_minimised=not options.no_minimise and not options.trace)
+        _report(
+            scenario,
+            outcome,
+            is_minimised=not options.no_minimise and not options.trace,
+            mutation=options.mutation,
+        )
         return EXIT_VIOLATION
     print(
         f"seed {scenario.seed} of {scenario.name} held: {outcome.virtual_s:.1f} virtual s, "
@@ -136,7 +169,7 @@ def _many(options: argparse.Namespace) -> int:
     summary = _Summary()
     status = 0
     print(f"scenario {options.scenario}, seeds {seeds.start} to {seeds.stop - 1}, {options.jobs} processes")
-    for outcome in outcomes(tasks, options.jobs):
+    for outcome in outcomes(tasks, options.jobs, options.mutation):
         summary.add(outcome)
         if outcome.violation:
             status = EXIT_VIOLATION
@@ -144,7 +177,7 @@ def _many(options: argparse.Namespace) -> int:
             if options.keep_going:
                 print(f"seed {outcome.seed}: {outcome.violation.splitlines()[0][:300]}", flush=True)
             else:
-                _report(scenario, outcome, is_minimised=not options.no_minimise)
+                _report(scenario, outcome, is_minimised=not options.no_minimise, mutation=options.mutation)
                 break
         summary.progress(len(seeds))
     summary.show()
@@ -153,14 +186,19 @@ def _many(options: argparse.Namespace) -> int:
     return status
 
 
-def _report(scenario: Scenario, outcome: Outcome, *, is_minimised: bool) -> None:
+def _report(scenario: Scenario, outcome: Outcome, *, is_minimised: bool, mutation: str = "") -> None:
     print(f"VIOLATION with seed {scenario.seed} of {scenario.name}: {outcome.violation}")
-    print(f"to replay: python -m tools.simulate --scenario {scenario.name} --seed {scenario.seed} --trace")
+    planting = f" --mutation {mutation}" if mutation else ""
+    print(
+        f"to replay: python -m tools.simulate --scenario {scenario.name} --seed {scenario.seed} "
+        f"--trace{planting}"
+    )
     if is_minimised:
-        smaller = minimise(scenario, outcome)
-        if smaller != scenario:
-            print("what of it is enough:")
-            scenario, outcome = smaller, run(smaller)
+        with planted(mutation):
+            smaller = minimise(scenario, outcome)
+            if smaller != scenario:
+                print("what of it is enough:")
+                scenario, outcome = smaller, run(smaller)
     print("\n".join(scenario.lines()))
     print("\n".join(tail(outcome.lines)), flush=True)
     print(f"VIOLATION with seed {scenario.seed} of {scenario.name}: {outcome.violation.splitlines()[0]}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from actors.io import DatagramBatch
@@ -20,6 +21,7 @@ STRANGER_NETWORK: Final = "203.0.113"
 KINDS: Final = ("noise", "stun", "initial", "replay", "reflect")
 MAX_KEPT: Final = 64
 BURST: Final = 40
+CHECK: Final = b"\x00\x01"
 
 
 class Strangers:
@@ -33,6 +35,7 @@ class Strangers:
         self._io = self._host.io()
         self._socket = self._io.open_udp(TransportAddress("0.0.0.0", 6666), self, may_fragment=True)  # noqa: S104
         self._seen: list[Packet] = []
+        self._checks: deque[bytes] = deque(maxlen=MAX_KEPT)
 
     @property
     def address(self) -> str:
@@ -41,6 +44,8 @@ class Strangers:
 
     def overhear(self, packet: Packet) -> None:
         """Keep a packet that may be sent again."""
+        if packet.flag is None and packet.payload[:2] == CHECK:
+            self._checks.append(packet.payload)
         if packet.flag is None and len(self._seen) < MAX_KEPT:
             self._seen.append(packet)
         elif packet.flag is None and self._random.random() < 0.05:
@@ -73,6 +78,10 @@ class Strangers:
     def _payload(self, kind: str) -> bytes:
         chance = self._random
         match kind:
+            case "stun" if self._checks and chance.random() < 0.5:
+                # What somebody overheard, under another transaction: its integrity is wrong now.
+                check = chance.choice(self._checks)
+                return check[:8] + chance.randbytes(12) + check[20:]
             case "stun":
                 # A Binding request with a username of chance and nothing that proves anything.
                 name = chance.randbytes(8).hex().encode()[:16]

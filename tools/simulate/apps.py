@@ -7,6 +7,7 @@ a receipt of what it got. A datagram names its flow and its number. Whatever arr
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -50,14 +51,22 @@ def pattern(stream: int, direction: int, offset: int, size: int) -> bytes:
 class _Check:
     """Compares what arrives in one direction of a stream with what must."""
 
-    def __init__(self, stream: int, direction: int, size: int, report: Report, where: str) -> None:
+    def __init__(
+        self, stream: int, direction: int, size: int, report: Report, where: str, *, stall_s: float = math.inf
+    ) -> None:
+        """Bytes do not pause for longer than `stall_s`, once they flow."""
         self.received = 0
+        self._stall_s = stall_s
+        self._heard_at = math.inf
         self._stream, self._direction, self._size = stream, direction, size
         self._report, self._where = report, where
 
-    def take(self, data: bytes) -> bytes:
+    def take(self, data: bytes, now: float) -> bytes:
         """Take bytes, and return those behind the end."""
         mine = data[: self._size - self.received]
+        if mine and now > self._heard_at + self._stall_s:
+            self._report(f"{self._where}: stood still for {now - self._heard_at:.1f} s, with a way around")
+        self._heard_at = now
         if mine != pattern(self._stream, self._direction, self.received, len(mine)):
             self._report(f"{self._where}: wrong bytes within {len(mine)} from offset {self.received}")
         self.received += len(mine)
@@ -126,6 +135,8 @@ class StreamService:
         self._seen: set[tuple[int, int]] = set()
         self.socket = io.open_udp(TransportAddress(wildcard, udp_port), self, may_fragment=True)
         self.datagrams = 0
+        self.stall_s = math.inf
+        """For longer no stream may pause."""
         self.allows: Callable[[int], bool] = lambda _number: True
         """Whether a stream or flow of this number may come here."""
 
@@ -206,7 +217,12 @@ class _Served:
                 return
             data = self._head[HEADER.size :]
             self._start(self._head[: HEADER.size])
-        if self._check is not None and self._check.take(data):
+        elif not self._service.allows(self._number):
+            self._service.report(
+                f"service of {self._service.connector}: bytes of stream {self._number}, "
+                "which may not come here any more"
+            )
+        if self._check is not None and self._check.take(data, self._service.io.time()):
             self._service.report(f"stream {self._number} at the service: bytes behind the end")
 
     def eof_received(self) -> None:
@@ -238,7 +254,8 @@ class _Served:
             service.report(f"service of {service.connector}: stream {number}, which may not come here")
         service.served += 1
         where = f"stream {number} at the service of {service.connector}"
-        self._check = _Check(number, 0, up, service.report, where)
+        stall_s = service.stall_s + over_s / max(1, up // CHUNK_BYTES)
+        self._check = _Check(number, 0, up, service.report, where, stall_s=stall_s)
         self._feed = _Feed(service.io, self.stream, number, 1, down, over_s)
         self._ends_first = bool(ends_first)
         self._feed.on_done = self._finish
@@ -275,6 +292,7 @@ class StreamClient:
     work: Work
     port: int
     report: Report
+    stall_s: float = math.inf
     started_at: float = 0.0
     answered_at: float | None = None
     lost_at: float | None = None
@@ -287,8 +305,14 @@ class StreamClient:
     def __post_init__(self) -> None:
         """Connect."""
         self.started_at = self.io.time()
+        stall_s = self.stall_s + self.work.over_s / max(1, self.work.down // CHUNK_BYTES)
         self._check = _Check(
-            self.number, 1, self.work.down, self.report, f"stream {self.number} at the client"
+            self.number,
+            1,
+            self.work.down,
+            self.report,
+            f"stream {self.number} at the client",
+            stall_s=stall_s,
         )
         self._feed: _Feed | None = None
         self.io.connect_tcp(LOOPBACK, self.port, CONNECT_TIMEOUT_S, self)
@@ -324,7 +348,7 @@ class StreamClient:
             if self.work.pause_s and self._stream is not None:
                 self._stream.pause_reading()
                 self.io.call_at(self.io.time() + self.work.pause_s, self._stream.resume_reading)
-        self._tail += self._check.take(data)
+        self._tail += self._check.take(data, self.io.time())
         if len(self._tail) > RECEIPT.size:
             self.report(f"stream {self.number} at the client: bytes behind the end")
 

@@ -6,15 +6,24 @@ The tables are found wherever an actor keeps them: the walk follows attributes i
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from actors.daemon import Node
+from actors.quic_relay import QuicRelay
+from actors.quic_session import QuicSession
+from actors.service_concern import ServiceConcern
+from tests.simnet.sim_tcp import SimTcpStream
 from ztna.ice import open_checks, pair, pair_table
 from ztna.path import manager
 from ztna.quic import demux
 from ztna.relay import queue
+from ztna.service.flows import FlowTable
+from ztna.service.fragments import ReassemblyDrop
 from ztna.signaling import client
 from ztna.stun import routing
+
+if TYPE_CHECKING:
+    from actors.base import Concern
+    from actors.daemon import Node
 
 MAX_INBOX: Final = 4096
 """Messages that wait for one actor: payload runs on credit, and a burst of a whole window is far less."""
@@ -48,8 +57,29 @@ PER_KEY: Final[Mapping[type, Mapping[str, int]]] = {
 """The same of each value of a table."""
 
 
+def concerns(node: Node) -> Iterator[Concern]:
+    """What the actors of a node consist of."""
+    for name in node.directory.names():
+        ref = node.directory.find(name)
+        if ref is not None:
+            actor = ref._actor_weakref()  # noqa: SLF001 - nobody but an instrument looks
+            if actor is not None:
+                yield actor.concern
+
+
+def open_streams(node: Node) -> int:
+    """TCP connections that a node carries."""
+    services = (each for each in concerns(node) if isinstance(each, ServiceConcern))
+    return sum(len(session.pumps) for each in services for session in each._sessions.values())  # noqa: SLF001
+
+
 def check_bounds(node: Node) -> Iterator[str]:
     """Each breach, in words."""
+    yield from _check_actors(node)
+    yield from _check_packet_path(node)
+
+
+def _check_actors(node: Node) -> Iterator[str]:
     for name in node.directory.names():
         ref = node.directory.find(name)
         if ref is None:
@@ -60,6 +90,21 @@ def check_bounds(node: Node) -> Iterator[str]:
         for table in tables(getattr(actor, "concern", None)):
             for breach in _breaches(table):
                 yield f"{name}: {breach}"
+
+
+def _check_packet_path(node: Node) -> Iterator[str]:
+    engines: dict[bytes, Any] = {}
+    for concern in concerns(node):
+        if isinstance(concern, QuicRelay):
+            yield from _check_queues(concern)
+        elif isinstance(concern, QuicSession) and concern._connection is not None:  # noqa: SLF001
+            engines[concern._session_id] = concern._connection._engine  # noqa: SLF001
+    for concern in concerns(node):
+        if isinstance(concern, ServiceConcern):
+            for session_id, session in concern._sessions.items():  # noqa: SLF001
+                yield from _check_flows(session.flow_table)
+                if session_id in engines:
+                    yield from _check_credit(session.pumps, engines[session_id].windows)
 
 
 def tables(root: object) -> Iterator[Any]:
@@ -90,3 +135,30 @@ def _breaches(table: Any) -> Iterator[str]:
         for key, value in getattr(table, attribute).items():
             if len(value) > bound:
                 yield f"{len(value)} in {type(table).__name__}.{attribute} of {key!r}, which may hold {bound}"
+
+
+def _check_queues(relay: QuicRelay) -> Iterator[str]:
+    hub = relay._hub  # noqa: SLF001
+    for leg in (*hub._legs.values(), *hub._stream_legs.values()):  # noqa: SLF001
+        if len(leg.queue) > queue.MAX_QUEUED_PACKETS:
+            yield f"{len(leg.queue)} packets wait for leg {leg.number}"
+        for session_id, waiting in leg.queue._queues.items():  # noqa: SLF001
+            if len(waiting) > queue.MAX_QUEUED_PACKETS_PER_SESSION:
+                yield f"{len(waiting)} packets of session {session_id.hex()} wait for leg {leg.number}"
+
+
+def _check_flows(table: FlowTable[Any]) -> Iterator[str]:
+    # No flow of a scenario has as many datagrams as the window.
+    if count := table.counts.reassembly[ReassemblyDrop.BEHIND_WINDOW]:
+        yield f"{count} datagrams counted as too late to know, all of them within the window"
+
+
+def _check_credit(pumps: dict[int, Any], windows: Any) -> Iterator[str]:
+    """What the kernel has not taken is not consumed, so that the sender's window stays closed by as much."""
+    for stream_id, pump in pumps.items():
+        window = windows._streams.get(stream_id)  # noqa: SLF001
+        if window is None or window.is_abandoned or not isinstance(pump._stream, SimTcpStream):  # noqa: SLF001
+            continue
+        waiting = sum(map(len, pump._stream._queue))  # noqa: SLF001
+        if waiting > window.delivered - window.consumed:
+            yield f"stream {stream_id}: {waiting} B wait for the socket, and count as consumed"

@@ -22,7 +22,7 @@ from tools.simulate.scenario import Scenario, Site
 from ztna.access.identity import Role
 from ztna.address import Family, TransportAddress
 from ztna.settings import IntermediateSettings
-from ztna.v1 import reload_pb2
+from ztna.v1 import reload_pb2, signaling_client_pb2
 
 TCP_SERVICE_PORT: Final = 8080
 UDP_SERVICE_PORT: Final = 5353
@@ -147,7 +147,7 @@ class Deployment(World):
         self.service_hosts: dict[str, Host] = {}
         self.taps: dict[str, Tap] = {}
         self.crashes = 0
-        self.revoked: set[str] = set()
+        self.revoked: dict[str, float] = {}
         self._fresh = 0
         self._draining: dict[str, tuple[DaemonNode, SimIo]] = {}
         self._report = report
@@ -233,11 +233,29 @@ class Deployment(World):
 
     def revoke(self, agent: str) -> None:
         """Let no intermediate allow an agent anything any more."""
-        self.revoked.add(agent)
+        self.revoked.setdefault(agent, self.now)
         for daemon in self.intermediates():
             if daemon.node is not None:
                 self._plans[daemon.id].forbid(self.revoked)
                 daemon.node.router.emit(reload_pb2.ConfigurationReloaded())
+
+    def intrude(self, agent: str) -> None:
+        """Have an agent report to all intermediates that the sessions of all others are over."""
+        intruder = self.daemons[agent]
+        foreign = {
+            session_id
+            for daemon in self.daemons.values()
+            for session_id in daemon.facts.established
+            if daemon.node is not None and session_id not in intruder.facts.established
+        }
+        for session_id in sorted(foreign):
+            for intermediate in intruder.facts.attached:
+                if intruder.node is not None:
+                    intruder.node.router.emit(
+                        signaling_client_pb2.ReportSessionClosed(
+                            intermediate_id=intermediate, session_id=session_id, reason="intruded"
+                        )
+                    )
 
     def check(self) -> None:
         """As ever; but an actor that was made to fail may be started again."""

@@ -53,6 +53,7 @@ class Faults:
             FaultKind.RESTART_ICE: self._restart_ice,
             FaultKind.REVOKE: self._revoke,
             FaultKind.ABUSE: self._abuse,
+            FaultKind.INTRUDE: self._intrude,
         }
         for fault in scenario.faults:
             world.clock.call_at(world.now + fault.at, lambda fault=fault: self._begin(fault))  # type: ignore[misc]
@@ -115,6 +116,9 @@ class Faults:
 
     def _abuse(self, fault: Fault) -> None:
         self.strangers.attack(fault.target, fault.detail, fault.amount)
+
+    def _intrude(self, fault: Fault) -> None:
+        self._world.intrude(fault.target)
 
     def _end_process(self, name: str, end: Callable[[str], object]) -> Undo | None:
         if self._world.daemons[name].node is None:

@@ -105,6 +105,10 @@ class Recipe:
         until_s: when the last fault is mended.
         lasts_s: how long a fault lasts.
         spread_s: over how long an application spreads what it sends.
+        is_steady: streams flow slowly and steadily, and faults of links are those of the direct path.
+        agents_share: how likely one more is.
+        is_bulk: flows have many small datagrams in little time.
+        max_bytes: of payload; more than elsewhere where streams are to be large.
     """
 
     what: str
@@ -120,6 +124,10 @@ class Recipe:
     until_s: float = FAULTS_UNTIL_S
     lasts_s: tuple[float, ...] = (0.3, 1.0, 3.0, 6.0)
     spread_s: tuple[float, ...] = (0.0, 0.0, 2.0, 8.0)
+    is_steady: bool = False
+    agents_share: float = 0.3
+    is_bulk: bool = False
+    max_bytes: int = MAX_BYTES
 
 
 RECIPES: Final[dict[str, Recipe]] = {
@@ -171,6 +179,58 @@ RECIPES: Final[dict[str, Recipe]] = {
         min_faults=2,
         agents=2,
     ),
+    "failover": Recipe(
+        "the direct path dies under steady streams, and nothing else goes wrong: they hardly pause",
+        faults=(FaultKind.CUT,),
+        max_faults=2,
+        min_faults=1,
+        policies=("prefer_direct",),
+        agents=1,
+        connectors=1,
+        intermediates=1,
+        is_clean=True,
+        is_steady=True,
+    ),
+    "bulk": Recipe(
+        "many packets at once, while paths become slow",
+        faults=(FaultKind.DELAY, FaultKind.DELAY, FaultKind.JITTER, FaultKind.RATE),
+        max_faults=4,
+        min_faults=2,
+        policies=("prefer_direct",),
+        agents=1,
+        connectors=1,
+        intermediates=1,
+        is_clean=True,
+        is_bulk=True,
+    ),
+    "slow": Recipe(
+        "large streams, and readers that pause",
+        faults=(FaultKind.SLOW_SERVICE,),
+        max_faults=3,
+        min_faults=1,
+        agents=1,
+        connectors=1,
+        is_clean=True,
+        max_bytes=8 * MAX_BYTES,
+    ),
+    "revoked": Recipe(
+        "agents lose their rights, and nothing else goes wrong",
+        faults=(FaultKind.REVOKE,),
+        max_faults=2,
+        min_faults=1,
+        agents=2,
+        is_clean=True,
+    ),
+    "insider": Recipe(
+        "agents meddle with the sessions of others",
+        faults=(FaultKind.INTRUDE,),
+        max_faults=3,
+        min_faults=1,
+        agents=3,
+        agents_share=0.9,
+        is_clean=True,
+        is_steady=True,
+    ),
     "relay_only": Recipe("no direct path is wanted", policies=("relay_only",), agents=2),
 }
 
@@ -193,7 +253,7 @@ class _Draw:
         )
         connectors = {f"connector-{n}": self._site() for n in range(self._count(recipe.connectors, 0.25))}
         agents: dict[str, Site] = {}
-        for number in range(self._count(recipe.agents, 0.3)):
+        for number in range(self._count(recipe.agents, recipe.agents_share)):
             site = self._site()
             if self._is(0.07):
                 site = replace(site, with_node=self._one(tuple(connectors)))
@@ -266,7 +326,7 @@ class _Draw:
         )
 
     def _work(self, pairs: Sequence[tuple[str, str]]) -> tuple[Work, ...]:
-        left = MAX_BYTES
+        left = self._recipe.max_bytes
         work: list[Work] = []
         for _ in range(self._chance.randint(2, 7)):
             each = self._stream(pairs) if self._is(0.7) else self._flow(pairs)
@@ -278,6 +338,13 @@ class _Draw:
 
     def _stream(self, pairs: Sequence[tuple[str, str]]) -> Work:
         agent, connector = self._one(pairs)
+        if self._recipe.is_steady:
+            size = self._one((40_000, 100_000))
+            return Work(self._moment(0.0, 4.0), WorkKind.STREAM, agent, connector, size, size, over_s=8.0)
+        if self._recipe.max_bytes > MAX_BYTES:
+            up, down = self._one((0, 1000, 700_000)), self._one((0, 1000, 700_000))
+            at, pause_s = self._moment(0.0, WORK_UNTIL_S), self._one((0.0, 3.0))
+            return Work(at, WorkKind.STREAM, agent, connector, up, down, pause_s=pause_s)
         return Work(
             at=self._moment(0.0, WORK_UNTIL_S),
             kind=WorkKind.STREAM,
@@ -292,6 +359,9 @@ class _Draw:
 
     def _flow(self, pairs: Sequence[tuple[str, str]]) -> Work:
         agent, connector = self._one(pairs)
+        if self._recipe.is_bulk:
+            at, over_s = self._moment(0.0, WORK_UNTIL_S), self._one((0.4, 0.8))
+            return Work(at, WorkKind.DATAGRAMS, agent, connector, up=400, down=20, over_s=over_s)
         size = self._one((20, 20, 200, 1170, 3000))
         return Work(
             at=self._moment(0.0, WORK_UNTIL_S),
@@ -333,7 +403,7 @@ class _Draw:
                 return [replace(fault, target=self._one(everybody), detail=self._one(abuse.KINDS))]
             case FaultKind.DEAD_SERVICE | FaultKind.SLOW_SERVICE:
                 return [replace(fault, target=self._one(list(draft.connectors)), lasts_s=lasts_s)]
-            case FaultKind.REVOKE:
+            case FaultKind.REVOKE | FaultKind.INTRUDE:
                 return [replace(fault, target=self._one(list(draft.agents)))]
             case _:
                 return self._on_the_way(draft, replace(fault, lasts_s=lasts_s))
@@ -357,7 +427,8 @@ class _Draw:
         one = self._one([*draft.agents, *draft.connectors])
         # Half of them on the direct path, half on the way to an intermediate.
         across = list(draft.connectors) if one in draft.agents else list(draft.agents)
-        other = self._one(across if self._is(0.5) else list(draft.intermediates))
+        is_across = self._recipe.is_steady or self._is(0.5)
+        other = self._one(across if is_across else list(draft.intermediates))
         there, back = replace(fault, target=one, other=other), replace(fault, target=other, other=one)
         roll = self._chance.random()
         return [there, back] if roll < 0.5 else [there] if roll < 0.75 else [back]

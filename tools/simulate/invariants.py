@@ -7,20 +7,31 @@ the sizes of their tables now and then. Rules of the clock and of actors are `te
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from google.protobuf.message import Message
 
+from actors.quic_session import QuicSession
 from actors.translate import address_from_proto
 from tests.simnet.link import Packet
 from tests.simnet.world import Daemon
 from tools.simulate.apps import MARK
-from tools.simulate.bounds import check_bounds
+from tools.simulate.bounds import check_bounds, concerns
 from ztna.access.identity import Role
 from ztna.ice.timing import CONSENT_LIMIT_S
-from ztna.v1 import checklist_pb2, keepalive_pb2, path_manager_pb2, quic_session_pb2, types_pb2
+from ztna.stun.attributes import IceControlled, UseCandidate
+from ztna.stun.message import MessageClass, parse
+from ztna.v1 import (
+    checklist_pb2,
+    keepalive_pb2,
+    path_manager_pb2,
+    quic_session_pb2,
+    relay_leg_pb2,
+    types_pb2,
+    udp_socket_pb2,
+)
 
 if TYPE_CHECKING:
     from tools.simulate.deployment import Deployment
@@ -30,6 +41,7 @@ Report = Callable[[str], None]
 FIRST_QUIC_BYTE: Final = 64
 TOLERANCE_S: Final = 0.001
 AMPLIFICATION_LIMIT: Final = 3
+STUN_REQUEST, STUN_SUCCESS = b"\x00\x01", b"\x01\x01"
 
 
 class Watcher:
@@ -41,6 +53,9 @@ class Watcher:
         self._world: Deployment | None = None
         self._confirmed: dict[tuple[str, str], float] = {}
         self._selected: dict[tuple[str, bytes], path_manager_pb2.PathSelected] = {}
+        self._answers: Counter[tuple[str, str]] = Counter()
+        self._confirmations: Counter[tuple[str, str]] = Counter()
+        self._packets: dict[tuple[str, bytes], tuple[set[int], Counter[str]]] = {}
         self._to_strangers: Counter[str] = Counter()
         self._from_strangers: Counter[str] = Counter()
         self.overhear: Callable[[Packet], None] = lambda _packet: None
@@ -75,6 +90,9 @@ class Watcher:
             if daemon.node is not None:
                 for breach in check_bounds(daemon.node):
                     self._report(f"{daemon.id}: {breach}")
+                for concern in concerns(daemon.node):
+                    if isinstance(concern, QuicSession):
+                        self._judge_duplicates(daemon, concern)
 
     def message(self, daemon: Daemon, message: Message) -> None:
         """Take note of what an actor says."""
@@ -84,6 +102,11 @@ class Watcher:
                 self.has_been_direct |= message.kind == types_pb2.PATH_KIND_DIRECT
             case keepalive_pb2.PathConfirmed() if message.kind == types_pb2.PATH_KIND_DIRECT:
                 self._confirm(daemon, message.remote)
+                self._judge_confirmation(daemon, _text(message.remote))
+            case relay_leg_pb2.SealedReceived():
+                self._count(daemon, message.session_id, message.packets)
+            case udp_socket_pb2.DatagramsReceived() if message.session_id:
+                self._count(daemon, message.session_id, message.datagrams)
             case checklist_pb2.PairNominated():
                 self._confirm(daemon, message.pair.remote.address)
             case path_manager_pb2.PathStatistics():
@@ -96,6 +119,31 @@ class Watcher:
     def _confirm(self, daemon: Daemon, remote: types_pb2.TransportAddress) -> None:
         assert self._world is not None  # noqa: S101
         self._confirmed[daemon.id, _text(remote)] = self._world.now
+
+    def _judge_confirmation(self, daemon: Daemon, remote: str) -> None:
+        """Each is the fruit of an answer of its own, which was seen to arrive."""
+        key = (daemon.id, remote)
+        self._confirmations[key] += 1
+        if self._confirmations[key] > self._answers[key]:
+            self._report(f"{daemon.id}: path to {remote} confirmed, although no answer came")
+
+    def _count(self, daemon: Daemon, session_id: bytes, packets: Sequence[bytes]) -> None:
+        """Keep what a session was handed, and whether it came before."""
+        seen, counts = self._packets.setdefault((daemon.id, session_id), (set(), Counter()))
+        for packet in packets:
+            counts["again" if hash(packet) in seen else "new"] += 1
+            seen.add(hash(packet))
+
+    def _judge_duplicates(self, daemon: Daemon, session: QuicSession) -> None:
+        connection = session._connection  # noqa: SLF001 - nobody but an instrument looks
+        if connection is None:
+            return
+        _, counts = self._packets.get((daemon.id, session._session_id), (set(), Counter()))  # noqa: SLF001
+        new, again = connection.packets_seen
+        if new > counts["new"]:
+            self._report(f"{daemon.id}: {new} packets taken as new, of {counts['new']} that were")
+        if again > counts["again"]:
+            self._report(f"{daemon.id}: {again} packets taken for copies, of {counts['again']} that were")
 
     def _statistics(self, daemon: Daemon, message: path_manager_pb2.PathStatistics) -> None:
         selected = [each for each in message.paths if each.is_selected]
@@ -115,9 +163,21 @@ class Watcher:
             self._report(f"{daemon.id} answers a stranger: {packet.size} B to {other}")
         if MARK in packet.payload:
             self._report(f"{daemon.id}: payload in the clear between it and {other}")
+        if packet.flag is None and packet.payload[:2] in {STUN_REQUEST, STUN_SUCCESS}:
+            self._stun(daemon, packet, is_outbound)
         is_payload = packet.flag is None and packet.payload[:1] >= bytes([FIRST_QUIC_BYTE])
         if is_outbound and is_payload and other.host not in self._relays:
             self._judge_direct(daemon, str(other))
+
+    def _stun(self, daemon: Daemon, packet: Packet, is_outbound: bool) -> None:
+        kind = packet.payload[:2]
+        if kind == STUN_SUCCESS and not is_outbound:
+            self._answers[daemon.id, str(packet.source)] += 1
+        elif kind == STUN_REQUEST and is_outbound:
+            check = parse(packet.payload)
+            assert check.message_class is MessageClass.REQUEST  # noqa: S101
+            if check.find(UseCandidate) is not None and check.find(IceControlled) is not None:
+                self._report(f"{daemon.id}: the controlled side nominates a pair")
 
     def _judge_direct(self, daemon: Daemon, remote: str) -> None:
         assert self._world is not None  # noqa: S101

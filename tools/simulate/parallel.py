@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from functools import partial
 
 from tools.simulate.generate import generate
+from tools.simulate.mutations import planted
 from tools.simulate.run import Outcome, run
 
 # Enough to keep every process busy, few enough to stop soon after a violation.
 SEEDS_AHEAD = 4
 
 
-def outcomes(tasks: Iterator[tuple[int, str]], jobs: int) -> Iterator[Outcome]:
-    """Run `(seed, name)` tasks in so many processes; what comes first is handed over first."""
+def outcomes(
+    tasks: Iterator[tuple[int, str]], jobs: int, mutation: str = ""
+) -> Generator[Outcome, None, None]:
+    """Run `(seed, name)` tasks in so many processes; what comes first is handed over first.
+
+    Each process plants `mutation` for each of its runs.
+    """
+    run_task = partial(_run_task, mutation=mutation)
     if jobs == 1:
-        yield from map(_run_task, tasks)
+        yield from map(run_task, tasks)
         return
     # Spawned, not forked: gRPC's threads would not survive a fork.
     context = multiprocessing.get_context("spawn")
@@ -25,7 +33,7 @@ def outcomes(tasks: Iterator[tuple[int, str]], jobs: int) -> Iterator[Outcome]:
         try:
             while True:
                 while len(pending) < SEEDS_AHEAD * jobs and (task := next(tasks, None)) is not None:
-                    pending.add(pool.submit(_run_task, task))
+                    pending.add(pool.submit(run_task, task))
                 if not pending:
                     return
                 done, pending = wait(pending, return_when=FIRST_COMPLETED)
@@ -36,6 +44,7 @@ def outcomes(tasks: Iterator[tuple[int, str]], jobs: int) -> Iterator[Outcome]:
                 future.cancel()
 
 
-def _run_task(task: tuple[int, str]) -> Outcome:
+def _run_task(task: tuple[int, str], *, mutation: str) -> Outcome:
     seed, name = task
-    return run(generate(seed, name))
+    with planted(mutation):
+        return run(generate(seed, name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 import traceback
 from collections import Counter
@@ -16,6 +17,7 @@ from google.protobuf.message import Message
 from tests.simnet.world import Daemon
 from tools.simulate import coverage
 from tools.simulate.apps import FlowClient, StreamClient
+from tools.simulate.bounds import open_streams
 from tools.simulate.deployment import Deployment
 from tools.simulate.faults import Faults
 from tools.simulate.invariants import Watcher
@@ -46,6 +48,11 @@ OPENING_EXCUSE_S: Final = 15.0
 """A connection may be refused for so long after a fault, since nobody could serve it yet."""
 PRESUMED_LOST_S: Final = SILENCE_LIMIT_S - 5.0
 """A node that cannot be heard for so long may have been given up: its packets may have been late before."""
+STALL_LIMIT_S: Final = 0.9
+"""Where only the direct path dies: a path is suspected after 150 ms, and given up after 1 s or 4 RTT."""
+REVOKED_LIMIT_S: Final = 3.0
+"""After an agent lost its rights, nothing of it reaches a service any more: one way to each party, and time
+for what was lost."""
 PROBE_EVERY_S: Final = 1.0
 FIRST_PROBE: Final = 10_000
 
@@ -160,6 +167,7 @@ class Run:
         self._watcher.watch(world, faults.strangers.address)
         for connector in world.services:
             world.services[connector].allows = self._rule_for(connector)
+            world.services[connector].stall_s = self._stall_s
         world.start()
         for work in scenario.work:
             world.clock.call_at(world.now + work.at, lambda work=work: self._begin(work))  # type: ignore[misc]
@@ -190,6 +198,10 @@ class Run:
     # What happens by itself
 
     @property
+    def _stall_s(self) -> float:
+        return STALL_LIMIT_S if self._scenario.name == "failover" else math.inf
+
+    @property
     def _quiet_at(self) -> float:
         """When all work has begun and no fault is left."""
         last = max((work.at for work in self._scenario.work), default=0.0)
@@ -210,9 +222,19 @@ class Run:
     def _rule_for(self, connector: str) -> Callable[[int], bool]:
         def allows(number: int) -> bool:
             pair = self._pairs_by_number.get(number)
+            if pair is not None and self._is_long_revoked(pair[0]):
+                return False
             return pair is not None and pair[1] == connector and pair not in self._scenario.denied
 
         return allows
+
+    def _is_long_revoked(self, agent: str) -> bool:
+        """Whether an intermediate had its time to tell everybody, and nothing hindered it."""
+        kinds = {fault.kind for fault in self._scenario.faults}
+        world = self._world
+        if world is None or agent not in world.revoked or not kinds <= {FaultKind.REVOKE, FaultKind.ABUSE}:
+            return False
+        return world.now > world.revoked[agent] + REVOKED_LIMIT_S
 
     def _begin(self, work: Work) -> None:
         if work.kind is WorkKind.STREAM:
@@ -224,7 +246,7 @@ class Run:
         world, number = self._numbered(work)
         self._note(work.agent, f"application: stream {number} to {work.connector}")
         port = world.tcp_port(work.connector)
-        return StreamClient(world.app_io(work.agent), number, work, port, self._violated)
+        return StreamClient(world.app_io(work.agent), number, work, port, self._violated, self._stall_s)
 
     def _open_flow(self, work: Work) -> FlowClient:
         world, number = self._numbered(work)
@@ -361,6 +383,16 @@ class Run:
                 raise ViolationError(f"{self._told(each)}: failed without an excuse: {each.error!r}")
         self._outcome.facts["datagrams"] += sum(len(flow.answered) for flow in self._flows)
         self._outcome.facts["bytes"] += self._scenario.payload_bytes
+        if not self._run_until(lambda: not self._carried(), FREED_LIMIT_S):
+            raise ViolationError(f"connections that are carried on, although all are over: {self._carried()}")
+
+    def _carried(self) -> dict[str, int]:
+        world = self._world
+        assert world is not None  # noqa: S101
+        counts = {
+            each.id: open_streams(each.node) for each in world.daemons.values() if each.node is not None
+        }
+        return {name: count for name, count in counts.items() if count}
 
     def _told(self, client: StreamClient) -> str:
         work = client.work
@@ -409,11 +441,15 @@ class Run:
             self._judge()
 
         def connectors_are_free() -> bool:
-            return not any(self._left_at(world.daemons[name]) for name in self._scenario.connectors)
+            return not (
+                any(self._left_at(world.daemons[name]) for name in self._scenario.connectors)
+                or any(map(self._channels_at, world.intermediates()))
+            )
 
         if not self._run_until(connectors_are_free, FREED_LIMIT_S):
             left = {name: self._left_at(world.daemons[name]) for name in self._scenario.connectors}
-            raise ViolationError(f"left at connectors after the agents' goodbye: {left}")
+            left |= {each.id: self._channels_at(each) for each in world.intermediates()}
+            raise ViolationError(f"left after the agents' goodbye: {left}")
         for connector in self._scenario.connectors:
             world.stop(connector)
             self._judge()
@@ -436,6 +472,13 @@ class Run:
         service = world.services[daemon.id]
         left += [f"connection at the service {daemon.id}" for _ in service.open]
         return left
+
+    @staticmethod
+    def _channels_at(daemon: Daemon) -> list[str]:
+        relayed = daemon.facts.latest.get(quic_relay_pb2.RelayStatistics)
+        if daemon.node is None or not isinstance(relayed, quic_relay_pb2.RelayStatistics):
+            return []
+        return [f"channels of {each.session_id.hex()}" for each in relayed.sessions]
 
     @staticmethod
     def _left_at_relay(daemon: Daemon) -> list[str]:

@@ -116,6 +116,8 @@ class FaultKind(StrEnum):
     """The agent may open nothing any more; for good."""
     ABUSE = "abuse"
     """Strangers send to the node what `detail` says."""
+    INTRUDE = "intrude"
+    """The agent tells its intermediates that the sessions of the others are over, which it may not."""
 
 
 LINK_FAULTS: Final = frozenset(

@@ -1,0 +1,443 @@
+"""Planted bugs: each makes the real code wrong in one way while it runs, and has to be found.
+
+A mutation is an edit of the source of a function, or of a table: it says the text that it replaces, which has
+to be there exactly once. One whose text is gone raises `MutationError` and so cannot rot unseen.
+"""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from types import FunctionType, ModuleType
+from typing import Any, Final
+from unittest.mock import patch
+
+from actors.timers import DeadlineTimer
+from actors.udp_socket import UdpSocket
+from ztna.access.policy import AccessPolicy, AccessRules
+from ztna.ice.checklist import Checklist
+from ztna.ice.consent import Consent
+from ztna.path.rules import RULES, Action, Event
+from ztna.path.traffic import Traffic
+from ztna.quic.adapter import Engine
+from ztna.quic.packet_numbers import PacketNumberWindow
+from ztna.quic.windows import ReceiveWindows
+from ztna.relay.bindings import SessionBindings
+from ztna.relay.hub import RelayHub
+from ztna.relay.queue import FairScheduler, RelayQueue
+from ztna.service.connector_flows import ConnectorFlows
+from ztna.service.flows import FlowTable
+from ztna.service.fragments import SequenceWindow
+from ztna.service.tcp_connection import TcpConnection
+from ztna.signaling.sessions import SessionManager
+from ztna.stun.routing import StunRouter
+
+
+class MutationError(Exception):
+    """What a mutation changes is no longer there, or no longer what it was."""
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """Replace `old`, which stands once in the source of a method of `owner`, by `new`."""
+
+    owner: type | ModuleType
+    name: str
+    old: str
+    new: str
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Make it so; raises `MutationError`."""
+        where = f"{self.owner.__name__}.{self.name}"
+        held = vars(self.owner).get(self.name)
+        function = getattr(held, "__func__", held)
+        if not isinstance(function, FunctionType):
+            raise MutationError(f"{where} is no function")
+        source = textwrap.dedent(inspect.getsource(function))
+        if source.count(self.old) != 1:
+            raise MutationError(
+                f"{where} has {source.count(self.old)} times what is to be replaced: {self.old}"
+            )
+        if set(function.__code__.co_freevars) - {"__class__"}:
+            raise MutationError(f"{where} is a closure")
+        edited = textwrap.indent(source.replace(self.old, self.new), "    ")
+        made: dict[str, Any] = {}
+        # In a function of its own, so that `super()` finds its class.
+        text = f"def make(__class__):\n{edited}\n    return {self.name}\n"
+        exec(compile(text, f"<mutation of {where}>", "exec"), function.__globals__, made)  # noqa: S102 - our own text
+        with patch.object(self.owner, self.name, made["make"](self.owner)):
+            yield
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Let a row of a table, which must contain `without`, do nothing."""
+
+    table: dict[Event, tuple[Action, ...]]
+    key: Event
+    without: Action
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Make it so; raises `MutationError`."""
+        if self.without not in self.table.get(self.key, ()):
+            raise MutationError(f"{self.key} does not lead to {self.without}")
+        with patch.dict(self.table, {self.key: ()}):
+            yield
+
+
+@dataclass(frozen=True, slots=True)
+class Mutation:
+    """One planted bug; `scenario` names what it shows in."""
+
+    name: str
+    layer: str
+    what: str
+    scenario: str
+    changes: tuple[Edit | Entry, ...]
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Plant it; raises `MutationError`."""
+        with ExitStack() as stack:
+            for change in self.changes:
+                stack.enter_context(change.applied())
+            yield
+
+
+_ALL: Final = (
+    Mutation(
+        "no-mirror-rule",
+        "path",
+        "packets of the peer on the other path are not answered there",
+        "failover",
+        (Entry(RULES, Event.MIRROR, Action.SEND_BOTH_FOR_A_WHILE),),
+    ),
+    Mutation(
+        "no-suspicion",
+        "path",
+        "a path that fell silent under traffic is not doubted",
+        "failover",
+        (
+            Edit(
+                Traffic,
+                "_suspect_at",
+                "if self._awaiting_since is None or self.selected is PathKind.NONE:",
+                "if True:",
+            ),
+        ),
+    ),
+    Mutation(
+        "no-pto-reset",
+        "path",
+        "after a switch of paths RTT and backoff of the probe timeout stay as they were",
+        "failover",
+        (
+            Edit(Engine, "forget_rtt", "self._loss.forget_rtt()", "pass"),
+            Edit(Engine, "probe", "self._loss._pto_count = 0\n    self._probe_pending = True", "pass"),
+        ),
+    ),
+    Mutation(
+        "doubt-for-ever",
+        "timers",
+        "a path that stayed silent is given up again and again: a deadline that lies in the past",
+        "failover",
+        (Edit(Traffic, "handle_timeout", "suspicion.is_told = True", "pass"),),
+    ),
+    Mutation(
+        "check-counts-when-sent",
+        "ICE",
+        "consent is renewed by asking for it: no answer is waited for",
+        "paths",
+        (
+            Edit(
+                Consent,
+                "_send",
+                "SendCheck(watch.pair, check.transaction_id, check.remote.pwd, check.datagram)\n        )",
+                "SendCheck(watch.pair, check.transaction_id, check.remote.pwd, check.datagram)\n        )\n"
+                "        watch.confirmed_at, watch.missed = now, 0\n"
+                "        self._effects.append(PathConfirmed(watch.pair, None))",
+            ),
+        ),
+    ),
+    Mutation(
+        "controlled-side-nominates",
+        "ICE",
+        "the controlled side nominates pairs, too",
+        "direct",
+        (Edit(Checklist, "_send", "is_padded and self.is_controlling", "is_padded"),),
+    ),
+    Mutation(
+        "check-integrity-off",
+        "ICE",
+        "checks are answered whoever made them: nobody verifies their integrity",
+        "abuse",
+        (
+            Edit(StunRouter, "_judge_request", " or not message.verify_integrity(held.key)", ""),
+            Edit(Checklist, "_take_request", "not message.verify_integrity(local.key)", "False"),
+        ),
+    ),
+    Mutation(
+        "no-triggered-checks",
+        "ICE",
+        "a check of the peer triggers none of ours",
+        "direct",
+        (
+            Edit(
+                Checklist,
+                "_trigger",
+                "if pair.state is PairState.SUCCEEDED or",
+                "if True or pair.state is PairState.SUCCEEDED or",
+            ),
+        ),
+    ),
+    Mutation(
+        "check-replay-memory-off",
+        "STUN",
+        "a check that a stranger overheard and sends again is answered",
+        "abuse",
+        (
+            Edit(
+                StunRouter,
+                "_judge_request",
+                "not _remember(held, message.transaction_id, source, now)",
+                "False",
+            ),
+        ),
+    ),
+    Mutation(
+        "answers-strangers",
+        "addresses",
+        "a node sends an Initial of a stranger back to it",
+        "abuse",
+        (
+            Edit(
+                UdpSocket,
+                "_strangers_received",
+                "del batch",
+                "self._send(self._sockets[0], datagrams, batch.remote, '')",
+            ),
+        ),
+    ),
+    Mutation(
+        "amplification",
+        "addresses",
+        "the intermediate answers any Initial with three kilobytes and more",
+        "abuse",
+        (
+            Edit(
+                RelayHub,
+                "handle_unknown",
+                "case quic_endpoint.Drop() | quic_endpoint.Wait():\n                pass",
+                "case quic_endpoint.Drop() | quic_endpoint.Wait():\n"
+                "                self._effects.append(HubTransmit(remote, local_host, [bytes(1200)] * 4))",
+            ),
+        ),
+    ),
+    Mutation(
+        "channel-not-rewritten",
+        "relay",
+        "a packet keeps the channel of the leg that it came from",
+        "relay_only",
+        (Edit(RelayHub, "_relay", "frame.pack(destination.channel, packet)", "frame.pack(channel, packet)"),),
+    ),
+    Mutation(
+        "wrong-attachment",
+        "relay",
+        "packets go to the latest leg, not to that of their session",
+        "relay_only",
+        (
+            Edit(
+                RelayHub,
+                "_relay",
+                "target = self._bound.get(destination.attach_id)",
+                "target = list(self._bound.values())[-1]",
+            ),
+        ),
+    ),
+    Mutation(
+        "channels-not-released",
+        "relay",
+        "the channels of a session stay when it is over, and when its parties left",
+        "relay_only",
+        (
+            Edit(
+                RelayHub,
+                "release",
+                "for attach_id in self._bindings.release(session_id, now):",
+                "for attach_id in ():",
+            ),
+            Edit(
+                SessionBindings,
+                "release_attachment",
+                "in self.channels.release_attachment(attach_id, now):",
+                "in ():",
+            ),
+        ),
+    ),
+    Mutation(
+        "relay-queue-unbounded",
+        "relay",
+        "what waits for a slow leg is neither bounded nor given up for its age",
+        "bulk",
+        (
+            Edit(RelayQueue, "push", "len(self._packets) >= self._max_packets", "False"),
+            Edit(RelayQueue, "pop", "now - enqueued_at <= self._max_sojourn_s", "True"),
+            Edit(FairScheduler, "enqueue", "self._size >= MAX_QUEUED_PACKETS", "False"),
+        ),
+    ),
+    Mutation(
+        "no-ownership-check",
+        "signaling",
+        "who attached may speak for the sessions of others",
+        "insider",
+        (
+            Edit(
+                SessionManager,
+                "handle_frame",
+                "side = session.side_of(attach_id)",
+                "side = session.side_of(attach_id) or next(iter(DIRECTIONS[frame.kind]))",
+            ),
+        ),
+    ),
+    Mutation(
+        "end-told-to-nobody",
+        "signaling",
+        "when the intermediate ends a session, its parties are not told",
+        "revoked",
+        (Edit(SessionManager, "_end", "if session.is_announced:", "if False:"),),
+    ),
+    Mutation(
+        "policy-ignored",
+        "access",
+        "every agent may open everything",
+        "mixed",
+        (
+            Edit(AccessPolicy, "may_open", "return _decide(self._table, agent, service)", "return ALLOWED"),
+            Edit(
+                AccessRules,
+                "services_between",
+                "opened, offered = self.access.services_of(agent), self.offers.services_of(connector)",
+                "opened, offered = frozenset({ANY}), self.offers.services_of(connector)",
+            ),
+        ),
+    ),
+    Mutation(
+        "wrong-channel-after-resume",
+        "resume",
+        "a resumed session is told a channel that is not its own",
+        "resume",
+        (
+            Edit(
+                SessionManager,
+                "handle_channels_bound",
+                "session.channels[role], session.allowed",
+                "session.channels[role] + 1, session.allowed",
+            ),
+        ),
+    ),
+    Mutation(
+        "credit-withheld",
+        "sessions",
+        "bytes that were consumed do not open the window of their stream",
+        "mixed",
+        (Edit(ReceiveWindows, "consume", "(stream.limit - stream.consumed) * 2 > stream.window", "True"),),
+    ),
+    Mutation(
+        "credit-ignored",
+        "services",
+        "bytes count as consumed before the service took them",
+        "slow",
+        (
+            Edit(
+                TcpConnection,
+                "_deliver",
+                "self._unwritten += len(data)",
+                "self._unwritten += len(data)\n        self._consume(len(data))",
+            ),
+            Edit(TcpConnection, "handle_socket_written", "self._consume(size_bytes)", "pass"),
+        ),
+    ),
+    Mutation(
+        "duplicate-window-128",
+        "QUIC",
+        "of packets that come late, those behind the last 128 count as come again",
+        "bulk",
+        (
+            Edit(
+                Engine,
+                "_initialize",
+                "PacketNumberWindow(self.options.duplicate_window_packets)",
+                "PacketNumberWindow(128)",
+            ),
+        ),
+    ),
+    Mutation(
+        "duplicates-accepted",
+        "QUIC",
+        "a packet that comes twice is taken twice",
+        "paths",
+        (Edit(PacketNumberWindow, "__contains__", "if distance >= 0 and", "if False and"),),
+    ),
+    Mutation(
+        "sequence-window-small",
+        "services",
+        "datagrams that others of their flow overtook by eight are dropped",
+        "bulk",
+        (Edit(SequenceWindow, "is_behind", "self._highest - SEQUENCE_WINDOW", "self._highest - 8"),),
+    ),
+    Mutation(
+        "reassembly-shared",
+        "services",
+        "fragments of all flows of a session are put together in one place",
+        "mixed",
+        (
+            Edit(
+                FlowTable,
+                "_new_parts",
+                "Reassembler(self.counts.reassembly)",
+                "self.__dict__.setdefault('_shared', Reassembler(self.counts.reassembly))",
+            ),
+        ),
+    ),
+    Mutation(
+        "flow-not-freed",
+        "services",
+        "the socket of a flow stays open when the flow is over",
+        "mixed",
+        (
+            Edit(
+                ConnectorFlows, "_close", "if flow.state in {FlowState.OPENING, FlowState.OPEN}:", "if False:"
+            ),
+        ),
+    ),
+    Mutation(
+        "stream-not-freed",
+        "services",
+        "a connection whose both directions ended is kept",
+        "mixed",
+        (Edit(TcpConnection, "_finish_if_done", "if is_done and", "if False and"),),
+    ),
+    Mutation(
+        "timer-not-cancelled",
+        "timers",
+        "the timer of an actor that stopped stays with the loop",
+        "mixed",
+        (Edit(DeadlineTimer, "cancel", "self._timer.cancel()", "pass"),),
+    ),
+)
+MUTATIONS: Final[Mapping[str, Mutation]] = {each.name: each for each in _ALL}
+
+
+@contextmanager
+def planted(name: str) -> Iterator[None]:
+    """Plant a mutation by its name; the empty one plants nothing."""
+    if not name:
+        yield
+        return
+    with MUTATIONS[name].applied():
+        yield
