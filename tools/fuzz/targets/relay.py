@@ -291,6 +291,7 @@ class StreamHub(Target):
         if kind == OPENS or self._hostile in self._closed:
             self._hostile = self._open(Role.AGENT, AGENT_ID, ATTACH_A)
         elif kind == ENDS:
+            self._settle(is_reading=True)
             self._closed.add(self._hostile)
             self._stage.tell(quic_relay_pb2.RelayStreamEnded(stream=self._hostile, reason="stream_ended"))
         else:
