@@ -24,6 +24,7 @@ from ztna.ice.timing import (
     ADOPTED_AFTER_ANSWERS,
     ADOPTED_AFTER_S,
     CONSENT_LIMIT_S,
+    COOLDOWN_MAX_S,
     DEGRADED_LOSS_SHARE,
     DEGRADED_LOSS_WINDOW_S,
     FAILED_AFTER_MISSED,
@@ -41,6 +42,11 @@ MAX_RELAY_PATHS = 16
 """A session is carried by the intermediates a node is attached to; a deployment has a handful."""
 MIN_DIRECT_BYTES = 1200
 """Every packet of a session must fit the direct path, since any of them may travel over both."""
+RELAPSE_S = 30.0
+"""A pair that was adopted again and falls silent under traffic within this time carries checks alone. Each
+such relapse doubles how long it has to hold before the next, up to `COOLDOWN_MAX_S`."""
+MAX_RELAPSES = 8
+"""Counted: 3 s doubled so often exceed that maximum."""
 MIN_LOSS_PACKETS = 20
 """With fewer packets in the window a single lost one would already exceed the share."""
 MAX_LOSS_SAMPLES = 64
@@ -145,6 +151,8 @@ class _Path:
     is_lossy: bool = False
     answers: int = 0  # since it began to recover
     recovering_since: float = 0.0
+    adopted_at: float = -math.inf  # after a failure
+    relapses: int = 0
 
     @property
     def kind(self) -> PathKind:
@@ -243,6 +251,8 @@ class PathManager:
             path = self._direct = _Path(None, direct, confirmed_at=now)
         else:
             # The same pair, nominated anew: what is known of it stays.
+            if path.state not in USABLE:
+                path.adopted_at = now
             path.direct = direct
             path.confirmed_at = now
             path.history = CheckHistory()
@@ -302,6 +312,8 @@ class PathManager:
         """The selected path stayed silent under traffic."""
         path = self._find(kind, remote)
         if path is not None:
+            is_relapse = now < path.adopted_at + RELAPSE_S
+            path.relapses = min(path.relapses + 1, MAX_RELAPSES) if is_relapse else 0
             self._act(Event.SUSPECT_SILENT, path, now, "silent")
 
     def handle_traffic(self, packets_sent: int, packets_lost: int, now: float) -> None:
@@ -384,7 +396,9 @@ class PathManager:
             path.is_lossy = False
         path.answers += 1
         held_s = now - path.recovering_since
-        if path.answers >= ADOPTED_AFTER_ANSWERS and held_s >= ADOPTED_AFTER_S:
+        wanted_s = min(ADOPTED_AFTER_S * 2.0**path.relapses, COOLDOWN_MAX_S)
+        if path.answers >= ADOPTED_AFTER_ANSWERS and held_s >= wanted_s:
+            path.adopted_at = now
             self._restart_at = None
             self._act(Event.PAIR_HELD, path, now, "recovered")
         else:

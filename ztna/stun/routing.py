@@ -26,6 +26,7 @@ from ztna.errors import RemoteProtocolError
 from ztna.stun.attributes import MAGIC_COOKIE, MAX_USERNAME_BYTES, Username
 from ztna.stun.integrity import ATTRIBUTE_HEADER_BYTES, HEADER_BYTES
 from ztna.stun.message import MAX_ATTRIBUTES, TRANSACTION_ID_BYTES, Message, parse
+from ztna.token_bucket import TokenBucket
 
 MIN_UFRAG_CHARACTERS: Final = 4
 MIN_PWD_CHARACTERS: Final = 22
@@ -48,6 +49,13 @@ TRANSACTION_LIFETIME_S: Final = 60.0
 MAX_REPLAYS_REMEMBERED: Final = 1024
 """Per ufrag: 17 new checks a second, of which only who holds the password can make any."""
 REPLAY_MEMORY_S: Final = 60.0
+MAX_COPIES: Final = 16
+"""Of one check, all told: it is sent six times at most, and some networks double packets. Each copy is
+answered at the address that it seems to come from, by as many bytes."""
+CHECKS_PER_SECOND: Final = 100.0
+CHECK_BURST: Final = 300.0
+"""Per ufrag, of new checks, which only who holds the password can make: an agent paces them by 20 ms or more
+(RFC 8445 §14.2), and has a checklist of 100 pairs."""
 FORMER_CREDENTIALS_S: Final = 5.0
 """How long checks with former credentials are still answered: those under way when a restart began."""
 
@@ -78,13 +86,23 @@ class Route:
 
 
 @dataclass(slots=True)
+class _Seen:
+    """A check that was passed on."""
+
+    source: TransportAddress
+    at: float
+    copies: int = 1
+
+
+@dataclass(slots=True)
 class _Credentials:
     session_id: bytes
     key: bytes
+    budget: TokenBucket
     ends_at: float | None = None
     """Once they are former ones."""
-    replays: OrderedDict[bytes, tuple[TransportAddress, float]] = field(default_factory=OrderedDict)
-    """Transaction ids, with the source and the time of the first."""
+    replays: OrderedDict[bytes, _Seen] = field(default_factory=OrderedDict)
+    """By transaction id, the oldest first."""
 
 
 @dataclass(slots=True)
@@ -150,7 +168,8 @@ class StunRouter:
         if len(self._credentials) >= self._max_ufrags:
             self.dropped["stun_credentials_refused"] += 1
             return False
-        self._credentials[key] = _Credentials(session_id, pwd.encode())
+        budget = TokenBucket(CHECKS_PER_SECOND, CHECK_BURST, now)
+        self._credentials[key] = _Credentials(session_id, pwd.encode(), budget)
         self._ufrags.setdefault(session_id, OrderedDict())[key] = None
         return True
 
@@ -232,8 +251,9 @@ class StunRouter:
         vouched = message.find(Username)
         if vouched is None or vouched.text.encode() != username or not message.verify_integrity(held.key):
             return "stun_wrong_integrity"
-        if not _remember(held, message.transaction_id, source, now):
-            return "stun_replayed"
+        complaint = _remember(held, message.transaction_id, source, now)
+        if complaint:
+            return complaint
         return Route(Asker.CHECKLIST, held.session_id, ufrag.decode())
 
     def _judge_response(self, datagram: bytes, source: TransportAddress, now: float) -> Route | str:
@@ -310,21 +330,26 @@ def _username(datagram: bytes) -> bytes:
     return b""
 
 
-def _remember(held: _Credentials, transaction_id: bytes, source: TransportAddress, now: float) -> bool:
-    """Note an authentic check; False when its transaction came from another source before."""
+def _remember(held: _Credentials, transaction_id: bytes, source: TransportAddress, now: float) -> str:
+    """Note an authentic check; why it is not passed on, or empty."""
     _forget_replays(held, now)
     known = held.replays.get(transaction_id)
     if known is not None:
-        return known[0] == source
+        if known.source != source:
+            return "stun_replayed"
+        known.copies += 1
+        return "stun_repeated" if known.copies > MAX_COPIES else ""
+    if not held.budget.take(now):
+        return "stun_too_many_checks"
     if len(held.replays) >= MAX_REPLAYS_REMEMBERED:
         held.replays.popitem(last=False)
-    held.replays[transaction_id] = (source, now)
-    return True
+    held.replays[transaction_id] = _Seen(source, now)
+    return ""
 
 
 def _forget_replays(held: _Credentials, now: float) -> None:
     while held.replays:
-        transaction_id, (_, seen_at) = next(iter(held.replays.items()))
-        if now < seen_at + REPLAY_MEMORY_S:
+        transaction_id, seen = next(iter(held.replays.items()))
+        if now < seen.at + REPLAY_MEMORY_S:
             return
         del held.replays[transaction_id]

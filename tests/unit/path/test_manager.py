@@ -269,6 +269,46 @@ def test_one_late_answer_alone_adopts_nothing() -> None:
     assert manager.selected.kind is RELAY
 
 
+def flap(manager: PathManager, seconds: int, *, works_for_s: float = 1.0) -> int:
+    """Let checks pass each second, and payload for a while after each switch; the number of switches back."""
+    switches, fails_at = 0, None
+    for now in range(int(START), int(START) + seconds):
+        answer(manager, now)
+        if any(each.kind is DIRECT for each in selections(manager)):
+            switches, fails_at = switches + 1, now + works_for_s
+        if fails_at is not None and now >= fails_at:
+            manager.handle_silent(DIRECT, PEER, now)
+            fails_at = None
+    return switches
+
+
+def test_pair_that_carries_checks_and_no_payload_is_adopted_ever_more_rarely() -> None:
+    """A firewall that knows STUN, or anybody on the way, would move the session every four seconds."""
+    manager = on_direct()
+    manager.handle_silent(DIRECT, PEER, START)
+    assert 5 <= flap(manager, 600) <= 8
+
+
+def test_nomination_of_such_a_pair_does_not_make_it_better() -> None:
+    manager = on_direct()
+    manager.handle_silent(DIRECT, PEER, START)
+    flap(manager, 300)
+    now = START + 300
+    assert manager.selected.kind is RELAY
+    manager.handle_nominated(PEER, "10.0.0.1", 1200, 0.010, now)
+    assert manager.selected.kind is DIRECT
+    manager.handle_silent(DIRECT, PEER, now + 1)
+    for second in range(2, 60):
+        answer(manager, now + second)
+    assert manager.selected.kind is RELAY
+
+
+def test_pair_that_carried_payload_for_a_while_is_adopted_as_soon_as_ever() -> None:
+    manager = on_direct()
+    manager.handle_silent(DIRECT, PEER, START)
+    assert flap(manager, 700, works_for_s=31) >= 700 // (31 + ADOPTED_AFTER_S + 2)
+
+
 def test_pair_nominated_anew_after_a_failure_is_selected_at_once() -> None:
     manager = on_direct()
     manager.handle_silent(DIRECT, PEER, START)

@@ -11,7 +11,10 @@ from ztna.address import TransportAddress
 from ztna.stun.attributes import MAGIC_COOKIE, Attribute, ErrorCode, Priority, Software, Username
 from ztna.stun.message import BINDING, Message, MessageClass, build
 from ztna.stun.routing import (
+    CHECK_BURST,
+    CHECKS_PER_SECOND,
     FORMER_CREDENTIALS_S,
+    MAX_COPIES,
     MAX_REPLAYS_REMEMBERED,
     MAX_TRANSACTIONS_PER_SESSION,
     MAX_UFRAGS_PER_SESSION,
@@ -190,9 +193,30 @@ class TestReplays:
     def test_memory_is_bounded_and_forgets_the_oldest(self) -> None:
         made = router()
         for number in range(MAX_REPLAYS_REMEMBERED + 1):
-            made.route(check(number), PEER, NOW)
-        assert made.route(check(1), STRANGER, NOW) is None
-        assert made.route(check(0), STRANGER, NOW) is not None
+            made.route(check(number), PEER, NOW + number / CHECKS_PER_SECOND)
+        later = NOW + (MAX_REPLAYS_REMEMBERED + 1) / CHECKS_PER_SECOND
+        assert made.route(check(1), STRANGER, later) is None
+        assert made.route(check(0), STRANGER, later) is not None
+
+    def test_check_that_comes_again_and_again_is_passed_on_a_few_times(self) -> None:
+        """Each copy would earn an answer as long as itself, at an address that whoever repeats it chose."""
+        made = router()
+        passed = [made.route(check(), PEER, NOW + number / 1000) for number in range(1000)]
+        assert sum(each is not None for each in passed) == MAX_COPIES
+        assert made.dropped["stun_repeated"] == 1000 - MAX_COPIES
+
+    def test_peer_that_checks_beyond_reason_is_heard_at_a_bounded_rate(self) -> None:
+        made = router()
+        passed = [made.route(check(number), PEER, NOW + number / 2000) for number in range(2000)]
+        assert sum(each is not None for each in passed) <= CHECK_BURST + CHECKS_PER_SECOND
+        assert made.dropped["stun_too_many_checks"] == 2000 - sum(each is not None for each in passed)
+
+    def test_repeated_checks_do_not_use_up_what_the_peer_may_say(self) -> None:
+        made = router()
+        for number in range(2000):
+            made.route(check(), PEER, NOW)
+            made.route(check(), STRANGER, NOW + number / 2000)
+        assert made.route(check(2), PEER, NOW + 1) is not None
 
 
 class TestResponses:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Final
 
 from tools.fuzz.target import Target
-from tools.fuzz.targets import access, configuration, quic, relay, service, signaling, stun
+from tools.fuzz.targets import access, configuration, ice, quic, relay, service, signaling, stun
 
 TARGETS: Final[dict[str, type[Target]]] = {
     target.name: target
-    for module in (stun, quic, relay, signaling, service, access, configuration)
+    for module in (stun, ice, quic, relay, signaling, service, access, configuration)
     for target in module.TARGETS
 }

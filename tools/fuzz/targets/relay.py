@@ -1,7 +1,8 @@
 """The relay: frames, a hub with a hostile node on it, and a node whose intermediate is hostile.
 
 On a leg, the first byte of an input says what the rest is: 0 a DATAGRAM, 1 bytes of the control stream, 2 of
-the signaling stream, 3 one control frame without its length.
+the signaling stream, 3 one control frame without its length. On a gRPC stream it says what the hostile node
+does: 0 sends a frame, 1 does so and reads nothing, 2 opens another stream, 3 ends its own.
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from random import Random
 from typing import ClassVar
+
+from cryptography.hazmat.primitives.serialization import Encoding
+from google.protobuf.message import DecodeError
 
 from actors.quic_relay import QuicRelay
 from actors.relay_leg import RelayLeg
@@ -37,6 +41,7 @@ from ztna.v1 import (
 
 ATTACH_A, ATTACH_C = b"a" * 16, b"c" * 16
 DATAGRAM, CONTROL, SIGNALING, FRAME = b"\0", b"\1", b"\2", b"\3"
+READS, MUTE, OPENS, ENDS = b"\0", b"\1", b"\2", b"\3"
 REMOTE = types_pb2.TransportAddress(host="192.0.2.1", port=4000)
 MAX_PIECE_BYTES = 8000
 
@@ -66,6 +71,29 @@ class RelayFrame(Target):
     def feed(self, data: bytes) -> None:
         channel, packet = frame.unpack(data)
         require(frame.pack(channel, packet) == data, "a relay frame that reads differently")
+
+
+def attach(stage: Stage) -> None:
+    """Attach an agent and a connector that have a session."""
+    for role, node, attach_id in (
+        (Role.AGENT, AGENT_ID, ATTACH_A),
+        (Role.CONNECTOR, CONNECTOR_ID, ATTACH_C),
+    ):
+        stage.tell(
+            signaling_service_pb2.NodeAttached(
+                attach_id=attach_id,
+                node=types_pb2.NodeIdentity(
+                    role=types_pb2.ROLE_AGENT if role is Role.AGENT else types_pb2.ROLE_CONNECTOR,
+                    id=node,
+                    fingerprint=identities.credentials(role, node).fingerprint,
+                ),
+            )
+        )
+    stage.tell(
+        session_manager_pb2.BindChannels(
+            session_id=SESSION_ID, agent_attach_id=ATTACH_A, connector_attach_id=ATTACH_C
+        )
+    )
 
 
 class _Leg(Target):
@@ -117,25 +145,7 @@ class Hub(_Leg):
         )
         self._stage.add(self._relay)
         self._stage.start()
-        for role, node, attach_id in (
-            (Role.AGENT, AGENT_ID, ATTACH_A),
-            (Role.CONNECTOR, CONNECTOR_ID, ATTACH_C),
-        ):
-            self._stage.tell(
-                signaling_service_pb2.NodeAttached(
-                    attach_id=attach_id,
-                    node=types_pb2.NodeIdentity(
-                        role=types_pb2.ROLE_AGENT if role is Role.AGENT else types_pb2.ROLE_CONNECTOR,
-                        id=node,
-                        fingerprint=identities.credentials(role, node).fingerprint,
-                    ),
-                )
-            )
-        self._stage.tell(
-            session_manager_pb2.BindChannels(
-                session_id=SESSION_ID, agent_attach_id=ATTACH_A, connector_attach_id=ATTACH_C
-            )
-        )
+        attach(self._stage)
         self._port = 5000
         self._ping_at = 0.0
         self._nodes: dict[int, Connection] = {}
@@ -231,6 +241,139 @@ class Hub(_Leg):
             require(len(message.data) <= MAX_FRAME_BYTES, "signaling bytes in one enormous piece")
 
 
+class StreamHub(Target):
+    """A hostile node may lose its stream; the other one's goes on, and nothing piles up before a mute one."""
+
+    name = "relay-stream-hub"
+    what = "an intermediate's relay with a hostile node's gRPC stream: frames, streams opened and ended"
+    documented = ()
+    is_protobuf = True
+    short_runs = 300
+    block = 250
+    prefix_bytes = 1
+    prefixes: ClassVar[Sequence[bytes]] = (READS, READS, MUTE, OPENS, ENDS)
+
+    def __init__(self) -> None:
+        self._stage = Stage()
+        self._relay = QuicRelay(
+            self._stage.context(), identities.credentials(Role.INTERMEDIATE, INTERMEDIATE_ID)
+        )
+        self._stage.add(self._relay)
+        self._stage.start()
+        attach(self._stage)
+        self._last = 0
+        self._unwritten: dict[int, int] = {}
+        """Frames with packets that a stream was given and has not taken."""
+        self._closed: set[int] = set()
+        self._received = 0
+        self._honest = self._open(Role.CONNECTOR, CONNECTOR_ID, ATTACH_C)
+        self._hostile = self._open(Role.AGENT, AGENT_ID, ATTACH_A)
+
+    def corpus(self) -> list[bytes]:
+        packets = [
+            bytes([0, channel]) + bytes(size) for channel in (0, 1, 2, 9) for size in (0, 1, 1200, 1201)
+        ]
+        hello = relay_pb2.LegFrame(hello=relay_pb2.LegHello(attach_id=ATTACH_A))
+        frames = [
+            *(relay_pb2.RelayFrame(control=relay_pb2.LegFrame.FromString(each)) for each in leg_frames()),
+            *(relay_pb2.RelayFrame(datagrams=[each]) for each in packets),
+            relay_pb2.RelayFrame(datagrams=packets),
+            relay_pb2.RelayFrame(datagrams=[b""] * frame.MAX_BATCH_PACKETS),
+            relay_pb2.RelayFrame(ping=1, pong=2),
+            relay_pb2.RelayFrame(control=hello, datagrams=packets[:1], ping=2**64 - 1),
+        ]
+        return [kind + each.SerializeToString() for kind in (READS, MUTE) for each in frames] + [OPENS, ENDS]
+
+    def feed(self, data: bytes) -> None:
+        kind, body = data[:1], data[1:]
+        self._stage.advance(STEP_S)
+        self._beat(self._honest)
+        if kind == OPENS or self._hostile in self._closed:
+            self._hostile = self._open(Role.AGENT, AGENT_ID, ATTACH_A)
+        elif kind == ENDS:
+            self._settle(is_reading=True)
+            self._closed.add(self._hostile)
+            self._stage.tell(quic_relay_pb2.RelayStreamEnded(stream=self._hostile, reason="stream_ended"))
+        else:
+            try:
+                said = relay_pb2.RelayFrame.FromString(body)
+            except DecodeError:
+                return  # gRPC ends the stream, and nobody here hears of it
+            self._stage.tell(quic_relay_pb2.RelayStreamReceived(stream=self._hostile, frame=said))
+        # The honest node writes to one that may read nothing.
+        packets = [frame.pack(1, bytes(1200))] * frame.MAX_BATCH_PACKETS
+        self._stage.tell(
+            quic_relay_pb2.RelayStreamReceived(
+                stream=self._honest, frame=relay_pb2.RelayFrame(datagrams=packets)
+            )
+        )
+        self._settle(is_reading=kind != MUTE)
+
+    def check(self) -> None:
+        require(self._honest not in self._closed, "the other node lost its stream")
+        before = self._received
+        if self._hostile in self._closed:
+            self._hostile = self._open(Role.AGENT, AGENT_ID, ATTACH_A)
+        self._settle(is_reading=True)
+        packet = relay_pb2.RelayFrame(datagrams=[frame.pack(1, b"packet")])
+        self._stage.tell(quic_relay_pb2.RelayStreamReceived(stream=self._hostile, frame=packet))
+        self._settle(is_reading=True)
+        require(self._received > before, "nothing passes any more")
+        core = self._relay._hub  # noqa: SLF001 - its bounds
+        require(len(core._legs) <= hub.MAX_LEGS_PER_NODE + 2, f"{len(core._legs)} legs are kept")  # noqa: SLF001
+
+    def _open(self, role: Role, node: str, attach_id: bytes) -> int:
+        self._last += 1
+        certificate = identities.credentials(role, node).certificate_chain[0].public_bytes(Encoding.DER)
+        # Hellos and legs have a rate and a number: an honest node comes back when there is room.
+        self._stage.advance(1.0)
+        self._stage.tell(
+            quic_relay_pb2.RelayStreamOpened(
+                stream=self._last, certificate=certificate, remote="192.0.2.1:5"
+            ),
+            quic_relay_pb2.RelayStreamReceived(
+                stream=self._last,
+                frame=relay_pb2.RelayFrame(
+                    control=relay_pb2.LegFrame(hello=relay_pb2.LegHello(attach_id=attach_id))
+                ),
+            ),
+        )
+        return self._last
+
+    def _beat(self, stream: int) -> None:
+        """Show a sign of life, as a node does."""
+        beat = relay_pb2.RelayFrame(ping=1)
+        self._stage.tell(quic_relay_pb2.RelayStreamReceived(stream=stream, frame=beat))
+
+    def _settle(self, *, is_reading: bool) -> None:
+        for _ in range(200):
+            messages = [
+                each for each in self._stage.take() if isinstance(each, quic_relay_pb2.SendRelayStream)
+            ]
+            if not messages:
+                return
+            for each in messages:
+                self._write(each, is_reading=is_reading)
+        require(False, "the relay never comes to rest")
+
+    def _write(self, message: quic_relay_pb2.SendRelayStream, *, is_reading: bool) -> None:
+        stream = message.stream
+        if message.close:
+            self._closed.add(stream)
+            return
+        require(stream not in self._closed, "a frame for a stream that is closed")
+        require(message.frame.ByteSize() <= MAX_FRAME_BYTES, "a frame that no node takes")
+        if not message.frame.datagrams:
+            return
+        if stream == self._honest:
+            self._received += len(message.frame.datagrams)
+        self._unwritten[stream] = self._unwritten.get(stream, 0) + 1
+        require(self._unwritten[stream] <= 1, "a batch behind one that is not written yet")
+        if stream == self._honest or is_reading:
+            del self._unwritten[stream]
+            self._stage.tell(quic_relay_pb2.RelayStreamWritten(stream=stream))
+
+
 class NodeLeg(_Leg):
     """A hostile intermediate may cost a node its leg, which it dials anew."""
 
@@ -307,4 +450,4 @@ class NodeLeg(_Leg):
             self._server.receive(datagrams, now)
 
 
-TARGETS: Sequence[type[Target]] = (RelayFrame, Hub, NodeLeg)
+TARGETS: Sequence[type[Target]] = (RelayFrame, Hub, StreamHub, NodeLeg)

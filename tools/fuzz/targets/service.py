@@ -39,7 +39,7 @@ from ztna.settings import (
     ServiceProtocol,
 )
 from ztna.signaling import framing
-from ztna.v1 import quic_session_pb2, session_pb2, session_table_pb2, types_pb2
+from ztna.v1 import quic_session_pb2, session_pb2, session_table_pb2, signaling_pb2, types_pb2
 
 LOCAL: Final = TransportAddress("127.0.0.1", 50_001)
 MAX_DATAGRAM_BYTES: Final = 1170
@@ -52,6 +52,16 @@ STEP = service_wire.STREAM_ID_STEP
 def _granted(service: str) -> bytes:
     """The header of a stream to a service."""
     return service_wire.encode_header(service, identities.seal(identities.claims(service)))
+
+
+def _ice_signals() -> list[signaling_pb2.IceSignal]:
+    """About this session, about one that is not said, and about another."""
+    restart = signaling_pb2.RestartRequested
+    return [
+        signaling_pb2.IceSignal(restart_requested=restart(session_id=SESSION_ID, reason="operator")),
+        signaling_pb2.IceSignal(candidate_added=signaling_pb2.CandidateAdded(generation=1)),
+        signaling_pb2.IceSignal(restart_requested=restart(session_id=bytes(16))),
+    ]
 
 
 def fragment_examples() -> list[bytes]:
@@ -366,6 +376,7 @@ class Backend(_Session):
             frame(close_flow=session_pb2.CloseFlow(flow_id=1, reason="idle")),
             frame(renewed_grant=session_pb2.RenewedGrant(grant=web)),
             service_wire.draining(),
+            *(frame(ice_signal=each) for each in _ice_signals()),
         ]
         header = _granted("web")
         return [
@@ -459,6 +470,7 @@ class Port(_Session):
             ),
             frame(close_flow=session_pb2.CloseFlow(flow_id=1, reason="idle")),
             service_wire.draining(),
+            *(frame(ice_signal=each) for each in _ice_signals()),
         ]
         accepted, refused = (
             service_wire.encode_answer(Answer(code, "because"))
