@@ -260,8 +260,9 @@ class QuicSession(Concern):
 
     def payload_consumed(self, message: quic_session_pb2.PayloadConsumed) -> None:
         """Bytes passed on: the peer may send more."""
-        if (connection := self._live) is not None:
-            connection.consume(message.stream_id, message.size_bytes)
+        connection = self._live
+        # Limits rise in steps of half a window, so most of these messages leave nothing to send.
+        if connection is not None and connection.consume(message.stream_id, message.size_bytes):
             self._drive(connection)
 
     def abort_stream(self, message: quic_session_pb2.AbortStream) -> None:
@@ -309,7 +310,7 @@ class QuicSession(Concern):
     def next_deadline(self) -> float | None:
         """The earliest of QUIC's deadline, the next doubt about the path, and the next report."""
         deadline = self._connection.next_deadline() if self._connection is not None else None
-        if deadline is not None and self._routes() == traffic.NOWHERE:
+        if deadline is not None and self._traffic.routes(self.now) == traffic.NOWHERE:
             # What is due (an ACK, say) stays due while nothing can be sent.
             deadline = max(deadline, self.now + NO_PATH_INTERVAL_S)
         if self._ask_at is not None:
@@ -350,14 +351,9 @@ class QuicSession(Concern):
         self._act(connection)
         self._drive(connection)
 
-    def _routes(self) -> traffic.Routes:
-        return (
-            self._traffic.routes(self.now) if self._traffic.selected is not PathKind.NONE else traffic.NOWHERE
-        )
-
     def _drive(self, connection: Connection) -> None:
         self._take_events(connection)
-        routes = self._routes()
+        routes = self._traffic.routes(self.now)
         if routes != traffic.NOWHERE and self._transmit(connection, routes):
             self._traffic.handle_sent(routes)
             self._take_events(connection)
@@ -367,7 +363,8 @@ class QuicSession(Concern):
             next_number=connection.next_packet_number,
             now=self.now,
         )
-        self._report_closed()
+        if self._end is not None:
+            self._report_closed()
         if self._early_selection is not None and self._was_established:
             self.path_selected(self._early_selection)
 
@@ -463,7 +460,10 @@ class QuicSession(Concern):
         payloads: dict[int, list[bytes]] = {}
         datagrams: list[bytes] = []
         is_unexpected = False
-        for event in connection.events():
+        happened = connection.events()
+        if not happened:
+            return
+        for event in happened:
             if isinstance(event, events.StreamDataReceived):
                 if event.stream_id & SERVER_INITIATED:
                     is_unexpected = True

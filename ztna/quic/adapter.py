@@ -252,6 +252,9 @@ class _BoundedReceiver(QuicStreamReceiver):
     count_gaps: Callable[[int], None]
 
     def handle_frame(self, frame: QuicStreamFrame) -> StreamDataReceived | None:
+        if frame.offset == self._buffer_start and not self._buffer:
+            # What comes in order leaves no gap, and that is nearly every frame.
+            return super().handle_frame(frame)
         before = len(self._ranges)
         event = super().handle_frame(frame)
         if len(self._ranges) != before:
@@ -319,9 +322,7 @@ class Engine(QuicConnection):
         original_destination_connection_id: bytes | None = None,
         retry_source_connection_id: bytes | None = None,
     ) -> None:
-        self._queue: ServiceQueue[QuicStream] = ServiceQueue(
-            key=lambda stream: cast("int", stream.stream_id), has_work=self._has_work, has_room=self._has_room
-        )
+        self._queue: ServiceQueue[QuicStream] = ServiceQueue(has_work=self._has_work, has_room=self._has_room)
         algorithm = constant_algorithm if options.inner_governs else capped_algorithm
         super().__init__(
             configuration=QuicConfiguration(
@@ -356,6 +357,7 @@ class Engine(QuicConnection):
         self.credits: dict[int, int] = {}
         self.windows = ReceiveWindows(options.windows)
         self._builder: QuicPacketBuilder | None = None
+        self._protection: _RetainingCryptoPair | None = None
         self._gaps = 0
         self._due_limits: dict[int, QuicStream] = {}
         self._key_updates_seen = 0
@@ -525,8 +527,8 @@ class Engine(QuicConnection):
     def advance(self, now: float) -> None:
         """Note the time for what happens between two calls that carry it, and tend to the keys."""
         self._now = now
-        pair = self._cryptos.get(tls.Epoch.ONE_RTT)
-        if not isinstance(pair, _RetainingCryptoPair):
+        pair = self._protection
+        if pair is None:
             return
         if pair.updates != self._key_updates_seen:
             self._key_updates_seen = pair.updates
@@ -576,18 +578,22 @@ class Engine(QuicConnection):
         if stream is not None:
             self._queue.append(stream)
 
-    def consume(self, stream_id: int, count: int) -> None:
-        """Note what the application consumed, and announce a higher limit when half a window is free."""
+    def consume(self, stream_id: int, count: int) -> bool:
+        """Note what the application consumed, and announce a higher limit when half a window is free.
+
+        Returns whether there is something to send (or a stream to discard) because of it.
+        """
         rtt = self._loss._rtt_smoothed if self._loss._rtt_initialized else INITIAL_RTT_S
         is_raised = self.windows.consume(stream_id, count, now=self._now, rtt=rtt)
         stream = self._streams.get(stream_id)
-        if stream is None:
-            return
-        if stream.receiver.is_finished:
+        if stream is not None and stream.receiver.is_finished:
             self._queue.append(stream)
-        elif is_raised and stream.receiver._final_size is None:
+            return True
+        if stream is not None and is_raised and stream.receiver._final_size is None:
             stream.max_stream_data_local = self.windows.stream_limit(stream_id)
             self._due_limits[stream_id] = stream
+            return True
+        return self.windows.connection_limit > self._local_max_data.sent
 
     def set_max_datagram_size(self, size: int) -> int:
         """Change the packet size; returns how many waiting DATAGRAM frames had to be dropped for it."""
@@ -645,7 +651,8 @@ class Engine(QuicConnection):
         context._supported_groups = [tls.Group.X25519, tls.Group.SECP256R1]
         space = self._spaces[tls.Epoch.ONE_RTT]
         space.received_packets = PacketNumberWindow(self.options.duplicate_window_packets)  # type: ignore[assignment] # same shape
-        self._cryptos[tls.Epoch.ONE_RTT].__class__ = _RetainingCryptoPair
+        self._protection = cast("_RetainingCryptoPair", self._cryptos[tls.Epoch.ONE_RTT])
+        self._protection.__class__ = _RetainingCryptoPair
         for stream in self._crypto_streams.values():
             stream.receiver.__class__ = _BoundedReceiver
             self._bound_gaps(stream)
@@ -701,27 +708,27 @@ class Engine(QuicConnection):
             return True
         if sender.buffer_is_empty:
             return False
-        if not len(sender._pending):
+        try:
+            offset: int = sender._pending[0].start
+        except IndexError:
             return sender._pending_eof
-        offset = sender._pending[0].start
         credit = self._remote_max_data - self._remote_max_data_used
-        return offset < min(sender.highest_offset + credit, stream.max_stream_data_remote)
+        return offset < sender.highest_offset + credit and offset < stream.max_stream_data_remote
 
     def _stream_opened(self, stream: QuicStream) -> None:
         stream_id = cast("int", stream.stream_id)
-        on_change = partial(self._stream_changed, stream)
+        sender = cast("_ReportingSender", stream.sender)
+        on_change = partial(self._stream_changed, stream, stream_id, sender)
         stream.__class__ = _ReadStream
         cast("_ReadStream", stream).is_drained = partial(self.windows.is_drained, stream_id)
         stream.sender.__class__ = _ReportingSender
-        cast("_ReportingSender", stream.sender).on_change = on_change
+        sender.on_change = on_change
         stream.receiver.__class__ = _ReportingReceiver
         self._bound_gaps(stream)
         cast("_ReportingReceiver", stream.receiver).on_change = on_change
         self.windows.open(stream_id, self._now)
 
-    def _stream_changed(self, stream: QuicStream) -> None:
-        stream_id = cast("int", stream.stream_id)
-        sender = cast("_ReportingSender", stream.sender)
+    def _stream_changed(self, stream: QuicStream, stream_id: int, sender: _ReportingSender) -> None:
         gained = sender._buffer_start - sender.reported
         if gained and sender._reset_error_code is None:
             sender.reported += gained
@@ -760,6 +767,9 @@ class Engine(QuicConnection):
     # What flow control announces
 
     def _streams_due(self) -> Iterator[QuicStream]:
+        return self._limits_to_write() if self._due_limits else iter(())
+
+    def _limits_to_write(self) -> Iterator[QuicStream]:
         for stream in list(self._due_limits.values()):
             if not self._has_room():
                 return

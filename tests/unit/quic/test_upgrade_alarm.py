@@ -38,7 +38,7 @@ SENDER_ATTRIBUTES = {
     "_buffer", "_buffer_fin", "_buffer_start", "_buffer_stop", "_pending", "_pending_eof",
     "_reset_error_code",
 }  # fmt: skip
-RECEIVER_ATTRIBUTES = {"_final_size", "_ranges"}
+RECEIVER_ATTRIBUTES = {"_buffer", "_buffer_start", "_final_size", "_ranges"}
 TLS_ATTRIBUTES = {
     "_peer_certificate", "_peer_certificate_chain", "_receive_buffer", "_request_client_certificate",
     "_supported_groups",
