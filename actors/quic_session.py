@@ -138,6 +138,7 @@ class QuicSession(Concern):
         self._early_selection: path_manager_pb2.PathSelected | None = None
         self._direct_bytes_sent = self._direct_bytes_received = self._payload_bytes = 0
         self._has_told_ids = False
+        self._is_drained = False  # all that could be sent was, when the connection was last driven
         self._opened_at = self.now
         self._is_closed = False
         self._end: _End | None = None
@@ -346,17 +347,20 @@ class QuicSession(Concern):
         connection = self._connection
         if connection is None:
             return
-        connection.receive(packets, self.now)
+        has_news = connection.receive(packets, self.now)
         self._traffic.handle_received(kind, connection.packets_seen, self.now)
-        self._act(connection)
-        self._drive(connection)
+        is_asked = self._act(connection)
+        self._drive(connection, is_quiet=self._is_drained and not (has_news or is_asked))
 
-    def _drive(self, connection: Connection) -> None:
+    def _drive(self, connection: Connection, *, is_quiet: bool = False) -> None:
+        """Take what the connection tells and send what it has; `is_quiet`: it cannot have anything."""
         self._take_events(connection)
-        routes = self._traffic.routes(self.now)
-        if routes != traffic.NOWHERE and self._transmit(connection, routes):
-            self._traffic.handle_sent(routes)
-            self._take_events(connection)
+        if not is_quiet:
+            routes = self._traffic.routes(self.now)
+            self._is_drained = routes != traffic.NOWHERE
+            if self._is_drained and self._transmit(connection, routes):
+                self._traffic.handle_sent(routes)
+                self._take_events(connection)
         self._traffic.handle_progress(
             awaits=connection.awaits_acknowledgement,
             acknowledged=connection.largest_acknowledged,
@@ -389,9 +393,10 @@ class QuicSession(Concern):
             )
         return True
 
-    def _act(self, connection: Connection) -> None:
-        """Do what the core asks for; whoever calls drives the connection afterwards."""
-        for effect in self._traffic.drain():
+    def _act(self, connection: Connection) -> bool:
+        """Do what the core asks for, if anything; whoever calls drives the connection afterwards."""
+        effects = self._traffic.drain()
+        for effect in effects:
             match effect:
                 case traffic.ForgetRtt(old_rtt_s, new_rtt_s):
                     connection.path_switched(old_rtt_s, self.now, new_rtt_s)
@@ -431,6 +436,7 @@ class QuicSession(Concern):
                             session_id=self._session_id, kind=path_kind_to_proto(kind)
                         )
                     )
+        return bool(effects)
 
     def _recheck_peer(self) -> None:
         peer = self._connection.peer if self._connection is not None else None

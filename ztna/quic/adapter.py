@@ -86,8 +86,21 @@ MAX_BARE_ACKS = 256
 """Packets with nothing but an ACK that are remembered as sent. Nobody has to acknowledge them, so on a
 connection that only receives they would add up for as long as it lives. When one is acknowledged along with
 others, what it acknowledged need not be acknowledged again: the latest of them are enough for that."""
+QUIET_FRAMES = frozenset(
+    (
+        QuicFrameType.PADDING,
+        QuicFrameType.PING,
+        *range(QuicFrameType.STREAM_BASE, QuicFrameType.STREAM_BASE + 8),
+        QuicFrameType.DATAGRAM,
+        QuicFrameType.DATAGRAM_WITH_LENGTH,
+    )
+)
+"""Frames that let nothing be sent beyond an acknowledgement, which has its timer."""
 GRACE_ROUND_TRIPS = 1.25
 """After a switch nothing counts as lost until the old path's acknowledgements had time to come in."""
+
+_FrameHandler = Callable[[QuicReceiveContext, int, Buffer], None]
+_FrameHandlers = dict[int, tuple[_FrameHandler, frozenset[tls.Epoch]]]
 
 _ALERTS = {
     "expired": tls.AlertDescription.certificate_expired,
@@ -313,6 +326,7 @@ class Engine(QuicConnection):
 
     tls: _MutualTls
     _loss: _PatientRecovery
+    _QuicConnection__frame_handlers: _FrameHandlers
 
     def __init__(
         self,
@@ -356,6 +370,16 @@ class Engine(QuicConnection):
         self.send_backlog_bytes = 0
         self.credits: dict[int, int] = {}
         self.windows = ReceiveWindows(options.windows)
+        self.has_news = False
+        """Whether a frame came, since this was last cleared, that is not one of `QUIET_FRAMES`."""
+        handlers = self._QuicConnection__frame_handlers
+        handlers.update(
+            {
+                frame_type: (partial(self._handle_news, handler), epochs)
+                for frame_type, (handler, epochs) in handlers.items()
+                if frame_type not in QUIET_FRAMES
+            }
+        )
         self._builder: QuicPacketBuilder | None = None
         self._protection: _RetainingCryptoPair | None = None
         self._gaps = 0
@@ -521,6 +545,26 @@ class Engine(QuicConnection):
         """Bytes given to the stream and not yet acknowledged."""
         stream = self._streams.get(stream_id)
         return 0 if stream is None else stream.sender._buffer_stop - stream.sender._buffer_start
+
+    def may_send_after_receiving(self, now: float) -> bool:
+        """Whether what came since `has_news` was cleared may have made something ready to be sent.
+
+        It is meant for an established connection that had sent all it could before; whatever else holds it
+        back then has a timer. In doubt it says yes: that costs a pass that finds nothing.
+        """
+        ack_at = self._spaces[tls.Epoch.ONE_RTT].ack_at
+        return (
+            self.has_news
+            or (ack_at is not None and ack_at <= now)
+            or (self._pacing_at is not None and self._pacing_at <= now)
+            or len(self._queue) > 0
+            or len(self._due_limits) > 0
+            or self.windows.connection_limit > self._local_max_data.sent
+            # The peer used another of our connection IDs, or another address.
+            or len(self._retire_connection_ids) > 0
+            or len(self._network_paths) > 1
+            or not self._network_paths[0].is_validated
+        )
 
     # Verbs beyond aioquic's own
 
@@ -820,6 +864,14 @@ class Engine(QuicConnection):
         stream_id = cast("int", stream.stream_id)
         if delivery is not QuicDeliveryState.ACKED and stream_id in self._streams:
             self._due_limits[stream_id] = stream
+
+    # What arrives
+
+    def _handle_news(
+        self, handler: _FrameHandler, context: QuicReceiveContext, frame_type: int, buf: Buffer
+    ) -> None:
+        self.has_news = True
+        handler(context, frame_type, buf)
 
     # Who ends the connection
 

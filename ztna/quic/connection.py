@@ -230,9 +230,16 @@ class Connection:
         self._engine.advance(now)
         self._handshake_deadline = now + self._options.handshake_timeout_s
 
-    def receive(self, datagrams: Iterable[bytes], now: float, source: PeerAddress | None = None) -> None:
-        """Take UDP payloads in the order of arrival, all from `source` (default: the constant address)."""
+    def receive(self, datagrams: Iterable[bytes], now: float, source: PeerAddress | None = None) -> bool:
+        """Take UDP payloads in the order of arrival, all from `source` (default: the constant address).
+
+        Returns whether `transmit` may have something to do because of them; it may still find nothing.
+        Payload alone gives it nothing before an acknowledgement is due, for which there is a deadline. False
+        says nothing about what was done before: that needs its own `transmit`.
+        """
         address = source or self._address
+        was_established = self.is_established
+        self._engine.has_news = False
         if not self._is_dead:
             self._engine.advance(now)
         for data in datagrams:
@@ -251,6 +258,7 @@ class Connection:
                 self._fail(error, now)
         if not self._is_dead:
             self._collect(now)
+        return not (was_established and self.is_established) or self._engine.may_send_after_receiving(now)
 
     def handle_timeout(self, now: float) -> None:
         """Act on every deadline that is due."""
