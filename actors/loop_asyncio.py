@@ -18,10 +18,9 @@ class AsyncioScheduler:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._thread = threading.get_ident()
-
-    def time(self) -> float:
+        # No method of ours around it: it is asked twice for each message of every actor.
+        self.time: Callable[[], float] = loop.time
         """Monotonic seconds; from any thread."""
-        return self._loop.time()
 
     def call_soon(self, callback: Callable[[], None]) -> None:
         """Run `callback` in the next turn of the loop; only from the loop thread."""

@@ -139,6 +139,7 @@ class QuicSession(Concern):
         self._early_selection: path_manager_pb2.PathSelected | None = None
         self._direct_bytes_sent = self._direct_bytes_received = self._payload_bytes = 0
         self._has_told_ids = False
+        self._is_drained = False  # all that could be sent was, when the connection was last driven
         self._opened_at = self.now
         self._is_closed = False
         self._end: _End | None = None
@@ -261,8 +262,9 @@ class QuicSession(Concern):
 
     def payload_consumed(self, message: quic_session_pb2.PayloadConsumed) -> None:
         """Bytes passed on: the peer may send more."""
-        if (connection := self._live) is not None:
-            connection.consume(message.stream_id, message.size_bytes)
+        connection = self._live
+        # Limits rise in steps of half a window, so most of these messages leave nothing to send.
+        if connection is not None and connection.consume(message.stream_id, message.size_bytes):
             self._drive(connection)
 
     def abort_stream(self, message: quic_session_pb2.AbortStream) -> None:
@@ -310,7 +312,7 @@ class QuicSession(Concern):
     def next_deadline(self) -> float | None:
         """The earliest of QUIC's deadline, the next doubt about the path, and the next report."""
         deadline = self._connection.next_deadline() if self._connection is not None else None
-        if deadline is not None and self._routes() == traffic.NOWHERE:
+        if deadline is not None and self._traffic.routes(self.now) == traffic.NOWHERE:
             # What is due (an ACK, say) stays due while nothing can be sent.
             deadline = max(deadline, self.now + NO_PATH_INTERVAL_S)
         if self._ask_at is not None:
@@ -346,29 +348,28 @@ class QuicSession(Concern):
         connection = self._connection
         if connection is None:
             return
-        connection.receive(packets, self.now)
+        has_news = connection.receive(packets, self.now)
         self._traffic.handle_received(kind, connection.packets_seen, self.now)
-        self._act(connection)
-        self._drive(connection)
+        is_asked = self._act(connection)
+        self._drive(connection, is_quiet=self._is_drained and not (has_news or is_asked))
 
-    def _routes(self) -> traffic.Routes:
-        return (
-            self._traffic.routes(self.now) if self._traffic.selected is not PathKind.NONE else traffic.NOWHERE
-        )
-
-    def _drive(self, connection: Connection) -> None:
+    def _drive(self, connection: Connection, *, is_quiet: bool = False) -> None:
+        """Take what the connection tells and send what it has; `is_quiet`: it cannot have anything."""
         self._take_events(connection)
-        routes = self._routes()
-        if routes != traffic.NOWHERE and self._transmit(connection, routes):
-            self._traffic.handle_sent(routes)
-            self._take_events(connection)
+        if not is_quiet:
+            routes = self._traffic.routes(self.now)
+            self._is_drained = routes != traffic.NOWHERE
+            if self._is_drained and self._transmit(connection, routes):
+                self._traffic.handle_sent(routes)
+                self._take_events(connection)
         self._traffic.handle_progress(
             awaits=connection.awaits_acknowledgement,
             acknowledged=connection.largest_acknowledged,
             next_number=connection.next_packet_number,
             now=self.now,
         )
-        self._report_closed()
+        if self._end is not None:
+            self._report_closed()
         if self._early_selection is not None and self._was_established:
             self.path_selected(self._early_selection)
 
@@ -393,9 +394,10 @@ class QuicSession(Concern):
             )
         return True
 
-    def _act(self, connection: Connection) -> None:
-        """Do what the core asks for; whoever calls drives the connection afterwards."""
-        for effect in self._traffic.drain():
+    def _act(self, connection: Connection) -> bool:
+        """Do what the core asks for, if anything; whoever calls drives the connection afterwards."""
+        effects = self._traffic.drain()
+        for effect in effects:
             match effect:
                 case traffic.ForgetRtt(old_rtt_s, new_rtt_s):
                     connection.path_switched(old_rtt_s, self.now, new_rtt_s)
@@ -445,6 +447,7 @@ class QuicSession(Concern):
                             session_id=self._session_id, kind=path_kind_to_proto(kind)
                         )
                     )
+        return bool(effects)
 
     def _recheck_peer(self) -> None:
         peer = self._connection.peer if self._connection is not None else None
@@ -474,7 +477,10 @@ class QuicSession(Concern):
         payloads: dict[int, list[bytes]] = {}
         datagrams: list[bytes] = []
         is_unexpected = False
-        for event in connection.events():
+        happened = connection.events()
+        if not happened:
+            return
+        for event in happened:
             if isinstance(event, events.StreamDataReceived):
                 if event.stream_id & SERVER_INITIATED:
                     is_unexpected = True

@@ -86,8 +86,21 @@ MAX_BARE_ACKS = 256
 """Packets with nothing but an ACK that are remembered as sent. Nobody has to acknowledge them, so on a
 connection that only receives they would add up for as long as it lives. When one is acknowledged along with
 others, what it acknowledged need not be acknowledged again: the latest of them are enough for that."""
+QUIET_FRAMES = frozenset(
+    (
+        QuicFrameType.PADDING,
+        QuicFrameType.PING,
+        *range(QuicFrameType.STREAM_BASE, QuicFrameType.STREAM_BASE + 8),
+        QuicFrameType.DATAGRAM,
+        QuicFrameType.DATAGRAM_WITH_LENGTH,
+    )
+)
+"""Frames that let nothing be sent beyond an acknowledgement, which has its timer."""
 GRACE_ROUND_TRIPS = 1.25
 """After a switch nothing counts as lost until the old path's acknowledgements had time to come in."""
+
+_FrameHandler = Callable[[QuicReceiveContext, int, Buffer], None]
+_FrameHandlers = dict[int, tuple[_FrameHandler, frozenset[tls.Epoch]]]
 
 _ALERTS = {
     "expired": tls.AlertDescription.certificate_expired,
@@ -259,6 +272,9 @@ class _BoundedReceiver(QuicStreamReceiver):
     count_gaps: Callable[[int], None]
 
     def handle_frame(self, frame: QuicStreamFrame) -> StreamDataReceived | None:
+        if frame.offset == self._buffer_start and not self._buffer:
+            # What comes in order leaves no gap, and that is nearly every frame.
+            return super().handle_frame(frame)
         before = len(self._ranges)
         event = super().handle_frame(frame)
         if len(self._ranges) != before:
@@ -317,6 +333,7 @@ class Engine(QuicConnection):
 
     tls: _MutualTls
     _loss: _PatientRecovery
+    _QuicConnection__frame_handlers: _FrameHandlers
 
     def __init__(
         self,
@@ -326,9 +343,7 @@ class Engine(QuicConnection):
         original_destination_connection_id: bytes | None = None,
         retry_source_connection_id: bytes | None = None,
     ) -> None:
-        self._queue: ServiceQueue[QuicStream] = ServiceQueue(
-            key=lambda stream: cast("int", stream.stream_id), has_work=self._has_work, has_room=self._has_room
-        )
+        self._queue: ServiceQueue[QuicStream] = ServiceQueue(has_work=self._has_work, has_room=self._has_room)
         algorithm = constant_algorithm if options.inner_governs else capped_algorithm
         super().__init__(
             configuration=QuicConfiguration(
@@ -362,7 +377,18 @@ class Engine(QuicConnection):
         self.send_backlog_bytes = 0
         self.credits: dict[int, int] = {}
         self.windows = ReceiveWindows(options.windows)
+        self.has_news = False
+        """Whether a frame came, since this was last cleared, that is not one of `QUIET_FRAMES`."""
+        handlers = self._QuicConnection__frame_handlers
+        handlers.update(
+            {
+                frame_type: (partial(self._handle_news, handler), epochs)
+                for frame_type, (handler, epochs) in handlers.items()
+                if frame_type not in QUIET_FRAMES
+            }
+        )
         self._builder: QuicPacketBuilder | None = None
+        self._protection: _RetainingCryptoPair | None = None
         self._gaps = 0
         self._due_limits: dict[int, QuicStream] = {}
         self._key_updates_seen = 0
@@ -527,13 +553,33 @@ class Engine(QuicConnection):
         stream = self._streams.get(stream_id)
         return 0 if stream is None else stream.sender._buffer_stop - stream.sender._buffer_start
 
+    def may_send_after_receiving(self, now: float) -> bool:
+        """Whether what came since `has_news` was cleared may have made something ready to be sent.
+
+        It is meant for an established connection that had sent all it could before; whatever else holds it
+        back then has a timer. In doubt it says yes: that costs a pass that finds nothing.
+        """
+        ack_at = self._spaces[tls.Epoch.ONE_RTT].ack_at
+        return (
+            self.has_news
+            or (ack_at is not None and ack_at <= now)
+            or (self._pacing_at is not None and self._pacing_at <= now)
+            or len(self._queue) > 0
+            or len(self._due_limits) > 0
+            or self.windows.connection_limit > self._local_max_data.sent
+            # The peer used another of our connection IDs, or another address.
+            or len(self._retire_connection_ids) > 0
+            or len(self._network_paths) > 1
+            or not self._network_paths[0].is_validated
+        )
+
     # Verbs beyond aioquic's own
 
     def advance(self, now: float) -> None:
         """Note the time for what happens between two calls that carry it, and tend to the keys."""
         self._now = now
-        pair = self._cryptos.get(tls.Epoch.ONE_RTT)
-        if not isinstance(pair, _RetainingCryptoPair):
+        pair = self._protection
+        if pair is None:
             return
         if pair.updates != self._key_updates_seen:
             self._key_updates_seen = pair.updates
@@ -583,18 +629,22 @@ class Engine(QuicConnection):
         if stream is not None:
             self._queue.append(stream)
 
-    def consume(self, stream_id: int, count: int) -> None:
-        """Note what the application consumed, and announce a higher limit when half a window is free."""
+    def consume(self, stream_id: int, count: int) -> bool:
+        """Note what the application consumed, and announce a higher limit when half a window is free.
+
+        Returns whether there is something to send (or a stream to discard) because of it.
+        """
         rtt = self._loss._rtt_smoothed if self._loss._rtt_initialized else INITIAL_RTT_S
         is_raised = self.windows.consume(stream_id, count, now=self._now, rtt=rtt)
         stream = self._streams.get(stream_id)
-        if stream is None:
-            return
-        if stream.receiver.is_finished:
+        if stream is not None and stream.receiver.is_finished:
             self._queue.append(stream)
-        elif is_raised and stream.receiver._final_size is None:
+            return True
+        if stream is not None and is_raised and stream.receiver._final_size is None:
             stream.max_stream_data_local = self.windows.stream_limit(stream_id)
             self._due_limits[stream_id] = stream
+            return True
+        return self.windows.connection_limit > self._local_max_data.sent
 
     def set_max_datagram_size(self, size: int) -> int:
         """Change the packet size; returns how many waiting DATAGRAM frames had to be dropped for it."""
@@ -652,7 +702,8 @@ class Engine(QuicConnection):
         context._supported_groups = [tls.Group.X25519, tls.Group.SECP256R1]
         space = self._spaces[tls.Epoch.ONE_RTT]
         space.received_packets = PacketNumberWindow(self.options.duplicate_window_packets)  # type: ignore[assignment] # same shape
-        self._cryptos[tls.Epoch.ONE_RTT].__class__ = _RetainingCryptoPair
+        self._protection = cast("_RetainingCryptoPair", self._cryptos[tls.Epoch.ONE_RTT])
+        self._protection.__class__ = _RetainingCryptoPair
         for stream in self._crypto_streams.values():
             stream.receiver.__class__ = _BoundedReceiver
             self._bound_gaps(stream)
@@ -708,27 +759,27 @@ class Engine(QuicConnection):
             return True
         if sender.buffer_is_empty:
             return False
-        if not len(sender._pending):
+        try:
+            offset: int = sender._pending[0].start
+        except IndexError:
             return sender._pending_eof
-        offset = sender._pending[0].start
         credit = self._remote_max_data - self._remote_max_data_used
-        return offset < min(sender.highest_offset + credit, stream.max_stream_data_remote)
+        return offset < sender.highest_offset + credit and offset < stream.max_stream_data_remote
 
     def _stream_opened(self, stream: QuicStream) -> None:
         stream_id = cast("int", stream.stream_id)
-        on_change = partial(self._stream_changed, stream)
+        sender = cast("_ReportingSender", stream.sender)
+        on_change = partial(self._stream_changed, stream, stream_id, sender)
         stream.__class__ = _ReadStream
         cast("_ReadStream", stream).is_drained = partial(self.windows.is_drained, stream_id)
         stream.sender.__class__ = _ReportingSender
-        cast("_ReportingSender", stream.sender).on_change = on_change
+        sender.on_change = on_change
         stream.receiver.__class__ = _ReportingReceiver
         self._bound_gaps(stream)
         cast("_ReportingReceiver", stream.receiver).on_change = on_change
         self.windows.open(stream_id, self._now)
 
-    def _stream_changed(self, stream: QuicStream) -> None:
-        stream_id = cast("int", stream.stream_id)
-        sender = cast("_ReportingSender", stream.sender)
+    def _stream_changed(self, stream: QuicStream, stream_id: int, sender: _ReportingSender) -> None:
         gained = sender._buffer_start - sender.reported
         if gained and sender._reset_error_code is None:
             sender.reported += gained
@@ -767,6 +818,9 @@ class Engine(QuicConnection):
     # What flow control announces
 
     def _streams_due(self) -> Iterator[QuicStream]:
+        return self._limits_to_write() if self._due_limits else iter(())
+
+    def _limits_to_write(self) -> Iterator[QuicStream]:
         for stream in list(self._due_limits.values()):
             if not self._has_room():
                 return
@@ -817,6 +871,14 @@ class Engine(QuicConnection):
         stream_id = cast("int", stream.stream_id)
         if delivery is not QuicDeliveryState.ACKED and stream_id in self._streams:
             self._due_limits[stream_id] = stream
+
+    # What arrives
+
+    def _handle_news(
+        self, handler: _FrameHandler, context: QuicReceiveContext, frame_type: int, buf: Buffer
+    ) -> None:
+        self.has_news = True
+        handler(context, frame_type, buf)
 
     # Who ends the connection
 

@@ -49,6 +49,7 @@ MAX_DATAGRAMS_PENDING = 1024
 """Far above what a caller that looks at `datagrams_pending` lets wait; about 1 MiB."""
 MAX_CLOSE_REPEATS = 8
 """Answers to packets that arrive after the close, the nth to packet 2^n (RFC 9000 §10.2.1)."""
+_PAYLOAD = (quic_events.StreamDataReceived, quic_events.DatagramFrameReceived)
 
 
 class Connection:
@@ -234,9 +235,16 @@ class Connection:
         self._engine.advance(now)
         self._handshake_deadline = now + self._options.handshake_timeout_s
 
-    def receive(self, datagrams: Iterable[bytes], now: float, source: PeerAddress | None = None) -> None:
-        """Take UDP payloads in the order of arrival, all from `source` (default: the constant address)."""
+    def receive(self, datagrams: Iterable[bytes], now: float, source: PeerAddress | None = None) -> bool:
+        """Take UDP payloads in the order of arrival, all from `source` (default: the constant address).
+
+        Returns whether `transmit` may have something to do because of them; it may still find nothing.
+        Payload alone gives it nothing before an acknowledgement is due, for which there is a deadline. False
+        says nothing about what was done before: that needs its own `transmit`.
+        """
         address = source or self._address
+        was_established = self.is_established
+        self._engine.has_news = False
         if not self._is_dead:
             self._engine.advance(now)
         for data in datagrams:
@@ -255,6 +263,7 @@ class Connection:
                 self._fail(error, now)
         if not self._is_dead:
             self._collect(now)
+        return not (was_established and self.is_established) or self._engine.may_send_after_receiving(now)
 
     def handle_timeout(self, now: float) -> None:
         """Act on every deadline that is due."""
@@ -279,8 +288,12 @@ class Connection:
         """Monotonic seconds at which to call `handle_timeout`, or None."""
         if self._is_dead or not self._engine.is_started:
             return None
-        own = () if self._is_closed else (self._handshake_deadline, self._minimum_reset_at)
-        return min((d for d in (self._engine.get_timer(), *own) if d is not None), default=None)
+        deadline = self._engine.get_timer()
+        if not self._is_closed:
+            for own in (self._handshake_deadline, self._minimum_reset_at):
+                if own is not None and (deadline is None or own < deadline):
+                    deadline = own
+        return deadline
 
     def transmit(self, now: float) -> list[bytes]:
         """The UDP payloads to send now, to whatever address the selected path leads to."""
@@ -352,10 +365,12 @@ class Connection:
             raise LocalProtocolError("send backlog exceeded: watermarks were not respected")
         self._engine.write_stream(stream_id, data, end=end)
 
-    def consume(self, stream_id: int, count: int) -> None:
-        """Report bytes of a stream that left our hands, which lets the peer send as many more."""
-        if not self._is_dead:
-            self._engine.consume(stream_id, count)
+    def consume(self, stream_id: int, count: int) -> bool:
+        """Report bytes of a stream that left our hands, which lets the peer send as many more.
+
+        Returns whether that is to be told now; if not, `transmit` has nothing to do because of it.
+        """
+        return not self._is_dead and self._engine.consume(stream_id, count)
 
     def reset_stream(self, stream_id: int, code: int) -> None:
         """Give up sending on a stream and drop what waits (RESET_STREAM)."""
@@ -442,27 +457,31 @@ class Connection:
 
     def _collect(self, now: float) -> None:
         self._engine.advance(now)
+        if not self._is_established:
+            self._note_handshake()
+        while (event := self._engine.next_event()) is not None:
+            if not self._is_established and isinstance(event, _PAYLOAD):
+                # A server sends only to a client that it accepted.
+                self._establish()
+            self._translate(event)
+        if self._engine.is_ending:
+            self._note_closed()
+
+    def _note_handshake(self) -> None:
         if self._engine.is_handshake_confirmed:
             self._establish()
         elif self._engine.is_handshake_complete and not self._is_peer_accepted:
             self._is_peer_accepted = True
             self._events.append(PeerAccepted())
-        while (event := self._engine.next_event()) is not None:
-            self._translate(event)
-        if self._engine.is_ending:
-            self._note_closed()
 
     def _translate(self, event: quic_events.QuicEvent) -> None:
         match event:
             case quic_events.StreamDataReceived(data, end_stream, stream_id):
-                # A server sends only to a client that it accepted.
-                self._establish()
                 if end_stream:
                     self._engine.receiving_ended(stream_id)
                 if self._engine.windows.deliver(stream_id, len(data)):
                     self._events.append(StreamDataReceived(stream_id, data, end_stream))
             case quic_events.DatagramFrameReceived(data):
-                self._establish()
                 self._events.append(DatagramReceived(data))
             case quic_events.StreamReset(error_code, stream_id):
                 self._engine.windows.abandon(stream_id)
@@ -564,6 +583,7 @@ class Connection:
             pass
 
     def _count_sent(self, sent: list[tuple[bytes, PeerAddress]]) -> list[tuple[bytes, PeerAddress]]:
+        for data, _ in sent:
+            self._bytes_sent += len(data)
         self._datagrams_sent += len(sent)
-        self._bytes_sent += sum(len(data) for data, _ in sent)
         return sent

@@ -24,6 +24,7 @@ LONG_CID_OFFSET = 6
 """Where the destination connection ID begins in a long header, behind its length."""
 _FORM_BIT = 0x80
 _FIXED_BIT = 0x40
+_FORM_AND_FIXED_BITS = _FORM_BIT | _FIXED_BIT
 _LONG_TYPE_MASK = 0x30
 _LONG_TYPE_INITIAL = 0x00
 
@@ -146,10 +147,24 @@ class Demultiplexer(Generic[OwnerT]):
     def sort(self, batch: Iterable[tuple[bytes, SourceT]]) -> SortedBatch[OwnerT, SourceT]:
         """Tell apart datagrams with their sources (anything that the caller wants to keep with them)."""
         result: SortedBatch[OwnerT, SourceT] = SortedBatch()
+        latest_id, latest = b"", []
         for item in batch:
             datagram = item[0]
             if not datagram:
                 self.dropped["empty"] += 1
+                continue
+            # A batch is mostly a run of short headers with one connection ID.
+            if datagram[0] & _FORM_AND_FIXED_BITS == _FIXED_BIT and len(datagram) > LOCAL_CID_BYTES:
+                connection_id = datagram[1 : 1 + LOCAL_CID_BYTES]
+                if connection_id == latest_id:
+                    latest.append(item)
+                    continue
+                owner = self.table.owner_of(connection_id)
+                if owner is None:
+                    self.dropped["unknown_connection_id"] += 1
+                else:
+                    latest_id, latest = connection_id, result.by_owner.setdefault(owner, [])
+                    latest.append(item)
                 continue
             protocol = classify(datagram[0])
             if protocol is Protocol.QUIC:

@@ -6,10 +6,10 @@ queue only from the moment something changed until a visit finds it without work
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator
 from typing import Generic, TypeVar
 
-StreamT = TypeVar("StreamT")
+StreamT = TypeVar("StreamT", bound=Hashable)
 
 
 class ServiceQueue(Generic[StreamT]):
@@ -23,16 +23,14 @@ class ServiceQueue(Generic[StreamT]):
     def __init__(
         self,
         *,
-        key: Callable[[StreamT], int],
         has_work: Callable[[StreamT], bool],
         has_room: Callable[[], bool],
     ) -> None:
-        self._key = key
         self._has_work = has_work
         self._has_room = has_room
-        self._waiting: dict[int, StreamT] = {}
+        self._waiting: dict[StreamT, None] = {}
         self._visited: list[StreamT] = []
-        self._idle: list[int] = []
+        self._idle: list[StreamT] = []
         self._is_walking = False
         self.visits = 0
         """Streams looked at since the start, for the cost test and the statistics."""
@@ -42,7 +40,7 @@ class ServiceQueue(Generic[StreamT]):
 
     def append(self, stream: StreamT) -> None:
         """Let a stream wait for its turn; harmless if it does already."""
-        self._waiting.setdefault(self._key(stream), stream)
+        self._waiting.setdefault(stream)
 
     def __iter__(self) -> Iterator[StreamT]:
         if self._is_walking:
@@ -51,7 +49,7 @@ class ServiceQueue(Generic[StreamT]):
         return self._walk()
 
     def _walk(self) -> Iterator[StreamT]:
-        for key, stream in self._waiting.items():
+        for stream in self._waiting:
             if not self._has_room():
                 return
             self.visits += 1
@@ -59,19 +57,20 @@ class ServiceQueue(Generic[StreamT]):
                 self._visited.append(stream)
                 yield stream
             else:
-                self._idle.append(key)
+                self._idle.append(stream)
 
     def settle(self) -> None:
         """End the walk: streams found without work leave the queue until `append` brings them back."""
-        for key in self._idle:
-            del self._waiting[key]
-        self._idle.clear()
+        if self._idle:
+            for stream in self._idle:
+                del self._waiting[stream]
+            self._idle.clear()
         self._is_walking = False
 
     def extend(self, sent: Collection[StreamT]) -> None:
         """Move the streams that sent to the end, in the order of the walk."""
-        for stream in self._visited:
-            key = self._key(stream)
-            if stream in sent:
-                self._waiting[key] = self._waiting.pop(key)
+        if len(self._waiting) > 1:
+            for stream in self._visited:
+                if stream in sent:
+                    self._waiting[stream] = self._waiting.pop(stream)
         self._visited.clear()

@@ -68,6 +68,9 @@ class ReceiveWindows:
 
     def __init__(self, limits: WindowLimits) -> None:
         self._limits = limits
+        # Asked for with every packet, and always the same.
+        self._connection_bytes = limits.connection_bytes
+        self._connection_step_bytes = limits.connection_step_bytes
         self._streams: dict[int, _StreamWindow] = {}
         self._growth = 0
         self._consumed = 0
@@ -141,6 +144,6 @@ class ReceiveWindows:
     def _take(self, stream: _StreamWindow, count: int) -> None:
         stream.consumed += count
         self._consumed += count
-        limit = self._consumed + self._limits.connection_bytes
-        if limit - self.connection_limit >= self._limits.connection_step_bytes:
+        limit = self._consumed + self._connection_bytes
+        if limit - self.connection_limit >= self._connection_step_bytes:
             self.connection_limit = limit

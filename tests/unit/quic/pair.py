@@ -42,6 +42,8 @@ class End:
         self.received: dict[int, bytearray] = {}
         self.sent_datagrams: list[bytes] = []
         self.auto_consume = True
+        self.owes = False
+        """Whether something was done since the last `transmit` that may have made something ready."""
 
     @property
     def connection(self) -> Connection:
@@ -64,6 +66,9 @@ class Pair:
         seed: int = 1,
     ) -> None:
         self.now = 100.0
+        # Whoever checks must flush after each command.
+        self.checks_silence = False
+        self.silences = 0
         self.random = random.Random(seed)
         self.client = End(Connection.client(client_options))
         self.server = End(None)
@@ -97,6 +102,7 @@ class Pair:
             if end.maybe_connection is None:
                 continue
             self._drain_events(end)
+            end.owes = False
             for data in end.connection.transmit(self.now):
                 end.sent_datagrams.append(data)
                 self._send(link, other, data)
@@ -144,7 +150,10 @@ class Pair:
                 cid = destination_cid(batch[0])
                 assert cid is not None
                 target.maybe_connection = Connection.server(self.server_options, destination_cid=cid)
-            target.connection.receive(batch, self.now)
+            has_news = target.connection.receive(batch, self.now)
+            if self.checks_silence and not (has_news or target.owes):
+                self.silences += 1
+                assert target.connection.transmit(self.now) == []
 
     def _drain_events(self, end: End) -> None:
         for event in end.connection.events():
@@ -152,4 +161,4 @@ class Pair:
             if (stream_id := getattr(event, "stream_id", None)) is not None and hasattr(event, "data"):
                 end.received.setdefault(stream_id, bytearray()).extend(event.data)
                 if end.auto_consume:
-                    end.connection.consume(stream_id, len(event.data))
+                    end.owes |= end.connection.consume(stream_id, len(event.data))

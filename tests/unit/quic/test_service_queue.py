@@ -10,9 +10,7 @@ from ztna.quic.service_queue import ServiceQueue
 def new_queue(
     busy: set[int], has_room: Callable[[], bool] = lambda: True, streams: int = 5
 ) -> ServiceQueue[int]:
-    queue: ServiceQueue[int] = ServiceQueue(
-        key=lambda stream: stream, has_work=lambda stream: stream in busy, has_room=has_room
-    )
+    queue: ServiceQueue[int] = ServiceQueue(has_work=lambda stream: stream in busy, has_room=has_room)
     for stream in range(streams):
         queue.append(stream)
     return queue

@@ -21,6 +21,8 @@ class Soak:
             server_options(key_update_after_packets=500),
             seed=seed,
         ).established()
+        self.pair.flush()
+        self.pair.checks_silence = True
         self.asked: dict[int, bytes] = {}
         self.answered: dict[int, bytes] = {}
 
@@ -83,3 +85,5 @@ def test_every_byte_arrives_and_nothing_is_left_behind(seed: int) -> None:
         assert end.connection.send_backlog_total == 0
         assert end.connection._engine.windows.growth_bytes == 0
         assert not end.of(ConnectionClosed)
+    # What `receive` and `consume` say about there being nothing to send was true each time.
+    assert pair.silences > 10

@@ -26,9 +26,10 @@ CONNECTION_ATTRIBUTES = {
     "_handshake_complete",
     "_handshake_confirmed", "_host_cids", "_is_client", "_local_max_data", "_local_max_streams_bidi",
     "_local_max_streams_uni", "_local_next_stream_id_bidi", "_loss", "_max_datagram_size", "_network_paths",
-    "_packet_number", "_peer_cid", "_probe_pending", "_remote_max_data", "_remote_max_data_used",
-    "_remote_max_datagram_frame_size", "_remote_max_streams_bidi", "_spaces", "_state", "_streams",
-    "_streams_blocked_bidi", "_streams_queue",
+    "_pacing_at", "_packet_number", "_peer_cid", "_probe_pending", "_remote_max_data",
+    "_remote_max_data_used",
+    "_remote_max_datagram_frame_size", "_remote_max_streams_bidi", "_retire_connection_ids", "_spaces",
+    "_state", "_streams", "_streams_blocked_bidi", "_streams_queue",
 }  # fmt: skip
 RECOVERY_ATTRIBUTES = {
     "_pacer", "_pto_count", "_rtt_initialized", "_rtt_latest", "_rtt_min", "_rtt_smoothed",
@@ -38,7 +39,7 @@ SENDER_ATTRIBUTES = {
     "_buffer", "_buffer_fin", "_buffer_start", "_buffer_stop", "_pending", "_pending_eof",
     "_reset_error_code",
 }  # fmt: skip
-RECEIVER_ATTRIBUTES = {"_final_size", "_ranges"}
+RECEIVER_ATTRIBUTES = {"_buffer", "_buffer_start", "_final_size", "_ranges"}
 TLS_ATTRIBUTES = {
     "_peer_certificate", "_peer_certificate_chain", "_receive_buffer", "_request_client_certificate",
     "_supported_groups",
