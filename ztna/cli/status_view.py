@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ztna.cli.cells import address, clean, row, table
-from ztna.cli.direct_path_view import direct_path_lines
+from ztna.cli.direct_path_view import direct_path_lines, nat_words
 from ztna.cli.status_json import enum_word
 from ztna.cli.units import show_bytes, show_count, show_duration, show_rate, show_rtt
 from ztna.relay.carrier import CarrierKind
@@ -97,6 +97,8 @@ def _header(status: DaemonStatus) -> RenderableType:
     if status.udp_addresses:
         addresses = ", ".join(address(each.host, each.port) for each in status.udp_addresses)
         lines.append(Text(f"UDP on {addresses}", style="dim"))
+    if status.HasField("nat"):
+        lines.append(Text(f"NAT: {nat_words(status.nat)}", style="dim"))
     if status.certificate_expires_at_s:
         lines.append(Text(f"certificate until {_day(status.certificate_expires_at_s)}", style="dim"))
     return Group(*lines)
@@ -160,13 +162,27 @@ def _registered(status: DaemonStatus) -> RenderableType | None:
 
 def _sessions(status: DaemonStatus, rates: Rates | None) -> RenderableType | None:
     rows = table("session", "peer", "path", ">rtt", ">sent", ">received", ">age")
+    notes = []
     for each in status.sessions[:MAX_ROWS]:
         sent, received = _traffic(each, rates)
+        if note := _why_this_path(each):
+            notes.append(f"{each.session_id.hex()[:8]}: {note}")
         row(
             rows, each.session_id.hex()[:8], each.peer_id, _path(each), show_rtt(each.rtt_ms),
             sent, received, show_duration(each.age_s),
         )  # fmt: skip
-    return _section("Sessions", rows, status.counters.get("sessions", 0))
+    return _section("Sessions", rows, status.counters.get("sessions", 0), notes, style="dim")
+
+
+def _why_this_path(each: SessionStatus) -> str:
+    """The selected pair of a direct path; why there is none otherwise."""
+    if each.path != "direct":
+        return each.path_reason
+    if not each.direct_path.HasField("selected_pair"):
+        return ""
+    pair = each.direct_path.selected_pair
+    local, remote = pair.local.address, pair.remote.address
+    return f"from {address(local.host, local.port)} to {address(remote.host, remote.port)}"
 
 
 def _path(each: SessionStatus) -> Text:
@@ -257,14 +273,16 @@ def _traffic(each: SessionStatus, rates: Rates | None) -> tuple[str, str]:
     return show_rate(sent), show_rate(received)
 
 
-def _section(title: str, rows: Table, total: int, notes: Sequence[str] = ()) -> RenderableType | None:
-    """A titled table and notes below it; `total` is how many rows there would be."""
+def _section(
+    title: str, rows: Table, total: int, notes: Sequence[str] = (), *, style: str = "red"
+) -> RenderableType | None:
+    """A titled table and notes below it, in `style`; `total` is how many rows there would be."""
     if not rows.row_count:
         return None
     parts: list[RenderableType] = [Text(title, style="bold cyan"), rows]
     if total > rows.row_count:
         parts.append(Text(f"… and {total - rows.row_count} more", style="dim"))
-    parts += [Text(clean(note), style="red") for note in notes]
+    parts += [Text(clean(note), style=style) for note in notes]
     return Padding(Group(*parts), (1, 0, 0, 0), expand=False)
 
 

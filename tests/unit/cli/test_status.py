@@ -223,6 +223,22 @@ def test_what_peers_chose_is_neither_markup_nor_an_escape_sequence() -> None:
     assert "[bold red]�[2J�31mhello�world" in text
 
 
+def test_status_tells_the_nat_and_why_each_session_takes_its_path() -> None:
+    status = agent_status()
+    status.nat.CopyFrom(status.sessions[0].direct_path.local_nat)
+    text = rendered(status_view(status, WALL))
+    assert "NAT: address is translated, mapping address-and-port-dependent" in text
+    assert f"{SESSION.hex()[:8]}: no direct path was found: both NATs map" in text
+    session = status.sessions[0]
+    session.path = "direct"
+    pair = session.direct_path.selected_pair
+    pair.local.address.CopyFrom(types_pb2.TransportAddress(host="192.168.1.5", port=41641))
+    pair.remote.address.CopyFrom(types_pb2.TransportAddress(host="203.0.113.7", port=50000))
+    text = rendered(status_view(status, WALL))
+    assert f"{SESSION.hex()[:8]}: from 192.168.1.5:41641 to 203.0.113.7:50000" in text
+    assert "no direct path was found" not in text
+
+
 def test_sessions_are_shown_in_full(path: Path) -> None:
     with served(path, agent_status()):
         text = run("sessions", "--socket", str(path)).stdout
