@@ -42,7 +42,7 @@ docs: env
 	$(BIN)/python -m tools.render_actor_map
 	$(BIN)/python -m tools.render_configuration
 
-# A million inputs per parser, fewer where each takes a QUIC connection: three hours of processor time in all.
+# A million inputs per parser, fewer where each takes a QUIC connection or a search: five hours of processor time in all.
 fuzz: env
 	$(BIN)/python -m tools.fuzz $(ARGS)
 

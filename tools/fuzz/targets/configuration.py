@@ -61,7 +61,6 @@ class Configuration(Target):
     what = "configuration files of all daemons, with an override by environment and flag"
     documented = (ConfigError,)
     # A valid file costs 2 ms to validate; the text alone is `yaml-document`.
-    runs = 200_000
     short_runs = 60
     block = 100
     tokens = YamlDocument.tokens

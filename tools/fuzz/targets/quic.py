@@ -146,7 +146,6 @@ class Initial(Target):
     name = "quic-initial"
     what = "the first packet's frames and ClientHello, before anything is proved (1 ms each)"
     documented = ()
-    runs = 300_000
     short_runs = 200
     block = 100
 
