@@ -136,6 +136,7 @@ class QuicSession(Concern):
         self._max_packet_bytes = 0
         self._direct: TransportAddress | None = None
         self._direct_host = ""
+        self._direct_message: types_pb2.TransportAddress | None = None
         self._early_selection: path_manager_pb2.PathSelected | None = None
         self._direct_bytes_sent = self._direct_bytes_received = self._payload_bytes = 0
         self._has_told_ids = False
@@ -334,6 +335,7 @@ class QuicSession(Concern):
             direct = address_from_proto(message.remote)
             is_moved = former is kind and direct != self._direct
             self._direct, self._direct_host = direct, message.local_host
+            self._direct_message = address_to_proto(direct)  # once, not with each batch
         self._traffic.handle_selected(
             kind,
             self.now,
@@ -382,7 +384,7 @@ class QuicSession(Concern):
         if by_direct and self._direct is not None:
             self.emit(
                 udp_socket_pb2.SendDatagrams(
-                    remote=address_to_proto(self._direct), local_host=self._direct_host, datagrams=packets
+                    remote=self._direct_message, local_host=self._direct_host, datagrams=packets
                 )
             )
             self._direct_bytes_sent += connection.bytes_moved[0] - before

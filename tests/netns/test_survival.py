@@ -173,7 +173,9 @@ def test_udp_service_loses_nothing_in_an_upgrade_and_in_a_cut_what_its_detection
     )
 
 
-def test_frequent_keepalives_hold_a_direct_path_where_nats_forget_within_seconds(short_directory: Path) -> None:
+def test_frequent_keepalives_hold_a_direct_path_where_nats_forget_within_seconds(
+    short_directory: Path,
+) -> None:
     link = Link.both(Direction(delay_ms=20))
     plan = Plan(tuple(Site(name, NAT, link, mapping_lifetime_s=5) for name in ("a", "b")))
     often = {"keepalive": {"interval_s": 1}}

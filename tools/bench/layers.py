@@ -114,6 +114,7 @@ class _Core:
         self._to_send = to_send
         self._connection: Connection | None = None
         self._is_asked = False
+        self._is_quiet = False
         self.received = 0
         if not to_send:
             self._connection = Connection.client(options)
@@ -125,7 +126,8 @@ class _Core:
             self._connection = Connection.server(
                 self._options, destination_cid=demux.destination_cid(packets[0]) or b""
             )
-        self._connection.receive(packets, now)
+        if self._connection.receive(packets, now):
+            self._is_quiet = False
 
     def transmit(self, now: float) -> list[bytes]:
         connection = self._connection
@@ -136,14 +138,19 @@ class _Core:
             while self._to_send > 0 and connection.can_send(0):
                 self._to_send -= CHUNK_BYTES
                 connection.send_stream(0, bytes(CHUNK_BYTES), end=self._to_send <= 0)
-        packets = connection.transmit(now)
-        self._take(connection)
+                self._is_quiet = False
+        packets: list[bytes] = []
+        if not self._is_quiet:
+            self._is_quiet = True
+            packets = connection.transmit(now)
+            self._take(connection)
         return packets
 
     def _take(self, connection: Connection) -> None:
         for event in connection.events():
             if isinstance(event, events.StreamDataReceived):
-                connection.consume(event.stream_id, len(event.data))
+                if connection.consume(event.stream_id, len(event.data)):
+                    self._is_quiet = False
                 self.received += len(event.data)
                 self._is_asked = bool(self._to_send)
 
@@ -153,6 +160,7 @@ class _Core:
     def time_out(self, now: float) -> None:
         if self._connection is not None:
             self._connection.handle_timeout(now)
+            self._is_quiet = False
 
 
 def _exchange(client: _End, server: _End, batch: int) -> tuple[float, int]:

@@ -19,17 +19,18 @@ class CappedCubic(CubicCongestionControl):
 
     def __init__(self, *, max_datagram_size: int, cap_bytes: int) -> None:
         self._cap_bytes = cap_bytes
-        self._window_bytes = 0
         super().__init__(max_datagram_size=max_datagram_size)
 
-    @property
-    def congestion_window(self) -> int:
-        """Bytes that may be in flight."""
-        return self._window_bytes
+    def reset(self) -> None:
+        """Start over, as after a long silence."""
+        super().reset()
+        self.congestion_window = min(self.congestion_window, self._cap_bytes)
 
-    @congestion_window.setter
-    def congestion_window(self, window_bytes: int) -> None:
-        self._window_bytes = min(window_bytes, self._cap_bytes)
+    def on_packet_acked(self, *, now: float, packet: QuicSentPacket) -> None:
+        """Free the packet's share; only here does the window grow."""
+        super().on_packet_acked(now=now, packet=packet)
+        if self.congestion_window > self._cap_bytes:  # noqa: PLR1730 - min() costs twice as much, per packet
+            self.congestion_window = self._cap_bytes
 
 
 class ConstantWindow(QuicCongestionControl):

@@ -4,7 +4,8 @@ Drive it in this order, once per wake-up: `receive` all that arrived, `handle_ti
 `events`, the commands that follow from them, `transmit`, `events` again (connection IDs are issued while
 packets are written), `next_deadline`. Bytes from the network never raise; whatever goes wrong ends in one
 `ConnectionClosed`. Commands that cross the end of a connection or stream are ignored, because its event is
-already on the way. Keep driving until `is_terminated`, then forget the connection and its IDs.
+already on the way. When all that happened is a `receive` or `consume` that returned False, `transmit` would
+find nothing and may be left out. Keep driving until `is_terminated`, then forget the connection and its IDs.
 """
 
 from __future__ import annotations

@@ -228,6 +228,33 @@ def test_stalled_streams_do_not_stall_another() -> None:
     assert unread <= SMALL_WINDOWS.unread_bytes
 
 
+def test_only_consumption_that_raises_a_limit_leaves_something_to_send() -> None:
+    pair = Pair().established()
+    pair.server.auto_consume = False
+    send(pair, pair.client.connection.open_stream(), b"x" * 200_000)
+    pair.run(2.0)
+    server = pair.server.connection
+    assert not server.consume(0, INITIAL_STREAM_WINDOW_BYTES // 2 - 1)
+    assert server.transmit(pair.now) == []
+    assert server.consume(0, 1)
+    assert server.transmit(pair.now) != []
+
+
+def test_payload_alone_leaves_nothing_to_send_before_its_acknowledgement_is_due() -> None:
+    pair = Pair().established()
+    client, server = pair.client.connection, pair.server.connection
+    send(pair, client.open_stream(), b"first")
+    pair.run(1.0)
+    client.send_stream(0, b"x")
+    assert not server.receive(client.transmit(pair.now), pair.now)
+    due = server.next_deadline()
+    assert due is not None
+    assert due <= pair.now + SERVER_OPTIONS.ack_delay_s
+    client.send_stream(0, b"y")
+    assert server.receive(client.transmit(due), due)
+    assert server.transmit(due) != []
+
+
 def test_lost_window_updates_are_sent_again() -> None:
     pair = Pair().established()
     pair.server.auto_consume = False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -124,3 +126,25 @@ def test_every_datagram_is_sorted_or_counted(batch: list[bytes]) -> None:
     result = demultiplexer.sort([(datagram, None) for datagram in batch])
     kept = len(result.stun) + len(result.unknown_initials) + sum(map(len, result.by_owner.values()))
     assert kept + demultiplexer.dropped.total() == len(batch)
+
+
+def test_runs_of_one_connection_id_are_sorted_as_each_datagram_alone() -> None:
+    table: ConnectionIdTable[str] = ConnectionIdTable()
+    table.add(b"a" * 8, "one")
+    table.add(b"b" * 8, "one")
+    table.add(b"c" * 8, "two")
+    kinds = [b"\x40" + letter * 8 + b"payload" for letter in (b"a", b"b", b"c", b"d")]
+    kinds += [LONG, b"\x00stun", b"\x40short", b""]
+    chance = random.Random(1)
+    batch = [(kind, number) for number, kind in enumerate(chance.choices(kinds, k=40)) for _ in range(3)]
+    together: Demultiplexer[str] = Demultiplexer(table)
+    alone: Demultiplexer[str] = Demultiplexer(table)
+    result = together.sort(batch)
+    by_owner: dict[str, list[tuple[bytes, int]]] = {}
+    for item in batch:
+        for owner, items in alone.sort([item]).by_owner.items():
+            by_owner.setdefault(owner, []).extend(items)
+    assert result.by_owner == by_owner
+    assert set(by_owner) == {"one", "two"}
+    assert together.dropped == alone.dropped
+    assert set(together.dropped) == {"empty", "truncated", "unknown_connection_id"}
