@@ -20,9 +20,9 @@ settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 ROOT = Path(__file__).parent
-# Real processes and labs, by folder: a group runs in one process, one test after the other. So no two tests
-# measure stalls side by side, and at most one deployment starts beside another.
-GROUPS = {"e2e": "processes", "bench": "labs", "netns": "labs"}
+# Folders whose tests start daemons: they run in one process, one test after the other. So no deployment takes
+# the processor from another one whose stalls and losses are measured.
+ALONE = frozenset({"e2e", "bench", "netns"})
 
 
 # First, because xdist reads the marks in the same hook.
@@ -30,8 +30,8 @@ GROUPS = {"e2e": "processes", "bench": "labs", "netns": "labs"}
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep together what a machine bears only one of at a time."""
     for item in items:
-        if group := GROUPS.get(item.path.relative_to(ROOT).parts[0]):
-            item.add_marker(pytest.mark.xdist_group(group))
+        if item.path.relative_to(ROOT).parts[0] in ALONE:
+            item.add_marker(pytest.mark.xdist_group("daemons"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -123,7 +123,8 @@ def test_intermediate_answers_no_source_with_more_than_a_fraction_of_what_came_f
         assert home.listen()
         elsewhere.send(*initials * 10)
         assert not elsewhere.listen(1.0)
-        # Without an answer the handshake is given up; then the packet is as good as new, but for its token.
+        # Without an answer the handshake is given up; then the packet is as good as new, but for its token,
+        # which was used, and is too old by now.
         deadline = time.monotonic() + 2 * LIMIT_S
         while 'ztna_dropped_total{place="quic",reason="handshake_timeout"}' not in metrics(daemon):
             assert time.monotonic() < deadline
@@ -132,8 +133,7 @@ def test_intermediate_answers_no_source_with_more_than_a_fraction_of_what_came_f
         home.send(*initials * 10)
         assert not home.listen(1.0)
     found = metrics(daemon)
-    assert found['ztna_dropped_total{place="quic",reason="replayed_token"}'] == 10
-    assert found['ztna_dropped_total{place="quic",reason="invalid_token"}'] >= 20
+    assert found['ztna_dropped_total{place="quic",reason="invalid_token"}'] >= 30
     assert found["ztna_retry_token_failures_total"] >= 30
     assert found["ztna_retry_tokens_validated_total"] == 1
 

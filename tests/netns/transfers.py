@@ -231,7 +231,10 @@ class Echo:
 
 
 class PacketStream:
-    """Numbered packets to a UDP service through an agent, at a steady rate; a context manager."""
+    """Numbered packets to a UDP service through an agent, at a steady rate; a context manager.
+
+    The rate begins when the first one has come back: what comes while a flow opens waits in a short queue.
+    """
 
     def __init__(self, lab: Lab, port: int, packets_per_s: int) -> None:
         self._socket = lab.socket("a")
@@ -296,6 +299,9 @@ class PacketStream:
             number = len(self.sent_at)
             self.sent_at.append(time.monotonic())
             self._socket.send(number.to_bytes(4, "big") + bytes(196))
+            if number == 0:
+                self._wait(1)
+                due = time.monotonic()
             due += self._interval_s
 
     def _receive(self) -> None:

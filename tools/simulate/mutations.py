@@ -126,7 +126,7 @@ _ALL: Final = (
             Edit(
                 Traffic,
                 "_suspect_at",
-                "if self._awaiting_since is None or self.selected is PathKind.NONE:",
+                "if not self._may_suspect:",
                 "if True:",
             ),
         ),
@@ -204,8 +204,8 @@ _ALL: Final = (
             Edit(
                 StunRouter,
                 "_judge_request",
-                "not _remember(held, message.transaction_id, source, now)",
-                "False",
+                "complaint = _remember(held, message.transaction_id, source, now)",
+                'complaint = ""',
             ),
         ),
     ),
