@@ -6,15 +6,14 @@ Exit status: 0 when everything held, 1 after a violation, 2 for wrong usage, 130
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 
+from tools import pool
 from tools.fuzz import runner
 from tools.fuzz.runner import Found, Outcome
 from tools.fuzz.target import Target
@@ -22,8 +21,6 @@ from tools.fuzz.targets import TARGETS
 
 EXIT_VIOLATION = 1
 EXIT_INTERRUPTED = 130
-# A pool that holds a few blocks per process is never idle, and stops soon after a violation.
-BLOCKS_AHEAD = 4
 
 
 def main(arguments: Sequence[str] | None = None, targets: Mapping[str, type[Target]] = TARGETS) -> int:
@@ -89,11 +86,9 @@ def _run(
         for target in chosen:
             status |= _run_target(target, seed, seconds, map(runner.run_task, _tasks(target, seed, runs)))
     else:
-        # Spawned, not forked: gRPC's threads would not survive a fork.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(jobs, mp_context=context, initializer=runner.prepare_process) as pool:
+        with pool.processes(jobs, runner.prepare_process) as executor:
             for target in chosen:
-                outcomes = _shared(pool, jobs, _tasks(target, seed, runs))
+                outcomes = pool.results(executor, jobs, runner.run_task, _tasks(target, seed, runs))
                 status |= _run_target(target, seed, seconds, outcomes)
     print(f"{len(chosen)} targets in {time.monotonic() - started:.0f} s")
     return status
@@ -108,22 +103,6 @@ def _tasks(target: type[Target], seed: int, runs: int | None) -> Iterator[runner
         yield target, seed, block, count, block == 0
         left -= count
         block += 1
-
-
-def _shared(pool: ProcessPoolExecutor, jobs: int, tasks: Iterator[runner.Task]) -> Iterator[Outcome]:
-    pending: set[Future[Outcome]] = set()
-    try:
-        while True:
-            while len(pending) < BLOCKS_AHEAD * jobs and (task := next(tasks, None)) is not None:
-                pending.add(pool.submit(runner.run_task, task))
-            if not pending:
-                return
-            done, pending = wait(pending, return_when=FIRST_COMPLETED)
-            for future in done:
-                yield future.result()
-    finally:
-        for future in pending:
-            future.cancel()
 
 
 def _run_target(target: type[Target], seed: int, limit_s: float | None, outcomes: Iterator[Outcome]) -> int:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Generator, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from functools import partial
 
+from tools import pool
 from tools.simulate.generate import generate
 from tools.simulate.mutations import planted
 from tools.simulate.run import Outcome, run
-
-# Enough to keep every process busy, few enough to stop soon after a violation.
-SEEDS_AHEAD = 4
 
 
 def outcomes(
@@ -26,22 +22,8 @@ def outcomes(
     if jobs == 1:
         yield from map(run_task, tasks)
         return
-    # Spawned, not forked: gRPC's threads would not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-        pending: set[Future[Outcome]] = set()
-        try:
-            while True:
-                while len(pending) < SEEDS_AHEAD * jobs and (task := next(tasks, None)) is not None:
-                    pending.add(pool.submit(run_task, task))
-                if not pending:
-                    return
-                done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                for future in done:
-                    yield future.result()
-        finally:
-            for future in pending:
-                future.cancel()
+    with pool.processes(jobs) as executor:
+        yield from pool.results(executor, jobs, run_task, tasks)
 
 
 def _run_task(task: tuple[int, str], *, mutation: str) -> Outcome:
