@@ -13,6 +13,10 @@ from tools.bench._services import LOOPBACK, digest_of
 STALL_LIMIT_S: Final = 60.0
 """No byte for this long is a hang, on a busy machine and in an outage that is caused on purpose."""
 
+ECHO_BYTES: Final = 100
+LOSS_LIMIT_S: Final = 2.0
+"""A datagram that is not back by then is lost."""
+
 _CHUNK_BYTES: Final = 1 << 16
 
 
@@ -53,4 +57,26 @@ def first_byte_ms(port: int) -> float:
         client.sendall(b"DOWN 1\n")
         if not client.recv(1):
             raise ConnectionError("closed before the first byte")
+    return (time.monotonic() - started) * 1e3
+
+
+def datagram_client(port: int) -> socket.socket:
+    """A UDP socket for `round_trip_ms` with the echo behind a port of this machine."""
+    client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    client.connect((LOOPBACK, port))
+    client.settimeout(LOSS_LIMIT_S)
+    return client
+
+
+def round_trip_ms(client: socket.socket, number: int) -> float | None:
+    """Milliseconds until the echo of a datagram comes back; None if it is lost. No two have one number."""
+    payload = number.to_bytes(8, "big").ljust(ECHO_BYTES, b"\0")
+    started = time.monotonic()
+    client.send(payload)
+    try:
+        # Anything else is the late echo of one that counts as lost.
+        while client.recv(2048) != payload:
+            pass
+    except TimeoutError:
+        return None
     return (time.monotonic() - started) * 1e3

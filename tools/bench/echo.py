@@ -5,20 +5,16 @@ Payloads of 100 bytes, on loopback. A datagram that does not come back is counte
 
 from __future__ import annotations
 
-import socket
 import tempfile
-import time
 from pathlib import Path
 from typing import Any, Final
 
+from tools.bench._client import datagram_client, round_trip_ms
 from tools.bench._figures import percentiles_ms
-from tools.bench._services import LOOPBACK
 from tools.bench._site import PATHS, SessionPath, site
 
 ECHOES: Final = 1000
 WARM_UP_ECHOES: Final = 20
-PAYLOAD_BYTES: Final = 100
-LOSS_LIMIT_S: Final = 2.0
 MAX_LOST_SHARE: Final = 0.01
 """Nothing on loopback loses a datagram that is alone on its way; a busy machine may be late with some."""
 
@@ -56,29 +52,14 @@ def _measure(path: SessionPath, directory: Path) -> dict[str, dict[str, float]]:
 
 
 def _echoes(port: int) -> dict[str, float]:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-        client.connect((LOOPBACK, port))
-        client.settimeout(LOSS_LIMIT_S)
+    with datagram_client(port) as client:
         for number in range(WARM_UP_ECHOES):
-            _round_trip_ms(client, number)
+            round_trip_ms(client, number)
         answered: list[float] = []
         for number in range(ECHOES):
-            trip = _round_trip_ms(client, WARM_UP_ECHOES + number)
+            trip = round_trip_ms(client, WARM_UP_ECHOES + number)
             if trip is not None:
                 answered.append(trip)
             elif number - len(answered) >= ABORT_LOST:
                 raise TimeoutError(f"echo: {ABORT_LOST} datagrams did not come back, {len(answered)} did")
     return {**percentiles_ms(answered), "lost": ECHOES - len(answered)}
-
-
-def _round_trip_ms(client: socket.socket, number: int) -> float | None:
-    payload = number.to_bytes(8, "big").ljust(PAYLOAD_BYTES, b"\0")
-    started = time.monotonic()
-    client.send(payload)
-    try:
-        # Anything else is the late echo of one that counts as lost.
-        while client.recv(2048) != payload:
-            pass
-    except TimeoutError:
-        return None
-    return (time.monotonic() - started) * 1e3

@@ -8,24 +8,21 @@ memory and caches all the same.
 
 from __future__ import annotations
 
-import socket
 import tempfile
 import threading
 import time
 from pathlib import Path
 from typing import Any, Final, get_args
 
+from tools.bench._client import datagram_client, round_trip_ms
 from tools.bench._figures import percentiles_ms
 from tools.bench._proc import cpu_s
-from tools.bench._services import LOOPBACK
 from tools.bench._site import INTERMEDIATE, Site, site
 from tools.bench.fleet import Carrier, Fleet
 
 NODES: Final = 1000
 CALM_S: Final = 15.0
 INTERVAL_S: Final = 0.02
-PAYLOAD_BYTES: Final = 100
-LOSS_LIMIT_S: Final = 2.0
 LIMIT_S: Final = 300.0
 NICENESS: Final = 10
 MAX_ADDED_P95_MS: Final = 80.0
@@ -97,20 +94,12 @@ class _Echoes:
         }
 
     def _run(self) -> None:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-            client.connect((LOOPBACK, self._port))
-            client.settimeout(LOSS_LIMIT_S)
+        with datagram_client(self._port) as client:
             number = 0
             while not self._has_ended.wait(INTERVAL_S):
                 number += 1
-                payload = number.to_bytes(8, "big").ljust(PAYLOAD_BYTES, b"\0")
-                started = time.monotonic()
-                client.send(payload)
-                try:
-                    # Anything else is the late echo of one that counts as lost.
-                    while client.recv(2048) != payload:
-                        pass
-                except TimeoutError:
+                trip_ms = round_trip_ms(client, number)
+                if trip_ms is None:
                     self._lost += 1
                 else:
-                    self._samples_ms.append((time.monotonic() - started) * 1e3)
+                    self._samples_ms.append(trip_ms)
