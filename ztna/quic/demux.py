@@ -147,28 +147,23 @@ class Demultiplexer(Generic[OwnerT]):
     def sort(self, batch: Iterable[tuple[bytes, SourceT]]) -> SortedBatch[OwnerT, SourceT]:
         """Tell apart datagrams with their sources (anything that the caller wants to keep with them)."""
         result: SortedBatch[OwnerT, SourceT] = SortedBatch()
-        latest_id, latest = b"", []
+        run_id: bytes | None = None  # of the last short header that belonged to somebody
+        run: list[tuple[bytes, SourceT]] = []
         for item in batch:
             datagram = item[0]
             if not datagram:
                 self.dropped["empty"] += 1
                 continue
-            # A batch is mostly a run of short headers with one connection ID.
-            if datagram[0] & _FORM_AND_FIXED_BITS == _FIXED_BIT and len(datagram) > LOCAL_CID_BYTES:
-                connection_id = datagram[1 : 1 + LOCAL_CID_BYTES]
-                if connection_id == latest_id:
-                    latest.append(item)
-                    continue
-                owner = self.table.owner_of(connection_id)
-                if owner is None:
-                    self.dropped["unknown_connection_id"] += 1
-                else:
-                    latest_id, latest = connection_id, result.by_owner.setdefault(owner, [])
-                    latest.append(item)
+            is_short = datagram[0] & _FORM_AND_FIXED_BITS == _FIXED_BIT
+            # A batch is mostly a run of them, with one connection ID.
+            if is_short and datagram[1 : 1 + LOCAL_CID_BYTES] == run_id:
+                run.append(item)
                 continue
             protocol = classify(datagram[0])
             if protocol is Protocol.QUIC:
-                self._sort_quic(datagram, item, result)
+                owned = self._sort_quic(datagram, item, result)
+                if is_short and owned is not None:
+                    run_id, run = datagram[1 : 1 + LOCAL_CID_BYTES], owned
             elif protocol is Protocol.STUN:
                 result.stun.append(item)
             else:
@@ -177,15 +172,19 @@ class Demultiplexer(Generic[OwnerT]):
 
     def _sort_quic(
         self, datagram: bytes, item: tuple[bytes, SourceT], result: SortedBatch[OwnerT, SourceT]
-    ) -> None:
+    ) -> list[tuple[bytes, SourceT]] | None:
+        """Where it went; None if nobody has the connection ID."""
         connection_id = destination_cid(datagram)
         if connection_id is None:
             self.dropped["truncated"] += 1
-            return
+            return None
         owner = self.table.owner_of(connection_id)
         if owner is not None:
-            result.by_owner.setdefault(owner, []).append(item)
-        elif is_long_header(datagram) and opens_connection(datagram):
+            owned = result.by_owner.setdefault(owner, [])
+            owned.append(item)
+            return owned
+        if is_long_header(datagram) and opens_connection(datagram):
             result.unknown_initials.append(item)
         else:
             self.dropped["unknown_connection_id"] += 1
+        return None

@@ -710,12 +710,9 @@ class RelayHub:
         its own, and its peers would send their checks there.
         """
         address = leg.connection.validated_address
-        if not leg.has_control or address is None:
-            return
-        remote = TransportAddress(*address)
-        if remote != leg.told:
-            leg.told = remote
-            self._effects.append(AddressChanged(leg.number, remote))
+        if leg.has_control and address is not None and address != leg.told:
+            leg.told = address
+            self._effects.append(AddressChanged(leg.number, TransportAddress(*address)))
 
     def _forget(self, leg: QuicLeg) -> None:
         if self._legs.pop(leg.number, None) is None:

@@ -39,7 +39,7 @@ class QuicLeg(HubLeg):
     local_host: str
     decoder: FrameDecoder = field(default_factory=FrameDecoder)
     has_control: bool = False  # only the node can open its stream
-    told: TransportAddress | None = None  # where it was told to be
+    told: tuple[str, int] | None = None  # where it was told to be
     has_signaling: bool = False
     is_signaling_over: bool = False  # it ended, from either side; what still comes has no reader
 
