@@ -43,7 +43,6 @@ BOUNDS: Final[dict[type, Mapping[str, int]]] = {
     open_checks.OpenChecks: {"_all": open_checks.MAX_OPEN_CHECKS},
     demux.ConnectionIdTable: {"_owners": demux.MAX_CONNECTION_IDS},
     manager.PathManager: {"_relays": manager.MAX_RELAY_PATHS, "_traffic": manager.MAX_LOSS_SAMPLES},
-    queue.RelayQueue: {"_packets": queue.MAX_QUEUED_PACKETS_PER_SESSION},
     client.AttachmentClient: {"_requests": client.MAX_REQUESTS},
 }
 """By class and attribute."""

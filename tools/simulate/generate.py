@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 from tests.simnet.link import LinkConfig
 from tests.simnet.nat import NatKind
 from tools.simulate import abuse
-from tools.simulate.scenario import MAX_BYTES, Fault, FaultKind, Scenario, Site, Work, WorkKind
+from tools.simulate.scenario import LINK_FAULTS, MAX_BYTES, Fault, FaultKind, Scenario, Site, Work, WorkKind
 from tools.simulate.sites import FIREWALLS, LIFETIMES_S, NATS
 from ztna.address import Family
 
@@ -38,15 +38,7 @@ PATH_FAULTS: Final = (
     FaultKind.REBIND,
     FaultKind.NEW_ADDRESS,
     FaultKind.MOVE,
-    FaultKind.CUT,
-    FaultKind.LOSS,
-    FaultKind.DELAY,
-    FaultKind.JITTER,
-    FaultKind.DUPLICATION,
-    FaultKind.CORRUPTION,
-    FaultKind.REORDERING,
-    FaultKind.RATE,
-    FaultKind.MTU,
+    *LINK_FAULTS,
     FaultKind.BLOCK_UDP,
     FaultKind.RESTART_ICE,
 )

@@ -120,18 +120,16 @@ class FaultKind(StrEnum):
     """The agent tells its intermediates that the sessions of the others are over, which it may not."""
 
 
-LINK_FAULTS: Final = frozenset(
-    {
-        FaultKind.CUT,
-        FaultKind.LOSS,
-        FaultKind.DELAY,
-        FaultKind.JITTER,
-        FaultKind.DUPLICATION,
-        FaultKind.CORRUPTION,
-        FaultKind.REORDERING,
-        FaultKind.RATE,
-        FaultKind.MTU,
-    }
+LINK_FAULTS: Final = (
+    FaultKind.CUT,
+    FaultKind.LOSS,
+    FaultKind.DELAY,
+    FaultKind.JITTER,
+    FaultKind.DUPLICATION,
+    FaultKind.CORRUPTION,
+    FaultKind.REORDERING,
+    FaultKind.RATE,
+    FaultKind.MTU,
 )
 
 

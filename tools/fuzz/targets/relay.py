@@ -96,6 +96,16 @@ def attach(stage: Stage) -> None:
     )
 
 
+def relay_on_stage() -> tuple[Stage, QuicRelay]:
+    """An intermediate's relay, to which an agent and a connector are attached."""
+    stage = Stage()
+    relay = QuicRelay(stage.context(), identities.credentials(Role.INTERMEDIATE, INTERMEDIATE_ID))
+    stage.add(relay)
+    stage.start()
+    attach(stage)
+    return stage, relay
+
+
 class _Leg(Target):
     """An input is something that the hostile end says on its leg."""
 
@@ -139,13 +149,7 @@ class Hub(_Leg):
     what = "an intermediate's relay with a hostile node's leg: packets, both streams (2 ms each)"
 
     def __init__(self) -> None:
-        self._stage = Stage()
-        self._relay = QuicRelay(
-            self._stage.context(), identities.credentials(Role.INTERMEDIATE, INTERMEDIATE_ID)
-        )
-        self._stage.add(self._relay)
-        self._stage.start()
-        attach(self._stage)
+        self._stage, self._relay = relay_on_stage()
         self._port = 5000
         self._ping_at = 0.0
         self._nodes: dict[int, Connection] = {}
@@ -254,13 +258,7 @@ class StreamHub(Target):
     prefixes: ClassVar[Sequence[bytes]] = (READS, READS, MUTE, OPENS, ENDS)
 
     def __init__(self) -> None:
-        self._stage = Stage()
-        self._relay = QuicRelay(
-            self._stage.context(), identities.credentials(Role.INTERMEDIATE, INTERMEDIATE_ID)
-        )
-        self._stage.add(self._relay)
-        self._stage.start()
-        attach(self._stage)
+        self._stage, self._relay = relay_on_stage()
         self._last = 0
         self._unwritten: dict[int, int] = {}
         """Frames with packets that a stream was given and has not taken."""
