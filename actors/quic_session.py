@@ -25,6 +25,7 @@ from ztna.quic import demux, events
 from ztna.quic.connection import Connection
 from ztna.quic.endpoint import MIN_CLIENT_CID_BYTES, MIN_INITIAL_BYTES
 from ztna.v1 import (
+    checklist_pb2,
     keepalive_pb2,
     path_manager_pb2,
     quic_session_pb2,
@@ -78,6 +79,7 @@ class QuicSession(Concern):
     handlers: ClassVar = {
         path_manager_pb2.PathSelected: "path_selected",
         keepalive_pb2.PathConfirmed: "path_confirmed",
+        checklist_pb2.PairNominated: "pair_nominated",
         relay_leg_pb2.SealedReceived: "sealed_received",
         udp_socket_pb2.DatagramsReceived: "datagrams_received",
         quic_session_pb2.ReportSession: "report_session",
@@ -198,6 +200,11 @@ class QuicSession(Concern):
         if kind is PathKind.DIRECT and address_from_proto(message.remote) != self._direct:
             return
         self._traffic.handle_confirmed(kind, message.rtt_us / 1e6 if message.rtt_us else None, self.now)
+
+    def pair_nominated(self, message: checklist_pb2.PairNominated) -> None:
+        """A nomination is an answered check like any other; a pair not in use yet comes selected."""
+        if address_from_proto(message.pair.remote.address) == self._direct:
+            self._traffic.handle_confirmed(PathKind.DIRECT, None, self.now)
 
     def sealed_received(self, message: relay_leg_pb2.SealedReceived) -> None:
         """Packets through a relay. Only here may a client's first packet make a connection."""
@@ -333,7 +340,7 @@ class QuicSession(Concern):
         is_moved = False
         if kind is PathKind.DIRECT:
             direct = address_from_proto(message.remote)
-            is_moved = former is kind and direct != self._direct
+            is_moved = former is kind and (direct, message.local_host) != (self._direct, self._direct_host)
             self._direct, self._direct_host = direct, message.local_host
             self._direct_message = address_to_proto(direct)  # once, not with each batch
         self._traffic.handle_selected(

@@ -125,6 +125,7 @@ _COMMON_ROWS = (
     Row(keepalive_pb2.ConsentExpired, PathManager, _SESSION),
     Row(quic_session_pb2.PathSilent, PathManager, _SESSION),
     Row(quic_session_pb2.SessionStatistics, PathManager, _SESSION),
+    Row(checklist_pb2.PairNominated, QuicSession, _SESSION),
     Row(keepalive_pb2.PathConfirmed, QuicSession, _SESSION),
     Row(signaling_client_pb2.Attached, IntermediateSelector, _NODE),
     Row(signaling_client_pb2.Detached, IntermediateSelector, _NODE),

@@ -62,7 +62,7 @@ HEARERS: dict[type[Message], tuple[str, ...]] = {
     quic_session_pb2.SessionStatistics: ("path_manager", "keepalive"),
     checklist_pb2.PrepareChecks: ("keepalive",),
     checklist_pb2.StartChecks: ("keepalive",),
-    checklist_pb2.PairNominated: ("path_manager", "keepalive"),
+    checklist_pb2.PairNominated: ("path_manager", "keepalive", "quic_session"),
 }
 
 

@@ -197,6 +197,24 @@ def test_delay_of_a_moment_raises_suspicion_and_no_fail_over() -> None:
     assert world.links["relay", "up"].carried_quic == relayed
 
 
+def test_pair_in_doubt_that_is_nominated_anew_is_kept() -> None:
+    """As after a NAT's rebinding: both ends hold the same pair, and it works again by a new mapping."""
+    world = PathWorld().on_direct()
+    world.open_stream()
+    sent = world.transfer(world.client, 1.0)
+    world.cut("up", "down")
+    sent += world.transfer(world.client, 0.98)
+    assert world.client.of(quic_session_pb2.PathSuspected)
+    world.cut("up", "down", is_up=True)
+    world.nominate()
+    sent += world.transfer(world.client, 2.0)
+    world.run(1.0)
+    assert world.server.flows[0].data == sent
+    for end in world.ends:
+        assert end.path == DIRECT
+        assert end.of(quic_session_pb2.PathSilent) == []
+
+
 def test_lossy_direct_path_is_kept_and_loses_no_byte() -> None:
     world = PathWorld().on_direct()
     world.open_stream()
