@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -101,6 +101,17 @@ def test_external_address_is_what_the_world_sees(lab: Lab, servers: dict[int, Se
         with at(lab, servers, access) as (client, server_):
             seen = server_.sees(client)[0]
     assert seen == lab.external_address(site)
+
+
+@pytest.mark.parametrize("access", ["eim-apdf-random", "adm-apdf", "apdm-random", "apdm-sequential"])
+def test_many_flows_to_one_server_all_pass(lab: Lab, servers: dict[int, Server], access: str) -> None:
+    """A hash of a few hundred flows meets a port twice; both flows pass all the same."""
+    server_ = servers[4]
+    with ExitStack() as opened:
+        clients = [opened.enter_context(udp(lab, SITES[access])) for _ in range(300)]
+        seen = [server_.sees(client) for client in clients]
+        assert len(set(seen)) == len(clients)
+        assert [server_.sees(client) for client in clients] == seen
 
 
 def tcp_listener(lab: Lab, port: int) -> socket.socket:

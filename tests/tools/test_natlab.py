@@ -154,7 +154,8 @@ def test_rebind_changes_seed_and_ports_of_the_rules() -> None:
     assert "jhash" not in first
     second = rules.ruleset(router, rules.Incarnation(1, 0x1234))
     assert "seed 0x1234" in second
-    assert f"0 : {rules.FIRST_PORT + rules.POOL}," in second
+    port = rules.FIRST_PORT + rules.POOL
+    assert f"0 : {router.external} . {port}-{port + rules.PORTS_OF_A_HASH - 1}," in second
 
 
 CONNTRACK = """\

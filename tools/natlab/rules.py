@@ -7,7 +7,8 @@ port. Everything else is made of maps beside it:
   destination NAT reads it for what comes in;
 - other mappings: the port is looked up in a table of `POOL` ports, indexed by a hash of what the mapping is
   to depend on, or by a counter. (`numgen` and `jhash` cannot stand for a port themselves: they come
-  byte-swapped.)
+  byte-swapped.) A hash chooses among a few ports, not one: the kernel drops a flow that finds its only port
+  taken. It keeps to the port that an inside endpoint has already, as long as that is one of them.
 
 A new inbound packet is dropped in `input`. Otherwise the router would accept it for itself and conntrack
 confirm it, and the inside host's own mapping could not get that port any more: a peer that is early would
@@ -25,6 +26,7 @@ from tools.natlab.topology import Router
 # Ports of one incarnation of a NAT; enough that flows of a test rarely meet, few enough to load in
 # milliseconds.
 POOL: Final = 4096
+PORTS_OF_A_HASH: Final = 8
 FIRST_PORT: Final = 16_384
 # RFC 4787 REQ-5 asks for at least two minutes.
 MAP_LIFETIME_S: Final = 120
@@ -123,19 +125,26 @@ def _snat(router: Router, incarnation: Incarnation) -> str:
     if behaviour.mapping is MappingBehaviour.ADDRESS_AND_PORT_DEPENDENT:
         if behaviour.ports is PortAllocation.RANDOM:
             return f"{target}:1024-65535 fully-random"
-        return f"{target} : numgen inc mod {POOL} {_port_table(incarnation)}"
+        ports = ", ".join(f"{index} : {incarnation.first_port + index}" for index in range(POOL))
+        return f"{target} : numgen inc mod {POOL} map {{ {ports} }}"
     keys = "ip saddr . udp sport"
     if behaviour.mapping is MappingBehaviour.ADDRESS_DEPENDENT:
         keys += " . ip daddr"
     elif behaviour.ports is PortAllocation.PRESERVED and incarnation.number == 0:
         return target
     # A NAT that keeps ports would keep them across a rebind too; from then on, a hash chooses.
-    return f"{target} : jhash {keys} mod {POOL} seed {incarnation.seed:#x} {_port_table(incarnation)}"
+    hashes = POOL // PORTS_OF_A_HASH
+    table = _ranges(router.external, incarnation.first_port, hashes)
+    return f"snat ip to jhash {keys} mod {hashes} seed {incarnation.seed:#x} {table}"
 
 
-def _port_table(incarnation: Incarnation) -> str:
-    first = incarnation.first_port
-    return "map { " + ", ".join(f"{index} : {first + index}" for index in range(POOL)) + " }"
+def _ranges(external: str, first: int, count: int) -> str:
+    ranges = ", ".join(
+        f"{index} : {external} . {start}-{start + PORTS_OF_A_HASH - 1}"
+        for index in range(count)
+        for start in (first + index * PORTS_OF_A_HASH,)
+    )
+    return f"map {{ {ranges} }}"
 
 
 def _learning(router: Router, filtering: FilteringBehaviour) -> list[str]:
