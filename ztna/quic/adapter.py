@@ -24,6 +24,7 @@ from aioquic._buffer import Buffer
 from aioquic._crypto import CryptoError
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import (
+    ACK_FRAME_CAPACITY,
     CONNECTION_LIMIT_FRAME_CAPACITY,
     MAX_STREAM_DATA_FRAME_CAPACITY,
     Limit,
@@ -516,6 +517,11 @@ class Engine(QuicConnection):
         return (window.added, window.repeated) if isinstance(window, PacketNumberWindow) else (0, 0)
 
     @property
+    def largest_received(self) -> int:
+        """Highest number of a 1-RTT packet of the peer, -1 before the first."""
+        return self._spaces[tls.Epoch.ONE_RTT].largest_received_packet if self._spaces else -1
+
+    @property
     def largest_acknowledged(self) -> int:
         """Highest number of a 1-RTT packet that the peer acknowledged."""
         return self._spaces[tls.Epoch.ONE_RTT].largest_acked_packet if self._spaces else 0
@@ -572,6 +578,16 @@ class Engine(QuicConnection):
             or len(self._network_paths) > 1
             or not self._network_paths[0].is_validated
         )
+
+    def hasten_acknowledgement(self, seen: int, largest: int, now: float) -> None:
+        """Have an acknowledgement sent at once if packets since then came out of order, or some are missing.
+
+        `seen` and `largest` are `packets_seen[0]` and `largest_received` of before. What is missing may be
+        lost, and the peer can send it again the sooner it knows (RFC 9000 §13.2.1).
+        """
+        space = self._spaces[tls.Epoch.ONE_RTT]
+        if space.ack_at is not None and self.packets_seen[0] - seen != self.largest_received - largest:
+            space.ack_at = now
 
     # Verbs beyond aioquic's own
 
@@ -746,7 +762,28 @@ class Engine(QuicConnection):
         self, builder: QuicPacketBuilder, network_path: QuicNetworkPath, now: float
     ) -> None:
         self._builder = builder
+        space = self._spaces[tls.Epoch.ONE_RTT]
+        if space.ack_at is not None and space.ack_at > now and self._may_ack_ride(builder, now):
+            space.ack_at = now
         super()._write_application(builder, network_path, now)
+
+    def _may_ack_ride(self, builder: QuicPacketBuilder, now: float) -> bool:
+        """Whether a packet is about to be sent anyway that has room for an acknowledgement, too.
+
+        aioquic writes none before it is due: a request and its answer would cost four packets instead of
+        two (RFC 9000 §13.2.1 asks to bundle them).
+        """
+        if builder.max_flight_bytes is not None and builder.max_flight_bytes < MIN_STREAM_ROOM_BYTES:
+            return False
+        if self._loss._pacer.next_send_time(now=now) is not None:
+            return False
+        if self._datagrams_pending:
+            return len(self._datagrams_pending[0]) + ACK_FRAME_CAPACITY <= self.max_datagram_payload
+        return (
+            len(self._due_limits) > 0
+            or self.windows.connection_limit > self._local_max_data.sent
+            or self._queue.has_work()
+        )
 
     def _has_room(self) -> bool:
         return self._builder is not None and self._builder.remaining_flight_space >= MIN_STREAM_ROOM_BYTES

@@ -246,6 +246,7 @@ class Connection:
         address = source or self._address
         was_established = self.is_established
         self._engine.has_news = False
+        seen, largest = self._engine.packets_seen[0], self._engine.largest_received
         if not self._is_dead:
             self._engine.advance(now)
         for data in datagrams:
@@ -263,6 +264,8 @@ class Connection:
             except Exception as error:  # noqa: BLE001 - bytes from outside must not raise out of a core
                 self._fail(error, now)
         if not self._is_dead:
+            if was_established:
+                self._engine.hasten_acknowledgement(seen, largest, now)
             self._collect(now)
         return not (was_established and self.is_established) or self._engine.may_send_after_receiving(now)
 
