@@ -213,11 +213,26 @@ class _PatientRecovery(QuicPacketRecovery):
 
 
 class _CoarsePacer(QuicPacketPacer):
-    """Pacing that never asks for timers finer than the event loop has."""
+    """Pacing of bytes that never asks for timers finer than the event loop has.
+
+    aioquic charges every packet as a full one, also those that only acknowledge, so that a few small ones
+    hold up the next by a tenth of the round trip (RFC 9002 §7.7 paces bytes in flight, and no bare ACK).
+    """
+
+    builder: QuicPacketBuilder | None = None
 
     def update_rate(self, congestion_window: int, smoothed_rtt: float) -> None:
         super().update_rate(congestion_window, smoothed_rtt)
         self.bucket_max = max(self.bucket_max, 2 * PACING_QUANTUM_S)
+
+    def update_after_send(self, now: float) -> None:
+        builder = self.builder
+        if self.packet_time is None or builder is None or builder._packet is None:
+            return
+        if builder._packet.in_flight:
+            self.update_bucket(now=now)
+            size = builder._buffer.tell() - builder._packet_start
+            self.bucket_time = max(0.0, self.bucket_time - self.packet_time * size / self._max_datagram_size)
 
 
 class _NoPacer(QuicPacketPacer):
@@ -762,6 +777,7 @@ class Engine(QuicConnection):
         self, builder: QuicPacketBuilder, network_path: QuicNetworkPath, now: float
     ) -> None:
         self._builder = builder
+        cast("_CoarsePacer", self._loss._pacer).builder = builder
         space = self._spaces[tls.Epoch.ONE_RTT]
         if space.ack_at is not None and space.ack_at > now and self._may_ack_ride(builder, now):
             space.ack_at = now
@@ -782,17 +798,22 @@ class Engine(QuicConnection):
         return (
             len(self._due_limits) > 0
             or self.windows.connection_limit > self._local_max_data.sent
-            or self._queue.has_work()
+            or self._queue.has_any(self._has_frames)
         )
 
     def _has_room(self) -> bool:
         return self._builder is not None and self._builder.remaining_flight_space >= MIN_STREAM_ROOM_BYTES
 
     def _has_work(self, stream: QuicStream) -> bool:
+        if stream.stream_id not in self._streams or stream.is_blocked:
+            return False
+        return stream.is_finished or self._has_frames(stream)
+
+    def _has_frames(self, stream: QuicStream) -> bool:
         sender = stream.sender
         if stream.stream_id not in self._streams or stream.is_blocked:
             return False
-        if stream.is_finished or stream.receiver.stop_pending or sender.reset_pending:
+        if stream.receiver.stop_pending or sender.reset_pending:
             return True
         if sender.buffer_is_empty:
             return False

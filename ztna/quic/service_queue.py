@@ -38,9 +38,9 @@ class ServiceQueue(Generic[StreamT]):
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def has_work(self) -> bool:
-        """Whether a walk would find a stream with work."""
-        return any(map(self._has_work, self._waiting))
+    def has_any(self, condition: Callable[[StreamT], bool]) -> bool:
+        """Whether a stream that waits fulfils a condition."""
+        return any(map(condition, self._waiting))
 
     def append(self, stream: StreamT) -> None:
         """Let a stream wait for its turn; harmless if it does already."""

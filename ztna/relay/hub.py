@@ -190,8 +190,11 @@ class RelayHub:
         if leg.local_host != local_host:
             leg.local_host = local_host
         leg.heard_at = now
-        leg.connection.receive(datagrams, now, (remote.host, remote.port))
-        self._take_events(leg, now)
+        may_send = leg.connection.receive(datagrams, now, (remote.host, remote.port))
+        if self._take_events(leg, now) or may_send:
+            self._touched[leg.number] = leg
+        else:
+            self._timers.set(leg.number, leg.connection.next_deadline())
 
     def handle_unknown(
         self, remote: TransportAddress, local_host: str, datagrams: Iterable[bytes], now: float
@@ -412,6 +415,7 @@ class RelayHub:
         for number in self._timers.take_due(now):
             leg = self._legs[number]
             leg.connection.handle_timeout(now)
+            self._touched[number] = leg
             self._take_events(leg, now)
         for number in self._farewells.take_due(now):
             self.close(number, "signaling_ended", CODE_NO_ERROR)
@@ -469,6 +473,7 @@ class RelayHub:
         self._legs[leg.number] = leg
         self._silences.set(leg.number, now + SILENCE_LIMIT_S)
         self.counters.accepted += 1
+        self._touched[leg.number] = leg
         self._take_events(leg, now)
 
     def _make_queue(self) -> FairScheduler[bytes]:
@@ -486,13 +491,16 @@ class RelayHub:
         else:
             self.close(leg.number, "no_answer", CODE_NO_ERROR)
 
-    def _take_events(self, leg: QuicLeg, now: float) -> None:
-        self._touched[leg.number] = leg
+    def _take_events(self, leg: QuicLeg, now: float) -> bool:
+        """Take what a connection tells; True when more than packets came, so that there may be an answer."""
+        has_more = False
         for event in leg.connection.events():
             if type(event) is events.DatagramReceived:
                 self._relay(leg, event.data, now)
             else:
+                has_more = True
                 self._take_event(leg, event)
+        return has_more
 
     def _relay(self, leg: _AnyLeg, datagram: bytes, now: float) -> None:
         try:

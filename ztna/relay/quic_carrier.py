@@ -149,8 +149,13 @@ class QuicCarrier:
         """Take what arrived for this connection's IDs."""
         if self._connection is not None:
             self._silent_since = None
-            self._connection.receive(datagrams, now)
-            self.finish(now)
+            connection = self._connection
+            may_send = connection.receive(datagrams, now)
+            if self.take_events(now) or may_send:
+                self.transmit(now)
+                self.take_events(now)
+            elif connection is self._connection:
+                self._watch_silence(connection, now)
 
     def handle_timeout(self, now: float) -> None:
         """Dial again, notice death, keep the NAT mapping alive, drive QUIC's own timers."""
@@ -206,13 +211,14 @@ class QuicCarrier:
         # Connection IDs are issued while transmitting; a packet for one of them may be the next to arrive.
         self.take_events(now)
 
-    def take_events(self, now: float) -> None:
-        """Take what the connection tells."""
+    def take_events(self, now: float) -> bool:
+        """Take what the connection tells; True when more than packets came, which may want an answer."""
         connection = self._connection
         if connection is None:
-            return
+            return False
         datagrams: list[bytes] = []
-        for event in connection.events():
+        told = connection.events()
+        for event in told:
             match event:
                 case events.DatagramReceived():
                     datagrams.append(event.data)
@@ -234,12 +240,13 @@ class QuicCarrier:
                         is_authentication_failure=event.is_authentication_failure,
                         again=True,
                     )
-                    return
+                    return True
                 case _:
                     pass
             if self._connection is not connection:
-                return
+                return True
         self._owner.carrier_received(datagrams)
+        return len(datagrams) < len(told)
 
     def transmit(self, now: float) -> None:
         """Pull packets from the leg while there is room, and send."""
@@ -258,6 +265,9 @@ class QuicCarrier:
             last.datagrams.extend(datagrams)
         elif datagrams:
             self._effects.append(LegTransmit(remote, datagrams))
+        self._watch_silence(connection, now)
+
+    def _watch_silence(self, connection: Connection, now: float) -> None:
         if not connection.awaits_acknowledgement:
             self._silent_since = None
         elif self._silent_since is None:

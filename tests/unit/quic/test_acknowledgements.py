@@ -29,7 +29,6 @@ def test_answer_takes_the_acknowledgement_of_its_request_along(pair: Pair) -> No
     client, server = pair.client.connection, pair.server.connection
     client.send_stream(0, b"request")
     assert len(hand_over(pair, pair.client, pair.server)) == 1
-    assert client.awaits_acknowledgement
     server.send_stream(0, b"answer")
     assert len(hand_over(pair, pair.server, pair.client)) == 1
     assert not client.awaits_acknowledgement
@@ -83,3 +82,21 @@ def test_late_packet_is_acknowledged_at_once(pair: Pair) -> None:
     assert len(server.transmit(pair.now)) == 1
     assert server.receive(late, pair.now)
     assert len(server.transmit(pair.now)) == 1
+
+
+def test_small_packets_and_acknowledgements_hold_up_nothing(pair: Pair) -> None:
+    """A pacer that charged each of them as a full packet would let two or three of them leave."""
+    client, server = pair.client.connection, pair.server.connection
+    for number in range(20):
+        client.send_datagram(bytes([number]) * 40)
+        assert len(client.transmit(pair.now)) == 1
+    for _ in range(10):
+        server.send_stream(0, b"x")
+        client.receive(server.transmit(pair.now), pair.now)
+        due = client.next_deadline()
+        assert due is not None
+        pair.now = due
+        client.handle_timeout(pair.now)
+        assert client.transmit(pair.now)
+    client.send_datagram(b"at once")
+    assert len(client.transmit(pair.now)) == 1

@@ -44,6 +44,8 @@ TLS_ATTRIBUTES = {
     "_peer_certificate", "_peer_certificate_chain", "_receive_buffer", "_request_client_certificate",
     "_supported_groups",
 }  # fmt: skip
+BUILDER_ATTRIBUTES = {"_buffer", "_packet", "_packet_start"}
+PACER_ATTRIBUTES = {"_max_datagram_size", "bucket_max", "bucket_time", "packet_time"}
 OVERRIDDEN = [
     (QuicConnection, "_handle_connection_close_frame", "self context frame_type buf"),
     (QuicConnection, "_handle_max_data_frame", "self context frame_type buf"),
@@ -61,6 +63,7 @@ OVERRIDDEN = [
     (QuicPacketRecovery, "on_packet_sent", "self packet space"),
     (QuicPacketRecovery, "_on_packets_lost", "self congestion_event now packets persistent_congestion space"),
     (QuicPacketPacer, "update_rate", "self congestion_window smoothed_rtt"),
+    (QuicPacketPacer, "update_after_send", "self now"),
     (CryptoPair, "_update_key", "self trigger"),
     (CryptoPair, "decrypt_packet", "self packet encrypted_offset expected_packet_number"),
     (QuicStreamSender, "on_data_delivery", "self delivery start stop fin"),
@@ -95,6 +98,8 @@ def test_private_attributes_exist() -> None:
     for instance, names in (
         (engine, CONNECTION_ATTRIBUTES),
         (engine._loss, RECOVERY_ATTRIBUTES),
+        (engine._builder, BUILDER_ATTRIBUTES),
+        (engine._loss._pacer, PACER_ATTRIBUTES),
         (stream.sender, SENDER_ATTRIBUTES),
         (stream.receiver, RECEIVER_ATTRIBUTES),
         (engine.tls, TLS_ATTRIBUTES),
@@ -126,7 +131,13 @@ def test_every_private_attribute_of_the_adapter_is_named_here() -> None:
     )
     foreign = {name for name in used - own if f"self.{name}" in library}
     named = (
-        CONNECTION_ATTRIBUTES | RECOVERY_ATTRIBUTES | SENDER_ATTRIBUTES | RECEIVER_ATTRIBUTES | TLS_ATTRIBUTES
+        CONNECTION_ATTRIBUTES
+        | RECOVERY_ATTRIBUTES
+        | BUILDER_ATTRIBUTES
+        | PACER_ATTRIBUTES
+        | SENDER_ATTRIBUTES
+        | RECEIVER_ATTRIBUTES
+        | TLS_ATTRIBUTES
     ) | {name for _, name, _ in OVERRIDDEN}
     assert foreign - named == set()
 
