@@ -76,6 +76,8 @@ class Concern:
     name: ClassVar[str] = ""
     handlers: ClassVar[Mapping[type[Any], str | Handler]] = {}
     emits: ClassVar[tuple[type[Message], ...]] = ()
+    # Handled, and yet routed in some of its daemons only: in the others nobody has reason to say it.
+    optional: ClassVar[frozenset[type[Message]]] = frozenset()
     dispatch: ClassVar[Mapping[type[Any], Handler]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

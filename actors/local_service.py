@@ -14,6 +14,7 @@ from actors.service_session import ServiceSession
 from actors.service_wire import FIRST_SERVICE_STREAM_ID
 from ztna.address import TransportAddress
 from ztna.service.agent_flows import AgentFlows
+from ztna.service.lease import SessionLease
 from ztna.settings import AgentService
 from ztna.v1 import grant_pb2
 
@@ -48,19 +49,24 @@ class WaitingDatagram:
 
 
 class AgentSession(ServiceSession):
-    """A session as the agent sees it: it numbers the streams and holds the grants.
+    """A session as the agent sees it: it numbers the streams, holds the grants, and decides when it is over.
 
     Attributes:
         grants: the newest grant of each service.
         local_flows: by flow ID.
+        is_leaving: its end was asked for; nothing new begins on it.
     """
 
-    def __init__(self, session_id: bytes, peer_id: str, max_flows: int, flow_idle_s: float) -> None:
+    def __init__(
+        self, session_id: bytes, peer_id: str, max_flows: int, flow_idle_s: float, idle_timeout_s: float
+    ) -> None:
         self.flows = AgentFlows(max_flows, idle_s=flow_idle_s)
         super().__init__(session_id, peer_id, self.flows)
         self.grants: dict[str, grant_pb2.SealedGrant] = {}
         self.local_flows: dict[int, LocalFlow] = {}
         self.next_stream_id = FIRST_SERVICE_STREAM_ID
+        self.is_leaving = False
+        self.lease = SessionLease(idle_timeout_s)
 
 
 class LocalUdpOwner(Protocol):

@@ -87,8 +87,10 @@ class QuicSession(Concern):
         quic_session_pb2.PayloadConsumed: "payload_consumed",
         quic_session_pb2.AbortStream: "abort_stream",
         quic_session_pb2.SendDatagramPayloads: "send_datagram_payloads",
+        quic_session_pb2.PingSession: "ping_session",
         quic_session_pb2.CloseQuicSession: "close_quic_session",
     }
+    optional = frozenset({quic_session_pb2.PingSession})
     emits = (
         relay_leg_pb2.SendSealed,
         udp_socket_pb2.SendDatagrams,
@@ -143,7 +145,7 @@ class QuicSession(Concern):
         self._direct_bytes_sent = self._direct_bytes_received = self._payload_bytes = 0
         self._has_told_ids = False
         self._is_drained = False  # all that could be sent was, when the connection was last driven
-        self._opened_at = self.now
+        self._opened_at = self._received_at = self.now
         self._is_closed = False
         self._end: _End | None = None
         self._was_established = False
@@ -299,6 +301,15 @@ class QuicSession(Concern):
                 connection.send_datagram(payload)
         self._drive(connection)
 
+    def ping_session(self, message: quic_session_pb2.PingSession) -> None:
+        """Have the peer show that it is there; its answer keeps both ends from timing out."""
+        connection = self._live
+        if connection is None or not connection.is_established:
+            return
+        if self.now - self._received_at >= message.within_s:
+            connection.ping(self.now)
+            self._drive(connection)
+
     def close_quic_session(self, message: quic_session_pb2.CloseQuicSession) -> None:
         """End the session."""
         self._close(message.code, message.reason)
@@ -357,6 +368,7 @@ class QuicSession(Concern):
         connection = self._connection
         if connection is None:
             return
+        self._received_at = self.now
         has_news = connection.receive(packets, self.now)
         self._traffic.handle_received(kind, connection.packets_seen, self.now)
         is_asked = self._act(connection)
@@ -580,6 +592,7 @@ class QuicSession(Concern):
                 peer=types_pb2.NodeIdentity(role=role, id=peer.identity.id, fingerprint=peer.fingerprint),
                 max_datagram_payload_bytes=connection.max_datagram_payload,
                 handshake_ms=handshake_ms,
+                idle_timeout_s=connection.idle_timeout_s,
             )
         )
         self._report_at = self.now

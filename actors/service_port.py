@@ -7,6 +7,7 @@ service cannot be reached is reset, or its datagrams are dropped: it finds out a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import ClassVar
@@ -22,6 +23,7 @@ from actors.tcp_pump import TcpPump
 from ztna.address import TransportAddress
 from ztna.quic.windows import MAX_STREAMS
 from ztna.service import flows
+from ztna.service.lease import LeaseWish
 from ztna.service.tcp_effects import StreamError, Summary
 from ztna.settings import AgentLimits, AgentService, ServiceProtocol
 from ztna.v1 import (
@@ -34,6 +36,7 @@ from ztna.v1 import (
 )
 
 DRAINED = "peer_draining"
+IDLE = "idle"
 
 # What a peer allows by default, less the control stream; one that allows less shows it when the time comes.
 MAX_SERVICE_STREAMS = MAX_STREAMS - 1
@@ -54,6 +57,7 @@ class ServicePort(ServiceConcern[AgentSession]):
         service_port_pb2.ListenerChanged,
         session_table_pb2.RequestService,
         session_table_pb2.CloseSessionRequested,
+        quic_session_pb2.PingSession,
     )
 
     def __init__(
@@ -128,7 +132,7 @@ class ServicePort(ServiceConcern[AgentSession]):
         if service is None:
             return
         session = self._known_session(message.session_id)
-        if session is None:
+        if session is None or session.is_leaving:
             return  # it is being closed, and will be asked for again then
         service.give_up_at = None
         session.grants[service.id] = message.grant
@@ -212,7 +216,7 @@ class ServicePort(ServiceConcern[AgentSession]):
         if isinstance(pump, ClientPump):
             self._clients.pop(pump, None)
         if isinstance(pump.session, AgentSession):
-            self._close_if_drained(pump.session)
+            self._tend(pump.session)
 
     # What UDP sockets call
 
@@ -336,9 +340,14 @@ class ServicePort(ServiceConcern[AgentSession]):
 
     def _open_session(self, message: quic_session_pb2.SessionEstablished) -> AgentSession:
         session = AgentSession(
-            message.session_id, message.peer.id, self._limits.flows, self._limits.flow_idle_s
+            message.session_id,
+            message.peer.id,
+            self._limits.flows,
+            self._limits.flow_idle_s,
+            message.idle_timeout_s,
         )
         self._send_control(session, service_wire.hello())
+        self._tend(session)
         return session
 
     def _open_stream(self, session: AgentSession, pump: ClientPump, header: bytes) -> None:
@@ -350,6 +359,7 @@ class ServicePort(ServiceConcern[AgentSession]):
         stream_id = session.next_stream_id
         session.next_stream_id += service_wire.STREAM_ID_STEP
         pump.open(session, stream_id, header)
+        self._tend(session)
 
     def _start_flow(self, session: AgentSession, service: LocalService, datagram: WaitingDatagram) -> None:
         flow = service.flows.get(datagram.source)
@@ -387,7 +397,7 @@ class ServicePort(ServiceConcern[AgentSession]):
                 self.log.info(
                     "service_port.peer_draining", session=session.session_id.hex(), peer=session.peer_id
                 )
-                self._close_if_drained(session)
+                self._tend(session)
             case "ice_signal":
                 self._ice_signal_received(session, frame.ice_signal)
             case _:
@@ -422,8 +432,7 @@ class ServicePort(ServiceConcern[AgentSession]):
         for (service_id, source), payloads in replies.items():
             if (service := self._services.get(service_id)) is not None:
                 self._deliver(service, source, payloads)
-        self._deadlines.set(session, session.flows.next_deadline())
-        self._close_if_drained(session)
+        self._tend(session)
 
     def _announce_flow(self, session: AgentSession, flow_id: int, flow: LocalFlow) -> None:
         self._flow_count += 1
@@ -454,7 +463,25 @@ class ServicePort(ServiceConcern[AgentSession]):
         if taken < len(payloads):
             service.counters.dropped["buffer_full"] += len(payloads) - taken
 
-    def _close_if_drained(self, session: AgentSession) -> None:
-        if session.is_draining and session.is_open and session.is_idle and not self._is_stopping:
-            session.is_draining = False
-            self.emit(session_table_pb2.CloseSessionRequested(session_id=session.session_id, reason=DRAINED))
+    def _tend(self, session: AgentSession) -> None:
+        """Keep the session alive while something runs over it, close it when it is needed no more."""
+        due = session.flows.next_deadline()
+        if session.is_open and not session.is_leaving and not self._is_stopping:
+            match session.lease.look(self.now, is_used=not session.is_idle):
+                case LeaseWish.PING:
+                    self.emit(
+                        quic_session_pb2.PingSession(
+                            session_id=session.session_id, within_s=session.lease.ping_interval_s
+                        )
+                    )
+                case LeaseWish.CLOSE:
+                    self._leave(session, IDLE)
+            if session.is_draining and session.is_idle:
+                self._leave(session, DRAINED)
+            due = min(session.lease.next_deadline, math.inf if due is None else due)
+        self._deadlines.set(session, due)
+
+    def _leave(self, session: AgentSession, reason: str) -> None:
+        if not session.is_leaving:
+            session.is_leaving = True
+            self.emit(session_table_pb2.CloseSessionRequested(session_id=session.session_id, reason=reason))

@@ -198,6 +198,7 @@ AGENT = Wiring(
         Row(session_table_pb2.ServiceReady, ServicePort, _NODE),
         Row(session_table_pb2.ServiceUnavailable, ServicePort, _NODE),
         Row(session_table_pb2.GrantRenewed, ServicePort, _NODE),
+        Row(quic_session_pb2.PingSession, QuicSession, _SESSION),
         Row(signaling_client_pb2.RequestSession, AgentSignalingClient, _INTERMEDIATE),
         Row(signaling_client_pb2.SessionGranted, AgentSessionTable, _NODE),
         Row(signaling_client_pb2.SessionRequestFailed, AgentSessionTable, _NODE),

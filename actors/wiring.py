@@ -94,7 +94,10 @@ class Wiring:
             routed = {row.message for row in self.rows if row.receiver is concern}
             handled = concern.wired_messages()
             problems += [f"{concern.name} does not handle {name}" for name in _names(routed - handled)]
-            problems += [f"nothing routes {name} to {concern.name}" for name in _names(handled - routed)]
+            problems += [
+                f"nothing routes {name} to {concern.name}"
+                for name in _names(handled - routed - concern.optional)
+            ]
         return problems
 
     def _emitter_problems(self) -> list[str]:

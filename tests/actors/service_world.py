@@ -82,7 +82,10 @@ def established(
 ) -> quic_session_pb2.SessionEstablished:
     """The session can be used."""
     return quic_session_pb2.SessionEstablished(
-        session_id=session_id, peer=peer, max_datagram_payload_bytes=MAX_DATAGRAM_PAYLOAD_BYTES
+        idle_timeout_s=300,
+        session_id=session_id,
+        peer=peer,
+        max_datagram_payload_bytes=MAX_DATAGRAM_PAYLOAD_BYTES,
     )
 
 

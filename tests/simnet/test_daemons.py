@@ -18,6 +18,8 @@ from tests.simnet.sim_io import Host, SimIo
 from tests.simnet.watch import LogBook
 from tests.simnet.world import LINK, Daemon, Tap, World, services_active
 from ztna.relay.hub import SILENCE_LIMIT_S
+from ztna.service.lease import CLOSE_AT_SHARE
+from ztna.settings import SessionSettings
 from ztna.v1 import quic_relay_pb2, session_manager_pb2, signaling_service_pb2
 
 MIB = 1 << 20
@@ -154,6 +156,43 @@ def test_first_byte_of_an_attached_agent_takes_three_and_a_half_round_trips_and_
         # Half for the grant, two until the connector's acceptance is known, one for request and answer.
         assert first.first_byte_at - first.started_at <= 3.5 * RELAY_RTT_S + SLACK_S
         assert second.first_byte_at - second.started_at <= RELAY_RTT_S + SLACK_S
+
+
+def test_connection_that_is_silent_for_hours_stays() -> None:
+    with deployed() as world:
+        client = world.tcp_client("agent-1", b"ECHO\n", ends=False, keeps=True)
+        world.run_for(2 * 3600)
+        client.write(b"still here")
+        world.run_until(lambda: client.received == b"still here", 10, "the echo")
+
+
+def test_session_without_use_is_closed_by_the_agent_before_either_end_times_out() -> None:
+    with deployed() as world:
+        finish(world, download(world, MIB))
+        used_until = world.clock.time()
+        timeout_s = SessionSettings().idle_timeout_s
+        world.run_until(lambda: bool(session_ends(world)), timeout_s, "the session's end")
+        assert world.clock.time() - used_until == pytest.approx(CLOSE_AT_SHARE * timeout_s, abs=1)
+        world.run_for(1)
+        assert sorted(session_ends(world)) == [("agent-1", "idle", "us"), ("connector-1", "closed", "peer")]
+
+
+@pytest.mark.parametrize("moment", range(8))
+def test_client_that_comes_as_a_session_ends_for_want_of_use_is_served(moment: int) -> None:
+    """Whether the old session carries it or a new one does."""
+    with deployed() as world:
+        finish(world, download(world, MIB))
+        # From before the agent's decision until its word has reached both others.
+        world.run_for(CLOSE_AT_SHARE * SessionSettings().idle_timeout_s - 0.02 + moment * 0.01)
+        finish(world, client := download(world, MIB))
+        assert client.digest == content_digest(MIB)
+
+
+def session_ends(world: World) -> list[tuple[object, object, object]]:
+    """Node, reason and initiator of every session that ended."""
+    return [
+        (each["node"], each["reason"], each["by"]) for each in world.log.events("quic_session.session_closed")
+    ]
 
 
 def test_idle_daemons_keep_their_legs_and_hardly_wake() -> None:

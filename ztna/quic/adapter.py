@@ -482,6 +482,12 @@ class Engine(QuicConnection):
         return self._max_datagram_size - DATAGRAM_OVERHEAD_BYTES - len(self._peer_cid.cid)
 
     @property
+    def idle_timeout(self) -> float:
+        """Seconds without a packet after which the connection is given up: the smaller of both ends."""
+        own = self.options.idle_timeout_s
+        return own if self._remote_max_idle_timeout is None else min(own, self._remote_max_idle_timeout)
+
+    @property
     def datagrams_pending(self) -> int:
         """DATAGRAM frames that wait for the congestion window or the pacer."""
         return len(self._datagrams_pending)

@@ -153,6 +153,11 @@ class Connection:
         return self._engine.max_datagram_payload
 
     @property
+    def idle_timeout_s(self) -> float:
+        """Seconds of silence that end an established connection without a word (RFC 9000 §10.1)."""
+        return self._engine.idle_timeout
+
+    @property
     def datagrams_pending(self) -> int:
         """DATAGRAM frames accepted and not yet sent."""
         return self._engine.datagrams_pending

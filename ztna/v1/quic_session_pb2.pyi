@@ -180,6 +180,32 @@ class CloseQuicSession(_message.Message):
 Global___CloseQuicSession: _TypeAlias = CloseQuicSession  # noqa: Y015
 
 @_typing.final
+class PingSession(_message.Message):
+    """Command: ask the peer for a sign of life, unless it gave one lately: something runs over the session."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    WITHIN_S_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.bytes
+    """16 bytes"""
+    within_s: _builtins.float
+    """what counts as lately"""
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.bytes = ...,
+        within_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["session_id", b"session_id", "within_s", b"within_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PingSession: _TypeAlias = PingSession  # noqa: Y015
+
+@_typing.final
 class SessionEstablished(_message.Message):
     """Event: the handshake is complete and the peer is the one that signaling named."""
 
@@ -189,12 +215,15 @@ class SessionEstablished(_message.Message):
     PEER_FIELD_NUMBER: _builtins.int
     MAX_DATAGRAM_PAYLOAD_BYTES_FIELD_NUMBER: _builtins.int
     HANDSHAKE_MS_FIELD_NUMBER: _builtins.int
+    IDLE_TIMEOUT_S_FIELD_NUMBER: _builtins.int
     session_id: _builtins.bytes
     """16 bytes"""
     max_datagram_payload_bytes: _builtins.int
     """largest payload of one DATAGRAM frame (RFC 9221 section 3)"""
     handshake_ms: _builtins.float
     """since the connection was opened"""
+    idle_timeout_s: _builtins.float
+    """without a packet of the peer; the smaller of both ends"""
     @_builtins.property
     def peer(self) -> _types_pb2.NodeIdentity:
         """from its certificate"""
@@ -206,10 +235,11 @@ class SessionEstablished(_message.Message):
         peer: _types_pb2.NodeIdentity | None = ...,
         max_datagram_payload_bytes: _builtins.int = ...,
         handshake_ms: _builtins.float = ...,
+        idle_timeout_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["peer", b"peer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["handshake_ms", b"handshake_ms", "max_datagram_payload_bytes", b"max_datagram_payload_bytes", "peer", b"peer", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["handshake_ms", b"handshake_ms", "idle_timeout_s", b"idle_timeout_s", "max_datagram_payload_bytes", b"max_datagram_payload_bytes", "peer", b"peer", "session_id", b"session_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -27,8 +27,8 @@ CONNECTION_ATTRIBUTES = {
     "_handshake_confirmed", "_host_cids", "_is_client", "_local_max_data", "_local_max_streams_bidi",
     "_local_max_streams_uni", "_local_next_stream_id_bidi", "_loss", "_max_datagram_size", "_network_paths",
     "_pacing_at", "_packet_number", "_peer_cid", "_probe_pending", "_remote_max_data",
-    "_remote_max_data_used",
-    "_remote_max_datagram_frame_size", "_remote_max_streams_bidi", "_retire_connection_ids", "_spaces",
+    "_remote_max_data_used", "_remote_max_datagram_frame_size", "_remote_max_idle_timeout",
+    "_remote_max_streams_bidi", "_retire_connection_ids", "_spaces",
     "_state", "_streams", "_streams_blocked_bidi", "_streams_queue",
 }  # fmt: skip
 RECOVERY_ATTRIBUTES = {
