@@ -136,13 +136,13 @@ def test_layout_gives_every_interface_an_address_of_its_own() -> None:
         Site("c", Access(Kind.FIREWALL), ipv6=Kind.FIREWALL_V6),
         Site("d", Access(Kind.FIREWALL_V6)),
     )
-    topology = lay_out(Plan(sites, providers=isp))
+    topology = lay_out(Plan(sites, providers=isp, second_intermediate=Link()))
     addresses = [address for cable in topology.cables for end in cable for address in end.addresses]
     assert len(set(addresses)) == len(addresses)
     names = [(end.host, end.name) for cable in topology.cables for end in cable]
     assert len(set(names)) == len(names)
     assert all(len(name) <= 15 for _, name in names)
-    assert list(topology.links) == ["mid", "a", "a2", "c", "d", "isp"]
+    assert list(topology.links) == ["mid", "mid2", "a", "a2", "c", "d", "isp"]
     assert [way.routers for way in topology.ways["a"]] == [("nat-a", "cgnat-a"), ("nat-a2",)]
     assert topology.ways["b"][0].routers == ("nat-b", "cgnat-isp")
     assert topology.routers["cgnat-isp"].lans[0][0] == "lan-b"
