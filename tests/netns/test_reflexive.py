@@ -103,16 +103,17 @@ def test_reflexive_candidates_are_the_nats_own_translations(nodes: Nodes, access
     assert {seen} == translations(nodes.lab, site, base, nodes.lab.address("b"))
 
 
-@pytest.mark.parametrize(
-    ("access", "full", "partial"), [(access, *both) for access, both in VERDICTS.items()]
-)
+def wait_for_mapping(nodes: Nodes, node: str, verdict: str) -> None:
+    nodes.deployment.wait_for(node, lambda status: status["nat"]["mapping"] == verdict, verdict)
+
+
+@pytest.mark.parametrize("access", VERDICTS)
 def test_mapping_is_told_in_full_by_two_addresses_and_as_far_as_it_can_by_one(
-    nodes: Nodes, access: str, full: str, partial: str
+    nodes: Nodes, access: str
 ) -> None:
-    for node, verdict in ((f"connector-{SITES[access]}", full), (agent_of(access), partial)):
-        nodes.deployment.wait_for(
-            node, lambda status, verdict=verdict: status["nat"]["mapping"] == verdict, f"verdict {verdict}"
-        )
+    by_two, by_one = VERDICTS[access]
+    wait_for_mapping(nodes, f"connector-{SITES[access]}", by_two)
+    wait_for_mapping(nodes, agent_of(access), by_one)
 
 
 # What each of coturn's words may be in ours: our intermediate has one address, coturn two.

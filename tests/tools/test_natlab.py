@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import random
+import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tools.natlab import __main__ as natlab
-from tools.natlab import conntrack, matrix, rules
+from tools.natlab import conntrack, matrix, options, rules
 from tools.natlab.__main__ import main
 from tools.natlab.delayd import VERDICT, Queue, packets, verdict
 from tools.natlab.kinds import (
@@ -70,6 +73,50 @@ def test_two_layers_are_as_strict_as_the_stricter_of_each() -> None:
     assert behaviour.mapping is MappingBehaviour.ADDRESS_AND_PORT_DEPENDENT
     assert Access.parse("eim-adf/eim-eif").behaviour.filtering is FilteringBehaviour.ADDRESS_DEPENDENT
     assert str(Access.parse("eim-adf/eim-eif")) == "eim-adf/eim-eif"
+
+
+class Arguments(argparse.ArgumentParser):
+    """Remembers what is said of each argument."""
+
+    def __init__(self) -> None:
+        self.said: dict[str, str] = {}
+        super().__init__(add_help=False)
+
+    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
+        self.said[names[0]] = options.get("help", "")
+        return super().add_argument(*names, **options)
+
+
+@pytest.mark.parametrize("name", options.COMMANDS)
+def test_help_of_a_command_tells_what_it_does_its_defaults_and_examples_that_parse(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main([name, "--help"])
+    text = capsys.readouterr().out
+    command = options.COMMANDS[name]
+    assert command.summary[1:] in " ".join(text.split())
+    parser = options.parser(dict.fromkeys(options.COMMANDS, len))
+    assert command.examples
+    for example in command.examples:
+        line = f"  {options.PROGRAM} {name} {example}".rstrip()
+        assert f"{line}\n" in text
+        assert parser.parse_args([name, *shlex.split(example)]).run is len
+    arguments = Arguments()
+    command.add_arguments(arguments)
+    for argument, said in arguments.said.items():
+        assert said
+        has_default = argument.startswith("--") and argument not in {"--name", "--protocol", "--write"}
+        assert "default:" in said or not has_default
+
+
+def test_plan_of_the_command_line_has_a_second_intermediate_where_it_is_wanted() -> None:
+    parser = options.parser(dict.fromkeys(options.COMMANDS, len))
+    assert options.plan_of(parser.parse_args(["up"])).second_intermediate is None
+    wanted = parser.parse_args(["up", "--mid2", "--link", "mid2:delay=7"])
+    assert options.plan_of(wanted).second_intermediate == Link.both(Direction(delay_ms=7))
+    with pytest.raises(ValueError, match="there is no mid2 in this lab"):
+        options.plan_of(parser.parse_args(["up", "--link", "mid2:delay=7"]))
 
 
 @pytest.mark.parametrize(
