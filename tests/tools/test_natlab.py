@@ -275,8 +275,8 @@ def cell(
     reason: str = "why",
     slow_ms: float = 82.4,
 ) -> Cell:
-    found_ms = 82.4 if path == "direct" else None
-    return Cell(a, b, path, expected, reason, "why", found_ms, found_ms, sha256_ok, (82.4, slow_ms))
+    found_ms, succeeded_ms = (82.4, 50.1) if path == "direct" else (None, None)
+    return Cell(a, b, path, expected, reason, "why", found_ms, succeeded_ms, sha256_ok, (82.4, slow_ms))
 
 
 CELLS = [
@@ -290,10 +290,13 @@ def test_scorecard_marks_what_is_not_as_expected() -> None:
     assert scorecard(["open", "eim-apdf"], CELLS).splitlines() == [
         "| agent \\ connector | open | eim-apdf |",
         "|---|---|---|",
-        "| open | direct 82 ms | **relay, expected direct** |",
+        "| open | direct 82 / 50 ms | **relay, expected direct** |",
         "| eim-apdf |  | **relay, data wrong, expected relay** |",
         "",
-        "1 of 3 cells are as RFC 4787 logic says.",
+        (
+            "1 of 3 cells are as RFC 4787 logic says. Direct paths came 82 to 82 ms after the offer; "
+            "the first pair succeeded 50 to 50 ms after the answer."
+        ),
     ]
 
 
@@ -321,6 +324,21 @@ def test_matrix_as_json_has_the_promised_keys() -> None:
         shown["cells"][0]
     )
     assert as_json(CELLS[:1])["is_as_expected"]
+
+
+def test_scorecard_is_made_of_results_that_were_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results, document = tmp_path / "matrix.json", tmp_path / "README.md"
+    results.write_text(json.dumps(as_json(CELLS)), encoding="utf-8")
+    document.write_text(f"{BEGIN}\n{END}\n", encoding="utf-8")
+    assert natlab.main(["matrix", "--from", str(results), "--write", str(document)]) == 1
+    table = scorecard(["open", "eim-apdf"], CELLS)
+    assert capsys.readouterr().out == f"{table}\n"
+    assert document.read_text(encoding="utf-8") == f"{BEGIN}\n{table}{END}\n"
+    results.write_text('{"cells": [{}]}', encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"^2$"):
+        natlab.main(["matrix", "--from", str(results)])
 
 
 def test_scorecard_goes_between_its_marks(tmp_path: Path) -> None:

@@ -10,13 +10,16 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from tools.natlab import server
 from tools.natlab.availability import missing_packages, unavailable_reason
 from tools.natlab.kinds import Access
 from tools.natlab.namespaces import LabError
 from tools.natlab.options import parser, plan_of
+
+if TYPE_CHECKING:
+    from tools.natlab.matrix import Cell
 
 SIGNALLED: Final = 128
 
@@ -135,14 +138,28 @@ def _down(options: argparse.Namespace) -> int:
 def _matrix(options: argparse.Namespace) -> int:
     from tools.natlab import matrix  # noqa: PLC0415 - the other commands need not wait for gRPC
 
-    kinds = [str(Access.parse(kind)) for kind in options.kinds.split(",")] if options.kinds else matrix.KINDS
+    kinds: Sequence[str] = matrix.KINDS
+    if options.kinds:
+        kinds = [str(Access.parse(kind)) for kind in options.kinds.split(",")]
     if options.punches < 1 or options.jobs < 1:
         raise ValueError("--punches and --jobs are at least 1")
+    if options.results is not None:
+        kinds, cells = matrix.from_json(json.loads(options.results.read_text(encoding="utf-8")))
+    else:
+        cells = _measured(matrix, kinds, options)
+    table = matrix.scorecard(kinds, cells)
+    if options.write is not None:
+        matrix.write_scorecard(options.write, table)
+    _print(options, matrix.as_json(cells), table)
+    return 0 if all(cell.is_as_expected for cell in cells) else 1
+
+
+def _measured(matrix: Any, kinds: Sequence[str], options: argparse.Namespace) -> list[Cell]:
     reason = unavailable_reason()
     if reason is not None:
         raise LabError(f"no lab can be built here: {reason}")
 
-    def report(cell: matrix.Cell) -> None:
+    def report(cell: Cell) -> None:
         mark = "ok  " if cell.is_as_expected else "FAIL"
         took = "" if cell.time_to_direct_ms is None else f" in {cell.time_to_direct_ms:.0f} ms"
         print(
@@ -151,18 +168,14 @@ def _matrix(options: argparse.Namespace) -> int:
             flush=True,
         )
 
-    cells = matrix.run(
+    cells: list[Cell] = matrix.run(
         kinds,
         matrix.Options(options.punches, options.delay_ms, options.limit_s),
         is_ordered=options.ordered,
         jobs=options.jobs,
         report=report,
     )
-    table = matrix.scorecard(kinds, cells)
-    if options.write is not None:
-        matrix.write_scorecard(options.write, table)
-    _print(options, matrix.as_json(cells), table)
-    return 0 if all(cell.is_as_expected for cell in cells) else 1
+    return cells
 
 
 _RUNS: Final[Mapping[str, Callable[[argparse.Namespace], int]]] = {

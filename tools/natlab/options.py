@@ -199,6 +199,13 @@ def _add_matrix(command: argparse.ArgumentParser) -> None:
         "--jobs", type=int, default=1, metavar="N", help="cells at the same time (default: 1)"
     )
     command.add_argument(
+        "--from",
+        dest="results",
+        type=Path,
+        metavar="FILE",
+        help="take the results from this file, which --json gave (default: measure)",
+    )
+    command.add_argument(
         "--write", type=Path, metavar="FILE", help="put the scorecard into this document, too"
     )
 
@@ -260,7 +267,11 @@ COMMANDS: Final = {
         "run the real daemons through every pair of kinds",
         "For each pair a lab is built, daemons are started, paths are punched and a file is downloaded. The "
         "exit status is 1 if a cell is not as RFC 4787 logic says.",
-        ("--kinds open,eim-apdf,apdm-random --json", "--write README.md"),
+        (
+            "--kinds open,eim-apdf,apdm-random --json",
+            "--write README.md",
+            "--from matrix.json --write README.md",
+        ),
         _add_matrix,
     ),
 }
