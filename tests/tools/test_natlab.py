@@ -21,6 +21,8 @@ from tools.natlab.kinds import (
     FilteringBehaviour,
     Kind,
     MappingBehaviour,
+    Rule,
+    deciding_rule,
     direct_path_possible,
     obstacle,
 )
@@ -29,6 +31,7 @@ from tools.natlab.namespaces import search_path
 from tools.natlab.plan import Direction, Link, Plan, Provider, Site, Uplink, pair
 from tools.natlab.topology import lay_out
 from ztna.address import TransportAddress
+from ztna.ice import reasons
 
 # Measured in a lab with a bare UDP punch of both sides: pairs of which no direct path came about.
 IMPOSSIBLE = {
@@ -66,6 +69,13 @@ def test_direct_path_is_possible_where_a_punch_worked(a: str, b: str) -> None:
 )
 def test_obstacle_is_named(a: str, b: str, reason: str) -> None:
     assert obstacle(Access.parse(a), Access.parse(b)) == reason
+
+
+def test_every_rule_decides_about_some_pair_and_each_obstacle_is_a_word_of_the_search() -> None:
+    accesses = [*map(Access, Kind), Access.parse("eim-apdf/eim-eif")]
+    decided = {deciding_rule(a, b) for a, b in itertools.product(accesses, repeat=2)}
+    assert decided == set(Rule)
+    assert {rule.value for rule in Rule if not rule.is_direct} <= reasons.WORDS
 
 
 def test_two_layers_are_as_strict_as_the_stricter_of_each() -> None:
