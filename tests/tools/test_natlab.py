@@ -6,6 +6,7 @@ import argparse
 import itertools
 import json
 import random
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -349,6 +350,24 @@ def test_scorecard_is_made_of_results_that_were_kept(
     results.write_text('{"cells": [{}]}', encoding="utf-8")
     with pytest.raises(SystemExit, match=r"^2$"):
         natlab.main(["matrix", "--from", str(results)])
+
+
+def test_scorecard_of_the_readme_is_what_the_rules_say_with_both_times() -> None:
+    table = Path("README.md").read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
+    head, _, *rows = [
+        [text.strip() for text in line.split("|")[1:-1]]
+        for line in table.splitlines()
+        if line.startswith("|")
+    ]
+    columns = head[1:]
+    shown = {
+        (row[0], column): text for row in rows for column, text in zip(columns, row[1:], strict=True) if text
+    }
+    assert columns == list(KINDS)
+    assert shown.keys() == set(itertools.combinations_with_replacement(KINDS, 2))
+    for (a, b), text in shown.items():
+        is_direct = direct_path_possible(Access.parse(a), Access.parse(b))
+        assert re.fullmatch(r"direct \d+ / \d+ ms" if is_direct else "relay", text)
 
 
 def test_scorecard_goes_between_its_marks(tmp_path: Path) -> None:
