@@ -35,8 +35,9 @@ STRETCH = 3 * PIECE
 CUT_LIMIT_S, CUT_LIMIT_ROUND_TRIPS = 1.0, 4
 REBINDING_LIMIT_S = 1.0
 HANDOVER_LIMIT_S = 2.0
-# The intermediate carries nothing while the path is direct: its end is less than a lost packet.
-UNFELT_LIMIT_S = 0.25
+# The intermediate carries nothing while the path is direct. What is left is what the transfer does by itself: a
+# packet that a full queue dropped holds up the rest for a round trip, which that queue makes 200 ms long.
+UNFELT_LIMIT_S = 0.5
 # A pause is over when about as many wake-ups in a row, of three daemons and this process, have happened.
 WAKE_UPS = 8
 # Twice what 200 MB take over this link.
