@@ -35,8 +35,8 @@ STRETCH = 3 * PIECE
 CUT_LIMIT_S, CUT_LIMIT_ROUND_TRIPS = 1.0, 4
 REBINDING_LIMIT_S = 1.0
 HANDOVER_LIMIT_S = 2.0
-# The intermediate carries nothing while the path is direct. What is left is what the transfer does by itself: a
-# packet that a full queue dropped holds up the rest for a round trip, which that queue makes 200 ms long.
+# The intermediate carries nothing while the path is direct. What is left is what the transfer does by itself:
+# a packet that a full queue dropped holds up the rest for a round trip, which that queue makes 200 ms long.
 UNFELT_LIMIT_S = 0.5
 # A pause is over when about as many wake-ups in a row, of three daemons and this process, have happened.
 WAKE_UPS = 8
@@ -141,13 +141,6 @@ class Stalls:
 def selected_paths(nodes: Nodes, node: str) -> list[str]:
     """Which paths a node has selected so far, oldest first."""
     return [selected["path"] for selected in nodes.events(node, "path_manager.path_selected")]
-
-
-@pytest.fixture
-def lateness() -> Iterator[Lateness]:
-    """How late this process is woken."""
-    with Lateness() as made:
-        yield made
 
 
 def heals(nodes: Nodes) -> None:

@@ -181,11 +181,6 @@ class Transfer:
         assert self._received.summary == self._sent.summary
         return self._received.size
 
-    @property
-    def sent_bytes(self) -> int:
-        """What whoever sends has handed over, or is about to."""
-        return self._sent.size
-
     def pause(self) -> None:
         """Send no more for now, and wait until all that was sent has arrived; the connection stays."""
         self._may_send.clear()
