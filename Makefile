@@ -41,6 +41,7 @@ proto: env
 docs: env
 	$(BIN)/python -m tools.render_actor_map
 	$(BIN)/python -m tools.render_configuration
+	$(BIN)/python -m tools.render_nat_compatibility
 
 # A million inputs per parser, fewer where each takes a QUIC connection or a search: five hours of processor time in all.
 fuzz: env

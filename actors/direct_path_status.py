@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 from ztna.v1 import (
@@ -89,9 +90,16 @@ class DirectPathRecord:
         """Which path carries the session."""
         self._selected = message
 
-    def kept_alive(self, message: keepalive_pb2.KeepaliveStatistics) -> None:
-        """How many keepalives were sent and answered."""
-        self._keepalive = message
+    def kept_alive(self, message: keepalive_pb2.KeepaliveStatistics) -> keepalive_pb2.KeepaliveStatistics:
+        """How many keepalives were sent and answered; returns how many before."""
+        former, self._keepalive = self._keepalive, message
+        return former
+
+    def round_trips_ms(self) -> Iterator[tuple[types_pb2.PathKind.ValueType, float]]:
+        """Kind and round-trip time of each path that was measured."""
+        for path in self._paths.paths:
+            if path.rtt_ms:
+                yield path.kind, path.rtt_ms
 
     def why(self) -> str:
         """Why the session is on the path it is on, for people."""

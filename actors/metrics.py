@@ -145,6 +145,22 @@ CATALOGUE: Final[tuple[MetricSpec, ...]] = (
         "path_fail_overs_total", COUNTER, "Direct paths that died and gave way to the relay", daemons="nodes"
     ),
     MetricSpec(
+        "dual_sends_total",
+        COUNTER,
+        "How often packets of a session began to travel over two paths at once",
+        daemons="nodes",
+    ),
+    MetricSpec("keepalives_sent_total", COUNTER, "Keepalives sent, on paths of both kinds", daemons="nodes"),
+    MetricSpec("keepalives_missed_total", COUNTER, "Keepalives that had no answer in time", daemons="nodes"),
+    MetricSpec(
+        "path_rtt_seconds",
+        GAUGE,
+        "Round-trip time end to end over all sessions, by kind of path: `relay` or `direct`; "
+        "`median` and `max`",
+        ("path", "statistic"),
+        daemons="nodes",
+    ),
+    MetricSpec(
         "connector_service_healthy",
         GAUGE,
         "1 while the backend of a service answers its probes, 0 while it is withdrawn; only with `health`",

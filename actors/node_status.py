@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -132,6 +133,7 @@ class NodeStatusBook(StatusBook):
         self._attempts: Counter[str] = Counter()
         self._nat = types_pb2.NatBehaviour()
         self._direct_bytes = self._switches = self._fail_overs = 0
+        self._dual_sends = self._keepalives_sent = self._keepalives_missed = 0
 
     def configure(self, services: Sequence[ServiceLine]) -> None:
         """Take other services; those that stay keep their figures."""
@@ -302,7 +304,9 @@ class NodeStatusBook(StatusBook):
     def keepalive_statistics(self, message: keepalive_pb2.KeepaliveStatistics) -> None:
         """Keepalives of a session."""
         if record := self._sessions.direct_path_of(message.session_id):
-            record.kept_alive(message)
+            former = record.kept_alive(message)
+            self._keepalives_sent += max(0, message.checks_sent - former.checks_sent)
+            self._keepalives_missed += max(0, message.checks_missed - former.checks_missed)
 
     def session_established(self, message: quic_session_pb2.SessionEstablished) -> None:
         """The peer is proven."""
@@ -328,6 +332,7 @@ class NodeStatusBook(StatusBook):
         former = self._sessions.measure(message)
         self._datagrams_dropped += max(0, message.datagrams_dropped - former.datagrams_dropped)
         self._direct_bytes += max(0, _direct_bytes(message) - _direct_bytes(former))
+        self._dual_sends += max(0, message.dual_sends - former.dual_sends)
         self.note_drops("quic_session", "", {"congestion_window_full": self._datagrams_dropped})
 
     # Reading
@@ -418,6 +423,12 @@ class NodeStatusBook(StatusBook):
         yield Sample("direct_bytes_total", self._direct_bytes)
         yield Sample("path_switches_total", self._switches)
         yield Sample("path_fail_overs_total", self._fail_overs)
+        yield Sample("dual_sends_total", self._dual_sends)
+        yield Sample("keepalives_sent_total", self._keepalives_sent)
+        yield Sample("keepalives_missed_total", self._keepalives_missed)
+        for path, each_ms in self._sessions.round_trips_ms().items():
+            yield Sample("path_rtt_seconds", statistics.median(each_ms) / 1e3, (path, "median"))
+            yield Sample("path_rtt_seconds", max(each_ms) / 1e3, (path, "max"))
         for result, count in sorted(self._attempts.items()):
             yield Sample("hole_punch_attempts_total", count, (result,))
 

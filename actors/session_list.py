@@ -104,6 +104,14 @@ class SessionList:
         """How many sessions a direct path carries."""
         return sum(session.path == "direct" for session in self._sessions.values())
 
+    def round_trips_ms(self) -> dict[str, list[float]]:
+        """Round-trip times by kind of path, of every path of every session that was measured."""
+        found: dict[str, list[float]] = {}
+        for session in self._sessions.values():
+            for kind, rtt_ms in session.direct_path.round_trips_ms():
+                found.setdefault(_PATHS[kind], []).append(rtt_ms)
+        return found
+
     def measure(self, statistics: quic_session_pb2.SessionStatistics) -> quic_session_pb2.SessionStatistics:
         """Take a session's totals; returns those before, empty ones of a session that is not listed."""
         session = self._sessions.get(statistics.session_id)

@@ -25,6 +25,18 @@ ROOT = Path(__file__).parent
 ALONE = frozenset({"e2e", "bench", "netns"})
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """What a benchmark wants of a test."""
+    parser.addoption(
+        "--lab-download-mb",
+        type=int,
+        default=0,
+        metavar="N",
+        help="size of the long download in the NAT lab (tests/netns/test_survival.py), which is then held "
+        "to the limits of a quiet machine (default: as little as its disturbances take)",
+    )
+
+
 # First, because xdist reads the marks in the same hook.
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from actors import topology
 from actors.wiring import Wiring
-from tools import generate_protos, render_actor_map, render_configuration
+from tools import generate_protos, render_actor_map, render_configuration, render_nat_compatibility
 
 ROOT = Path(__file__).resolve().parent.parent
 GENERATED = "ztna.v1"
@@ -267,3 +267,8 @@ def test_actor_map_is_current() -> None:
 def test_configuration_reference_is_current() -> None:
     committed = render_configuration.TARGET.read_text(encoding="utf-8")
     assert committed == render_configuration.render(), "run `python -m tools.render_configuration`"
+
+
+def test_nat_compatibility_is_current() -> None:
+    committed = render_nat_compatibility.TARGET.read_text(encoding="utf-8")
+    assert committed == render_nat_compatibility.render(), "run `python -m tools.render_nat_compatibility`"

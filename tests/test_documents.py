@@ -6,9 +6,11 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
+import yaml
 
 from ztna.cli.main import ztna
 from ztna.ice import reasons
@@ -113,6 +115,40 @@ def test_command_that_does_not_exist_is_noticed(words: list[str]) -> None:
 def test_sample_configuration_loads(sample: Path) -> None:
     loaded = load_any(sample, {}, {})
     assert loaded.settings.kind == sample.stem
+
+
+def commented_blocks(sample: Path) -> dict[str, Any]:
+    """Sections that a sample shows as comments: `# name:` and its indented lines."""
+    blocks = re.findall(r"^# \w+:\n(?:#   .+\n)+", sample.read_text(encoding="utf-8"), re.MULTILINE)
+    found: dict[str, Any] = {}
+    for block in blocks:
+        found |= yaml.safe_load(re.sub(r"^# ", "", block, flags=re.MULTILINE))
+    return found
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=identifier)
+def test_what_a_sample_shows_as_a_comment_is_the_default(sample: Path) -> None:
+    settings = load_any(sample, {}, {}).settings
+    shown = {
+        f"{section}.{key}": value
+        for section, keys in commented_blocks(sample).items()
+        for key, value in keys.items()
+        if isinstance(value, (bool, int, float, str))
+    }
+    assert shown
+    assert shown == {
+        name: type(shown[name])(getattr(getattr(settings, section), key))
+        for name in shown
+        for section, _, key in [name.partition(".")]
+    }
+
+
+@pytest.mark.parametrize("daemon", ["agent", "connector"])
+def test_samples_show_what_keeps_a_direct_path(daemon: str) -> None:
+    shown = commented_blocks(ROOT / "config" / f"{daemon}.yaml")
+    assert {"interval_s", "timeout_s", "max_missed"} <= shown["keepalive"].keys()
+    assert {"policy", "cooldown_s"} <= shown["path"].keys()
+    assert {"pacing_ms", "check_limit_s", "loopback", "advertise"} <= shown["ice"].keys()
 
 
 def test_wire_contract_names_only_messages_that_exist() -> None:

@@ -37,6 +37,7 @@ from ztna.settings.live import Change
 from ztna.v1 import (
     control_pb2,
     hole_punch_pb2,
+    keepalive_pb2,
     path_manager_pb2,
     quic_relay_pb2,
     quic_session_pb2,
@@ -56,6 +57,7 @@ from ztna.v1 import (
 TCP = types_pb2.SERVICE_PROTOCOL_TCP
 UDP = types_pb2.SERVICE_PROTOCOL_UDP
 SESSION = bytes(range(16))
+OTHER_SESSION = bytes(16)
 ADDRESS = types_pb2.TransportAddress(host="127.0.0.1", port=40000)
 BOUND = udp_socket_pb2.SocketsBound(addresses=[ADDRESS])
 ATTACHED = signaling_client_pb2.Attached(intermediate_id="int-1", attach_id=bytes(16))
@@ -132,6 +134,19 @@ def granted(session_id: bytes = SESSION, connector: str = "connector-1") -> Any:
         session_id=session_id,
         service="web",
         connector=types_pb2.NodeIdentity(role=types_pb2.ROLE_CONNECTOR, id=connector),
+    )
+
+
+def established(session_id: bytes = SESSION) -> Any:
+    return quic_session_pb2.SessionEstablished(session_id=session_id, peer=types_pb2.NodeIdentity(id="peer"))
+
+
+def paths(session_id: bytes, relay_ms: float, direct_ms: float = 0.0) -> path_manager_pb2.PathStatistics:
+    """A session with two paths; 0: that path was not measured."""
+    measured = ((types_pb2.PATH_KIND_RELAY, relay_ms), (types_pb2.PATH_KIND_DIRECT, direct_ms))
+    return path_manager_pb2.PathStatistics(
+        session_id=session_id,
+        paths=[path_manager_pb2.PathStatistics.Path(kind=kind, rtt_ms=rtt_ms) for kind, rtt_ms in measured],
     )
 
 
@@ -475,6 +490,45 @@ def test_counters_of_services_are_summed(connector: World) -> None:
     assert counters["connector_reconnections_total"] == 2
     assert counters['dropped_total{place="service_backend",reason="no_backend"}'] == 2
     assert connector.status.services[0].bytes_from_service == 900
+
+
+def test_keepalives_and_dual_sends_are_summed_over_sessions_that_ended_too(agent: World) -> None:
+    for number, session_id in enumerate((SESSION, OTHER_SESSION), 1):
+        agent.tell(established(session_id))
+        for factor in (1, 2):
+            agent.tell(
+                keepalive_pb2.KeepaliveStatistics(
+                    session_id=session_id, checks_sent=10 * factor, checks_missed=number * factor
+                ),
+                quic_session_pb2.SessionStatistics(session_id=session_id, dual_sends=3 * factor),
+            )
+    # An actor that was restarted counts from zero.
+    agent.tell(
+        keepalive_pb2.KeepaliveStatistics(session_id=SESSION, checks_sent=1),
+        quic_session_pb2.SessionClosed(session_id=OTHER_SESSION, reason="closed"),
+    )
+    counters = agent.counters
+    assert counters["keepalives_sent_total"] == 40
+    assert counters["keepalives_missed_total"] == 6
+    assert counters["dual_sends_total"] == 12
+
+
+def test_round_trips_are_told_by_kind_of_path_and_not_by_session(connector: World) -> None:
+    def samples() -> dict[tuple[str, ...], float]:
+        every = connector.harness.concern.samples()
+        return {sample.labels: sample.value for sample in every if sample.name == "path_rtt_seconds"}
+
+    assert samples() == {}
+    for session_id, relay_ms, direct_ms in ((SESSION, 40.0, 10.0), (OTHER_SESSION, 80.0, 0.0)):
+        connector.tell(established(session_id), paths(session_id, relay_ms, direct_ms))
+    assert samples() == {
+        ("relay", "median"): 0.06,
+        ("relay", "max"): 0.08,
+        ("direct", "median"): 0.01,
+        ("direct", "max"): 0.01,
+    }
+    connector.tell(quic_session_pb2.SessionClosed(session_id=OTHER_SESSION, reason="closed"))
+    assert samples()["relay", "max"] == 0.04
 
 
 def test_the_loop_lag_is_how_late_the_tick_came(agent: World) -> None:
@@ -829,7 +883,11 @@ def test_every_documented_metric_of_a_daemon_is_exposed(board: str, request: pyt
     }
     subject.tell(refusal[board])
     if board != "intermediate":
-        subject.tell(hole_punch_pb2.HolePunchFinished(is_direct=True))
+        subject.tell(
+            hole_punch_pb2.HolePunchFinished(is_direct=True),
+            established(),
+            paths(SESSION, relay_ms=40.0),
+        )
     if board == "connector":
         subject.tell(service_health_pb2.ServiceHealthChanged(service="web", is_healthy=True))
     text = exposition(subject.harness.concern.samples)().decode()

@@ -17,12 +17,13 @@ from tests.e2e.conftest import Site
 
 ROOT = Path(__file__).parents[2]
 ROW = re.compile(r"^\| `(ztna_\w+)` \| (\w+) \| ([^|]*) \| (\w+) \|", re.MULTILINE)
-# Have a series only once something was dropped or refused, or where a service has a health check.
+# Have a series only once something was dropped, refused or measured, or where a service has a health check.
 MAY_BE_ABSENT = {
     "ztna_dropped_total",
     "ztna_refusals_total",
     "ztna_connector_service_healthy",
     "ztna_hole_punch_attempts_total",
+    "ztna_path_rtt_seconds",
 }
 MIB = 1 << 20
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.netns.nodes import short_path
+from tests.netns.transfers import Lateness
 from tools.natlab.availability import missing_packages, unavailable_reason
 
 
@@ -41,3 +42,10 @@ def short_directory() -> Iterator[Path]:
 def report_figure(record_property: Callable[[str, object], None]) -> Callable[[str, str], None]:
     """Have a measured figure shown at the end of the run (`tests/conftest.py`), and in its report."""
     return record_property
+
+
+@pytest.fixture
+def lateness() -> Iterator[Lateness]:
+    """How late this process is woken: what a limit has to leave room for."""
+    with Lateness() as made:
+        yield made

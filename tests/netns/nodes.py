@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.netns.transfers import Echo, Transfer, TransferBackend
+from tools.natlab import topology
 from tools.natlab.cell import DIRECT, RELAY, restart_ice
 from tools.natlab.deployment import LabDeployment
 from tools.natlab.lab import Lab
@@ -20,6 +22,7 @@ from tools.natlab.plan import Plan
 from ztna.v1 import control_pb2
 
 AGENT, CONNECTOR, INTERMEDIATE = "agent-1", "connector-1", "intermediate-1"
+SECOND_INTERMEDIATE = "intermediate-2"
 BOTH = (AGENT, CONNECTOR)
 TCP_PORT, UDP_PORT = 8000, 8001
 LIMIT_S = 60.0
@@ -45,14 +48,31 @@ class Nodes:
     tcp: TransferBackend
     udp: Echo
 
-    def transfer(self, *, is_upload: bool = False) -> Transfer:
-        """Begin a transfer; there is a session then."""
-        return Transfer(self.tcp, TCP_PORT, is_upload=is_upload)
+    def transfer(self, *, is_upload: bool = False, host: str = "a") -> Transfer:
+        """Begin a transfer with a client on this site; there is a session then."""
+        return Transfer(self.tcp, TCP_PORT, is_upload=is_upload, host=host)
 
     def session(self, node: str) -> control_pb2.SessionStatus:
         """The only session of a node; an empty one if there is none."""
         status = self.deployment.daemon_status(node)
         return control_pb2.SessionStatus() if status is None or not status.sessions else status.sessions[0]
+
+    def session_at_connector(self, agent: str) -> control_pb2.SessionStatus:
+        """The session of one of several agents, as the connector sees it; an empty one if there is none."""
+        status = self.deployment.daemon_status(CONNECTOR)
+        sessions = [] if status is None else status.sessions
+        return next((each for each in sessions if each.peer_id == agent), control_pb2.SessionStatus())
+
+    def reload(self, node: str) -> None:
+        """Have a daemon read its files again (SIGHUP), and wait until it has."""
+        count = len(self.events(node, "daemon.reloaded"))
+        process = self.deployment.daemons[node].process
+        assert process is not None
+        process.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + LIMIT_S
+        while len(self.events(node, "daemon.reloaded")) == count:
+            assert time.monotonic() < deadline, f"{node} has not reloaded\n{self.logs()}"
+            time.sleep(POLL_INTERVAL_S)
 
     def wait_until(
         self,
@@ -103,10 +123,12 @@ def running(
     agent: dict[str, Any] | None = None,
     connector: dict[str, Any] | None = None,
     others: Sequence[str] = (),
+    witnesses: Sequence[str] = (),
 ) -> Iterator[Nodes]:
     """Build the lab and start everything; ends all of it. Settings are those of the configuration files.
 
-    Each of the `others`, sites, has an agent of its own, named after it.
+    Each of the `others`, sites, has an agent of its own, named after it. Each of the `witnesses` has a
+    connector, named after it, that alone knows the second intermediate of the plan, too.
     """
     with (
         Lab(plan) as lab,
@@ -127,6 +149,11 @@ def running(
         deployment.add_agent(AGENT, listeners, **(agent or {}))
         for site in others:
             deployment.add_agent(f"agent-{site}", listeners, host=site, **(agent or {}))
+        if plan.second_intermediate is not None:
+            deployment.add_intermediate(SECOND_INTERMEDIATE, host=topology.SECOND_INTERMEDIATE)
+        for site in witnesses:
+            service = {"id": f"files-{site}", "protocol": "tcp", "backend": tcp.address}
+            deployment.add_connector(f"connector-{site}", [service], host=site)
         deployment.start()
         deployment.wait_ready()
         nodes = Nodes(lab, deployment, tcp, udp)

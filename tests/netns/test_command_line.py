@@ -57,9 +57,9 @@ def natlab(short_directory: Path) -> Iterator[CommandLine]:
 
 
 def test_lab_is_built_used_changed_and_ended(natlab: CommandLine) -> None:
-    state = natlab.json("up", "--name", "one", "--a", "eim-eif", "--second", "a:apdm-random")
-    assert state["hosts"] == ["core", "mid", "a", "nat-a", "nat-a2", "b", "nat-b"]
-    assert natlab.run("show").stdout == "one: core, mid, a, nat-a, nat-a2, b, nat-b\n"
+    state = natlab.json("up", "--name", "one", "--a", "eim-eif", "--second", "a:apdm-random", "--mid2")
+    assert state["hosts"] == ["core", "mid", "mid2", "a", "nat-a", "nat-a2", "b", "nat-b"]
+    assert natlab.run("show").stdout == "one: core, mid, mid2, a, nat-a, nat-a2, b, nat-b\n"
     done = natlab.run("exec", "one", "a", "--", "sh", "-c", "cat; echo $0 >&2; exit 7", text="hello")
     assert (done.stdout, done.returncode) == ("hello", 7)
     assert natlab.json("link", "one", "a", "delay=20,up.loss=0.5")["up"] == {
@@ -75,6 +75,7 @@ def test_lab_is_built_used_changed_and_ended(natlab: CommandLine) -> None:
     assert (moved["uplink"], moved["access"]) == (2, "apdm-random")
     shown = natlab.json("show", "one")
     assert [site["name"] for site in shown["sites"]] == ["a", "b"]
+    assert [each["host"] for each in shown["intermediates"]] == ["mid", "mid2"]
     assert "a apdm-random: 10.2.0.2, outside 198.51.100.34, uplink 2 of 2" in natlab.run("show", "one").stdout
     natlab.json("down", "one")
     wait_for_end(state["pid"])

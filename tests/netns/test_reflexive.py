@@ -1,4 +1,7 @@
-"""What nodes find out of the NATs before them: the NAT's own tables say the same, and so does coturn."""
+"""What nodes find out of the NATs before them: the NAT's own tables say the same, and so does coturn.
+
+Agents know one intermediate, of one address, as all nodes do by default; a few connectors know two.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +30,12 @@ TRANSLATING = [kind.value for kind in Kind if kind.translates and kind.behaviour
 ACCESSES = [*TRANSLATING, "eim-apdf/eim-eif", "eim-eif/apdm-random"]
 SITES = {access: "a" if not number else f"s{number}" for number, access in enumerate(ACCESSES)}
 COTURN_PORT, COTURN_OTHER_PORT = 3478, 3481
+# What two addresses tell of the mapping, and what one of them can.
+VERDICTS = {
+    "eim-apdf": ("endpoint_independent", "not_port_dependent"),
+    "adm-apdf": ("address_dependent", "not_port_dependent"),
+    "apdm-random": ("address_and_port_dependent", "address_and_port_dependent"),
+}
 
 
 def agent_of(access: str) -> str:
@@ -38,11 +47,12 @@ def agent_of(access: str) -> str:
 def nodes() -> Iterator[Nodes]:
     """A site of each kind with an agent, and a connector that everybody reaches."""
     sites = [Site(name, Access.parse(access), LINK) for access, name in SITES.items()]
-    plan = Plan((*sites, Site("b", Access(Kind.OPEN), LINK)))
+    plan = Plan((*sites, Site("b", Access(Kind.OPEN), LINK)), second_intermediate=LINK)
     others = [name for name in SITES.values() if name != "a"]
+    witnesses = [SITES[access] for access in VERDICTS]
     with (
         short_path() as directory,
-        running(plan, directory, agent={"connect": "eager"}, others=others) as made,
+        running(plan, directory, agent={"connect": "eager"}, others=others, witnesses=witnesses) as made,
     ):
         yield made
 
@@ -91,6 +101,19 @@ def test_reflexive_candidates_are_the_nats_own_translations(nodes: Nodes, access
     (theirs,) = [each for each in status.sessions if each.session_id == session.session_id]
     seen = text(theirs.direct_path.selected_pair.remote.address)
     assert {seen} == translations(nodes.lab, site, base, nodes.lab.address("b"))
+
+
+def wait_for_mapping(nodes: Nodes, node: str, verdict: str) -> None:
+    nodes.deployment.wait_for(node, lambda status: status["nat"]["mapping"] == verdict, verdict)
+
+
+@pytest.mark.parametrize("access", VERDICTS)
+def test_mapping_is_told_in_full_by_two_addresses_and_as_far_as_it_can_by_one(
+    nodes: Nodes, access: str
+) -> None:
+    by_two, by_one = VERDICTS[access]
+    wait_for_mapping(nodes, f"connector-{SITES[access]}", by_two)
+    wait_for_mapping(nodes, agent_of(access), by_one)
 
 
 # What each of coturn's words may be in ours: our intermediate has one address, coturn two.

@@ -1,19 +1,22 @@
 """Transfers and packets while paths are cut, NATs forget, uplinks change and the intermediate dies.
 
-Stalls are measured and shown. A machine with other work is late by itself, so what fails a test here is a
-stall of another kind: one that waits for a timer of seconds.
+Stalls are measured and shown. A machine with other work is late by itself, so each limit leaves room for what
+the same transfer does while nobody disturbs it, and for how late this process was woken in the meantime.
+With `--lab-download-mb N` the long download has that size, and its limits leave no room: for a quiet machine.
 """
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from tests.netns.nodes import AGENT, BOTH, INTERMEDIATE, UDP_PORT, Nodes, running, short_path
-from tests.netns.transfers import PacketStream, Transfer
-from tools.natlab.cell import DIRECT
+from tests.netns.transfers import Lateness, PacketStream, Transfer
+from tools.natlab.cell import DIRECT, RELAY
 from tools.natlab.kinds import Access, Kind
 from tools.natlab.lab import Cut, Handover
 from tools.natlab.plan import Direction, Link, Plan, Site, Uplink
@@ -21,12 +24,24 @@ from tools.natlab.plan import Direction, Link, Plan, Site, Uplink
 # A transfer lasts as long as a test wants, so a slow link costs no time and little work.
 LINK = Link.both(Direction(delay_ms=20, rate_mbit=10))
 NAT = Access(Kind.EIM_APDF)
-PLAN = Plan((Site("a", NAT, LINK, second=Uplink(NAT, LINK)), Site("b", NAT, LINK)))
+UPLINK = Uplink(NAT, LINK)
+PLAN = Plan((Site("a", NAT, LINK, second=UPLINK), Site("b", NAT, LINK, second=UPLINK)))
 PIECE = 1 << 18
 # Longer than packets travel over both paths after a change: a disturbance then is not felt.
 SETTLING = 6 * PIECE
-# On a quiet machine 1 s after a cut and 2 s after a hand-over are kept (docs/reliability.md).
-STALL_LIMIT_S = 6.0
+# Undisturbed: what this shows is how even the transfer is on this machine now.
+STRETCH = 3 * PIECE
+# What a disturbance may cost on a machine that is never late (docs/reliability.md).
+CUT_LIMIT_S, CUT_LIMIT_ROUND_TRIPS = 1.0, 4
+REBINDING_LIMIT_S = 1.0
+HANDOVER_LIMIT_S = 2.0
+# The intermediate carries nothing while the path is direct. What is left is what the transfer does by itself:
+# a packet that a full queue dropped holds up the rest for a round trip, which that queue makes 200 ms long.
+UNFELT_LIMIT_S = 0.5
+# A pause is over when about as many wake-ups in a row, of three daemons and this process, have happened.
+WAKE_UPS = 8
+# Twice what 200 MB take over this link.
+DOWNLOAD_LIMIT_S = 400.0
 PACKETS_PER_S = 500
 Report = Callable[[str, str], None]
 
@@ -40,19 +55,92 @@ def nodes() -> Iterator[Nodes]:
 
 @pytest.fixture
 def direct(nodes: Nodes) -> Nodes:
-    """The same, on a direct path."""
+    """The same, on a direct path, also if a test before failed in a cut."""
+    nodes.lab.heal("a")
     nodes.wait_direct()
     return nodes
 
 
-def fails_over(nodes: Nodes, transfer: Transfer, cut: Cut) -> float:
-    """Cut the direct path; returns the longest stall until the transfer went on over the relay."""
-    transfer.meter.wait_for_more(SETTLING)
-    transfer.meter.begin()
-    nodes.lab.cut("a", cut, towards="b")
-    nodes.wait_relayed()
-    transfer.meter.wait_for_more(PIECE)
-    return transfer.meter.longest_s
+@dataclass
+class Stalls:
+    """What disturbances of one transfer cost, and what they may; a stall beyond its limit fails `check`."""
+
+    nodes: Nodes
+    transfer: Transfer
+    lateness: Lateness
+    is_strict: bool = False
+    found: dict[str, float] = field(default_factory=dict)
+    excesses: list[str] = field(default_factory=list)
+    _steady_s: float = 0.0
+
+    def begin(self) -> None:
+        """Measure how the transfer is while nobody disturbs it; then a stall counts."""
+        meter = self.transfer.meter
+        meter.wait_for_more(SETTLING)
+        meter.begin()
+        self.lateness.begin()
+        meter.wait_for_more(STRETCH)
+        self._steady_s = meter.longest_s
+        meter.begin()
+
+    def end(self, name: str, limit_s: float) -> None:
+        """The transfer goes on: note its longest stall since `begin`."""
+        self.transfer.meter.wait_for_more(PIECE)
+        stall_s = self.found[name] = self.transfer.meter.longest_s
+        room_s = WAKE_UPS * max(self._steady_s, self.lateness.longest_s)
+        if stall_s > limit_s + (0.0 if self.is_strict else room_s):
+            self.excesses.append(f"{name} {stall_s:.2f} s, allowed {limit_s:.2f} s, room {room_s:.2f} s")
+
+    def cut(self, name: str, cut: Cut) -> None:
+        """Cut the direct path; the transfer goes on over the relay."""
+        self.begin()
+        limit_s = max(CUT_LIMIT_S, CUT_LIMIT_ROUND_TRIPS * self.nodes.session(AGENT).rtt_ms / 1e3)
+        self.nodes.lab.cut("a", cut, towards="b")
+        self.nodes.wait_relayed()
+        self.end(name, limit_s)
+
+    def search(self, name: str, limit_s: float, disturb: Callable[[], None]) -> None:
+        """Disturb the direct path; another one carries the transfer then."""
+        self.begin()
+        before = self.nodes.session(AGENT).direct_path.generation
+        disturb()
+        # Not the end of any search: between two uplinks there may be no path at all for a moment.
+        self.nodes.wait_until(
+            lambda session: session.path == DIRECT and session.direct_path.generation > before,
+            "on another direct path",
+        )
+        self.end(name, limit_s)
+
+    def rebind(self) -> None:
+        """The connector's NAT forgets."""
+        self.search("rebinding", REBINDING_LIMIT_S, lambda: self.nodes.lab.rebind("b"))
+
+    def hand_over(self, site: str, how: Handover) -> None:
+        """A site changes its uplink."""
+        name = f"{how.value} hand-over of {site}"
+        self.search(name, HANDOVER_LIMIT_S, lambda: self.nodes.lab.handover(site, how))
+
+    def restart_intermediate(self) -> None:
+        """Kill the intermediate while the path is direct, and start it again; nobody falls back."""
+        self.begin()
+        selections = {node: len(selected_paths(self.nodes, node)) for node in BOTH}
+        self.nodes.deployment.kill(INTERMEDIATE)
+        self.transfer.meter.wait_for_more(8 * PIECE)
+        self.nodes.deployment.start(INTERMEDIATE)
+        self.nodes.deployment.wait_ready()
+        self.end("death of the intermediate", UNFELT_LIMIT_S)
+        for node, count in selections.items():
+            assert set(selected_paths(self.nodes, node)[count:]) <= {DIRECT}, "no fall-back is shown"
+
+    def check(self) -> str:
+        """Fail if a stall was too long; returns what was measured."""
+        assert not self.excesses, self.excesses
+        return ", ".join(f"{name} {stall_s:.2f} s" for name, stall_s in self.found.items())
+
+
+def selected_paths(nodes: Nodes, node: str) -> list[str]:
+    """Which paths a node has selected so far, oldest first."""
+    return [selected["path"] for selected in nodes.events(node, "path_manager.path_selected")]
 
 
 def heals(nodes: Nodes) -> None:
@@ -61,79 +149,89 @@ def heals(nodes: Nodes) -> None:
     nodes.wait_direct()
 
 
-def searches_anew(nodes: Nodes, transfer: Transfer, disturb: Callable[[], None]) -> float:
-    """Disturb the direct path; returns the longest stall until another one carries the transfer."""
-    transfer.meter.wait_for_more(SETTLING)
-    before = nodes.session(AGENT).direct_path.generation
-    transfer.meter.begin()
-    disturb()
-    # Not the end of any search: between two uplinks there may be no path at all for a moment.
-    nodes.wait_until(
-        lambda session: session.path == DIRECT and session.direct_path.generation > before,
-        "on another direct path",
-    )
-    transfer.meter.wait_for_more(PIECE)
-    return transfer.meter.longest_s
+def searches_again(nodes: Nodes) -> None:
+    """End the cut, and do not wait until the path that carried data is asked the next time."""
+    nodes.lab.heal("a")
+    nodes.restart_ice()
+    nodes.wait_direct()
 
 
+@pytest.mark.timeout(2 * DOWNLOAD_LIMIT_S)
 def test_download_survives_cut_rebinding_hand_over_and_the_death_of_the_intermediate(
-    direct: Nodes, report_figure: Report
+    nodes: Nodes, lateness: Lateness, report_figure: Report, request: pytest.FixtureRequest
 ) -> None:
-    lab, stalls = direct.lab, {}
-    with direct.transfer() as transfer:
-        stalls["cut"] = fails_over(direct, transfer, Cut.BOTH)
-        heals(direct)
-        stalls["rebinding"] = searches_anew(direct, transfer, lambda: lab.rebind("b"))
-        stalls["hand-over"] = searches_anew(direct, transfer, lambda: lab.handover("a", Handover.HARD))
-        selections = {node: len(direct.events(node, "path_manager.path_selected")) for node in BOTH}
-        transfer.meter.begin()
-        direct.deployment.kill(INTERMEDIATE)
-        transfer.meter.wait_for_more(8 * PIECE)
-        direct.deployment.start(INTERMEDIATE)
-        direct.deployment.wait_ready()
-        stalls["intermediate"] = transfer.meter.longest_s
+    size_mb = request.config.getoption("--lab-download-mb")
+    # A new session begins on the relay, and stays there until its packets may pass.
+    nodes.lab.cut("a", towards="b")
+    nodes.deployment.kill(AGENT, signal.SIGTERM)
+    nodes.deployment.start(AGENT)
+    nodes.wait_relayed()
+    with nodes.transfer() as transfer:
+        transfer.meter.wait_for_more(2 * PIECE)
+        assert {nodes.session(node).path for node in BOTH} == {RELAY}
+        heals(nodes)
+        stalls = Stalls(nodes, transfer, lateness, is_strict=size_mb > 0)
+        stalls.cut("cut", Cut.BOTH)
+        heals(nodes)
+        stalls.rebind()
+        stalls.hand_over("a", Handover.HARD)
+        stalls.restart_intermediate()
+        transfer.meter.wait_for_size(size_mb * 1_000_000, DOWNLOAD_LIMIT_S)
         size = transfer.finish()
-    for node, count in selections.items():
-        later = direct.events(node, "path_manager.path_selected")[count:]
-        assert {selected["path"] for selected in later} <= {"direct"}, "no fall-back is shown"
-    assert max(stalls.values()) < STALL_LIMIT_S
-    figures = ", ".join(f"{name} {stall_s:.2f} s" for name, stall_s in stalls.items())
-    report_figure("longest stall of a download", f"{figures}; {size} bytes unchanged")
+    report_figure("longest stall of a download", f"{stalls.check()}; {size} bytes unchanged")
+
+
+@pytest.mark.parametrize(
+    ("site", "how"),
+    [("b", Handover.HARD), ("a", Handover.SOFT), ("b", Handover.SOFT)],
+    ids=lambda value: value.value if isinstance(value, Handover) else value,
+)
+def test_download_survives_a_hand_over_of_either_site(
+    direct: Nodes, site: str, how: Handover, lateness: Lateness, report_figure: Report
+) -> None:
+    with direct.transfer() as transfer:
+        stalls = Stalls(direct, transfer, lateness)
+        stalls.hand_over(site, how)
+        transfer.finish()
+    report_figure("longest stall of a download", stalls.check())
 
 
 @pytest.mark.parametrize("cut", Cut)
-def test_upload_survives_a_cut(direct: Nodes, cut: Cut, report_figure: Report) -> None:
+def test_upload_survives_a_cut(direct: Nodes, cut: Cut, lateness: Lateness, report_figure: Report) -> None:
     with direct.transfer(is_upload=True) as transfer:
-        stall_s = fails_over(direct, transfer, cut)
-        heals(direct)
+        stalls = Stalls(direct, transfer, lateness)
+        stalls.cut(f"cut {cut.value}", cut)
+        searches_again(direct)
         transfer.finish()
-    report_figure(f"longest stall of an upload, cut {cut.value}", f"{stall_s:.2f} s")
-    assert stall_s < STALL_LIMIT_S
+    report_figure("longest stall of an upload", stalls.check())
 
 
 @pytest.mark.parametrize("cut", [Cut.UP, Cut.DOWN])
-def test_download_survives_a_cut_of_one_direction(direct: Nodes, cut: Cut, report_figure: Report) -> None:
+def test_download_survives_a_cut_of_one_direction(
+    direct: Nodes, cut: Cut, lateness: Lateness, report_figure: Report
+) -> None:
     with direct.transfer() as transfer:
-        stall_s = fails_over(direct, transfer, cut)
-        heals(direct)
+        stalls = Stalls(direct, transfer, lateness)
+        stalls.cut(f"cut {cut.value}", cut)
+        searches_again(direct)
         transfer.finish()
-    report_figure(f"longest stall of a download, cut {cut.value}", f"{stall_s:.2f} s")
-    assert stall_s < STALL_LIMIT_S
+    report_figure("longest stall of a download", stalls.check())
 
 
-def test_upload_survives_rebinding_and_hand_over(direct: Nodes, report_figure: Report) -> None:
-    lab, stalls = direct.lab, {}
+def test_upload_survives_rebinding_hand_over_and_the_death_of_the_intermediate(
+    direct: Nodes, lateness: Lateness, report_figure: Report
+) -> None:
     with direct.transfer(is_upload=True) as transfer:
-        stalls["rebinding"] = searches_anew(direct, transfer, lambda: lab.rebind("b"))
-        stalls["hand-over"] = searches_anew(direct, transfer, lambda: lab.handover("a", Handover.HARD))
+        stalls = Stalls(direct, transfer, lateness)
+        stalls.rebind()
+        stalls.hand_over("a", Handover.HARD)
+        stalls.restart_intermediate()
         transfer.finish()
-    assert max(stalls.values()) < STALL_LIMIT_S
-    figures = ", ".join(f"{name} {stall_s:.2f} s" for name, stall_s in stalls.items())
-    report_figure("longest stall of an upload", figures)
+    report_figure("longest stall of an upload", stalls.check())
 
 
 def test_udp_service_loses_nothing_in_an_upgrade_and_in_a_cut_what_its_detection_takes(
-    nodes: Nodes, report_figure: Report
+    nodes: Nodes, lateness: Lateness, report_figure: Report
 ) -> None:
     # On the relay first.
     nodes.lab.cut("a", towards="b")
@@ -153,6 +251,8 @@ def test_udp_service_loses_nothing_in_an_upgrade_and_in_a_cut_what_its_detection
     nodes.udp.received.clear()
     with PacketStream(nodes.lab, UDP_PORT, PACKETS_PER_S) as stream:
         stream.wait_for_echo(PACKETS_PER_S // 2)
+        round_trip_s = nodes.session(AGENT).rtt_ms / 1e3
+        lateness.begin()
         nodes.lab.cut("a", towards="b")
         nodes.wait_relayed()
         stream.wait_for_echo(PACKETS_PER_S)
@@ -167,7 +267,7 @@ def test_udp_service_loses_nothing_in_an_upgrade_and_in_a_cut_what_its_detection
     window_s = stream.sent_at[lost[-1]] - stream.sent_at[lost[0]]
     # One window, and nothing else.
     assert lost == list(range(lost[0], lost[-1] + 1))
-    assert window_s < STALL_LIMIT_S
+    assert window_s < max(CUT_LIMIT_S, CUT_LIMIT_ROUND_TRIPS * round_trip_s) + WAKE_UPS * lateness.longest_s
     report_figure(
         "UDP packets across a cut", f"{len(lost)} of {len(stream.sent_at)} lost, within {window_s:.2f} s"
     )

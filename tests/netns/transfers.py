@@ -23,6 +23,7 @@ BUFFER_BYTES = 1 << 16
 LIMIT_S = 60.0
 LATE_PACKETS = 500
 QUIET_S = 1.0
+WAKE_UP_S = 0.01
 LOOPBACK = "127.0.0.1"
 
 
@@ -57,12 +58,56 @@ class Meter:
 
     def wait_for_more(self, size: int) -> None:
         """Wait until this many more bytes have arrived."""
+        self.wait_for_size(self.size + size)
+
+    def wait_for_size(self, goal: int, limit_s: float = LIMIT_S) -> None:
+        """Wait until this many bytes have arrived in all."""
         with self._lock:
-            goal = self.size + size
-            assert self._lock.wait_for(lambda: self.size >= goal, LIMIT_S), f"{self.size} of {goal} bytes"
+            assert self._lock.wait_for(lambda: self.size >= goal, limit_s), f"{self.size} of {goal} bytes"
 
     def _look(self) -> None:
         self._longest_s = max(self._longest_s, time.monotonic() - self._since)
+
+
+class Lateness:
+    """How late this process is woken at most, since the last `begin`; a context manager.
+
+    What the daemons do waits for the same processors: a pause that the machine makes is seen here, too.
+    """
+
+    def __init__(self) -> None:
+        self._longest_s = 0.0
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def begin(self) -> None:
+        """Measure anew."""
+        self._longest_s = 0.0
+
+    @property
+    def longest_s(self) -> float:
+        """The longest delay of a wake-up so far."""
+        return self._longest_s
+
+    def _watch(self) -> None:
+        due = time.monotonic() + WAKE_UP_S
+        while not self._is_over.wait(max(0.0, due - time.monotonic())):
+            now = time.monotonic()
+            self._longest_s = max(self._longest_s, now - due)
+            due = now + WAKE_UP_S
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._is_over.set()
+        self._thread.join()
 
 
 class _End:
@@ -84,10 +129,13 @@ class _End:
 class Transfer:
     """One TCP connection through an agent, whose one end sends until `finish`; a context manager."""
 
-    def __init__(self, backend: TransferBackend, port: int, *, is_upload: bool) -> None:
+    def __init__(self, backend: TransferBackend, port: int, *, is_upload: bool, host: str = "a") -> None:
+        """From or to a client on `host`."""
         self.meter = Meter()
         self._enough = threading.Event()
-        self._client = backend.lab.socket("a", socket.SOCK_STREAM)
+        self._may_send = threading.Event()
+        self._may_send.set()
+        self._client = backend.lab.socket(host, socket.SOCK_STREAM)
         _prepare(self._client)
         self._client.connect((LOOPBACK, port))
         # Client bytes may travel right away, and make the connection known to the service.
@@ -95,7 +143,8 @@ class Transfer:
         self._server = backend.accept()
         sender, receiver = (self._client, self._server) if is_upload else (self._server, self._client)
         self._sent, self._received = _End(), _End()
-        self._error: Exception | None = None
+        self._errors: dict[socket.socket, OSError] = {}
+        self._receiver = receiver
         self._threads = [
             threading.Thread(target=self._send, args=(sender,)),
             threading.Thread(target=self._receive, args=(receiver,)),
@@ -113,6 +162,7 @@ class Transfer:
         traceback: TracebackType | None,
     ) -> None:
         self._enough.set()
+        self._may_send.set()
         for end in (self._client, self._server):
             # Wakes the thread that waits there.
             with suppress(OSError):
@@ -125,12 +175,35 @@ class Transfer:
     def finish(self) -> int:
         """End the transfer; returns its size once all of it has arrived unchanged."""
         self._enough.set()
+        self.go_on()
+        self._wait_for_end()
+        assert not self._errors, self._errors
+        assert self._received.summary == self._sent.summary
+        return self._received.size
+
+    def pause(self) -> None:
+        """Send no more for now, and wait until all that was sent has arrived; the connection stays."""
+        self._may_send.clear()
+        while True:
+            sent = self._sent.size
+            self.meter.wait_for_size(sent)
+            # A chunk may have been begun before.
+            if sent == self._sent.size:
+                return
+
+    def go_on(self) -> None:
+        """Send again."""
+        self._may_send.set()
+
+    def wait_for_reset(self) -> None:
+        """Wait until the connection is cut, and fail if whoever receives takes that for its end."""
+        self._wait_for_end()
+        assert isinstance(self._errors.get(self._receiver), ConnectionResetError), self._errors
+
+    def _wait_for_end(self) -> None:
         for thread in self._threads:
             thread.join(LIMIT_S)
             assert not thread.is_alive(), f"{self._received.size} of {self._sent.size} bytes arrived"
-        assert self._error is None, self._error
-        assert self._received.summary == self._sent.summary
-        return self._received.size
 
     def _send(self, sender: socket.socket) -> None:
         block = random.Random(7).randbytes(CHUNK_BYTES)
@@ -138,11 +211,12 @@ class Transfer:
             while not self._enough.is_set():
                 # Each chunk differs, so that a swapped or repeated one changes the digest.
                 chunk = self._sent.size.to_bytes(8, "big") + block
-                sender.sendall(chunk)
                 self._sent.note(chunk)
+                sender.sendall(chunk)
+                self._may_send.wait()
             sender.shutdown(socket.SHUT_WR)
         except OSError as error:
-            self._error = error
+            self._errors[sender] = error
 
     def _receive(self, receiver: socket.socket) -> None:
         try:
@@ -150,7 +224,7 @@ class Transfer:
                 self._received.note(data)
                 self.meter.note(len(data))
         except OSError as error:
-            self._error = error
+            self._errors[receiver] = error
 
 
 class TransferBackend:

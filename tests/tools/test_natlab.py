@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import random
+import re
+import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tools.natlab import __main__ as natlab
-from tools.natlab import conntrack, matrix, rules
+from tools.natlab import conntrack, matrix, options, rules
 from tools.natlab.__main__ import main
 from tools.natlab.delayd import VERDICT, Queue, packets, verdict
 from tools.natlab.kinds import (
@@ -18,6 +22,8 @@ from tools.natlab.kinds import (
     FilteringBehaviour,
     Kind,
     MappingBehaviour,
+    Rule,
+    deciding_rule,
     direct_path_possible,
     obstacle,
 )
@@ -26,6 +32,7 @@ from tools.natlab.namespaces import search_path
 from tools.natlab.plan import Direction, Link, Plan, Provider, Site, Uplink, pair
 from tools.natlab.topology import lay_out
 from ztna.address import TransportAddress
+from ztna.ice import reasons
 
 # Measured in a lab with a bare UDP punch of both sides: pairs of which no direct path came about.
 IMPOSSIBLE = {
@@ -65,11 +72,62 @@ def test_obstacle_is_named(a: str, b: str, reason: str) -> None:
     assert obstacle(Access.parse(a), Access.parse(b)) == reason
 
 
+def test_every_rule_decides_about_some_pair_and_each_obstacle_is_a_word_of_the_search() -> None:
+    accesses = [*map(Access, Kind), Access.parse("eim-apdf/eim-eif")]
+    decided = {deciding_rule(a, b) for a, b in itertools.product(accesses, repeat=2)}
+    assert decided == set(Rule)
+    assert {rule.value for rule in Rule if not rule.is_direct} <= reasons.WORDS
+
+
 def test_two_layers_are_as_strict_as_the_stricter_of_each() -> None:
     behaviour = Access.parse("eim-adf/apdm-sequential").behaviour
     assert behaviour.mapping is MappingBehaviour.ADDRESS_AND_PORT_DEPENDENT
     assert Access.parse("eim-adf/eim-eif").behaviour.filtering is FilteringBehaviour.ADDRESS_DEPENDENT
     assert str(Access.parse("eim-adf/eim-eif")) == "eim-adf/eim-eif"
+
+
+class Arguments(argparse.ArgumentParser):
+    """Remembers what is said of each argument."""
+
+    def __init__(self) -> None:
+        self.said: dict[str, str] = {}
+        super().__init__(add_help=False)
+
+    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
+        self.said[names[0]] = options.get("help", "")
+        return super().add_argument(*names, **options)
+
+
+@pytest.mark.parametrize("name", options.COMMANDS)
+def test_help_of_a_command_tells_what_it_does_its_defaults_and_examples_that_parse(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main([name, "--help"])
+    text = capsys.readouterr().out
+    command = options.COMMANDS[name]
+    assert command.summary[1:] in " ".join(text.split())
+    parser = options.parser(dict.fromkeys(options.COMMANDS, len))
+    assert command.examples
+    for example in command.examples:
+        line = f"  {options.PROGRAM} {name} {example}".rstrip()
+        assert f"{line}\n" in text
+        assert parser.parse_args([name, *shlex.split(example)]).run is len
+    arguments = Arguments()
+    command.add_arguments(arguments)
+    for argument, said in arguments.said.items():
+        assert said
+        has_default = argument.startswith("--") and argument not in {"--name", "--protocol", "--write"}
+        assert "default:" in said or not has_default
+
+
+def test_plan_of_the_command_line_has_a_second_intermediate_where_it_is_wanted() -> None:
+    parser = options.parser(dict.fromkeys(options.COMMANDS, len))
+    assert options.plan_of(parser.parse_args(["up"])).second_intermediate is None
+    wanted = parser.parse_args(["up", "--mid2", "--link", "mid2:delay=7"])
+    assert options.plan_of(wanted).second_intermediate == Link.both(Direction(delay_ms=7))
+    with pytest.raises(ValueError, match="there is no mid2 in this lab"):
+        options.plan_of(parser.parse_args(["up", "--link", "mid2:delay=7"]))
 
 
 @pytest.mark.parametrize(
@@ -136,13 +194,13 @@ def test_layout_gives_every_interface_an_address_of_its_own() -> None:
         Site("c", Access(Kind.FIREWALL), ipv6=Kind.FIREWALL_V6),
         Site("d", Access(Kind.FIREWALL_V6)),
     )
-    topology = lay_out(Plan(sites, providers=isp))
+    topology = lay_out(Plan(sites, providers=isp, second_intermediate=Link()))
     addresses = [address for cable in topology.cables for end in cable for address in end.addresses]
     assert len(set(addresses)) == len(addresses)
     names = [(end.host, end.name) for cable in topology.cables for end in cable]
     assert len(set(names)) == len(names)
     assert all(len(name) <= 15 for _, name in names)
-    assert list(topology.links) == ["mid", "a", "a2", "c", "d", "isp"]
+    assert list(topology.links) == ["mid", "mid2", "a", "a2", "c", "d", "isp"]
     assert [way.routers for way in topology.ways["a"]] == [("nat-a", "cgnat-a"), ("nat-a2",)]
     assert topology.ways["b"][0].routers == ("nat-b", "cgnat-isp")
     assert topology.routers["cgnat-isp"].lans[0][0] == "lan-b"
@@ -228,8 +286,8 @@ def cell(
     reason: str = "why",
     slow_ms: float = 82.4,
 ) -> Cell:
-    found_ms = 82.4 if path == "direct" else None
-    return Cell(a, b, path, expected, reason, "why", found_ms, found_ms, sha256_ok, (82.4, slow_ms))
+    found_ms, succeeded_ms = (82.4, 50.1) if path == "direct" else (None, None)
+    return Cell(a, b, path, expected, reason, "why", found_ms, succeeded_ms, sha256_ok, (82.4, slow_ms))
 
 
 CELLS = [
@@ -243,10 +301,13 @@ def test_scorecard_marks_what_is_not_as_expected() -> None:
     assert scorecard(["open", "eim-apdf"], CELLS).splitlines() == [
         "| agent \\ connector | open | eim-apdf |",
         "|---|---|---|",
-        "| open | direct 82 ms | **relay, expected direct** |",
+        "| open | direct 82 / 50 ms | **relay, expected direct** |",
         "| eim-apdf |  | **relay, data wrong, expected relay** |",
         "",
-        "1 of 3 cells are as RFC 4787 logic says.",
+        (
+            "1 of 3 cells are as RFC 4787 logic says. Direct paths came 82 to 82 ms after the offer; "
+            "the first pair succeeded 50 to 50 ms after the answer."
+        ),
     ]
 
 
@@ -274,6 +335,39 @@ def test_matrix_as_json_has_the_promised_keys() -> None:
         shown["cells"][0]
     )
     assert as_json(CELLS[:1])["is_as_expected"]
+
+
+def test_scorecard_is_made_of_results_that_were_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results, document = tmp_path / "matrix.json", tmp_path / "README.md"
+    results.write_text(json.dumps(as_json(CELLS)), encoding="utf-8")
+    document.write_text(f"{BEGIN}\n{END}\n", encoding="utf-8")
+    assert natlab.main(["matrix", "--from", str(results), "--write", str(document)]) == 1
+    table = scorecard(["open", "eim-apdf"], CELLS)
+    assert capsys.readouterr().out == f"{table}\n"
+    assert document.read_text(encoding="utf-8") == f"{BEGIN}\n{table}{END}\n"
+    results.write_text('{"cells": [{}]}', encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"^2$"):
+        natlab.main(["matrix", "--from", str(results)])
+
+
+def test_scorecard_of_the_readme_is_what_the_rules_say_with_both_times() -> None:
+    table = Path("README.md").read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
+    head, _, *rows = [
+        [text.strip() for text in line.split("|")[1:-1]]
+        for line in table.splitlines()
+        if line.startswith("|")
+    ]
+    columns = head[1:]
+    shown = {
+        (row[0], column): text for row in rows for column, text in zip(columns, row[1:], strict=True) if text
+    }
+    assert columns == list(KINDS)
+    assert shown.keys() == set(itertools.combinations_with_replacement(KINDS, 2))
+    for (a, b), text in shown.items():
+        is_direct = direct_path_possible(Access.parse(a), Access.parse(b))
+        assert re.fullmatch(r"direct \d+ / \d+ ms" if is_direct else "relay", text)
 
 
 def test_scorecard_goes_between_its_marks(tmp_path: Path) -> None:

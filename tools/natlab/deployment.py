@@ -1,4 +1,4 @@
-"""Real daemons on the hosts of a lab: the intermediate on `mid`, connectors and agents on the sites.
+"""Real daemons on the hosts of a lab: intermediates on `mid` and `mid2`, connectors and agents on the sites.
 
     with Lab(pair("eim-apdf", "eim-apdf", delay_ms=20)) as lab, LabDeployment(directory, lab) as deployment:
         deployment.add_intermediate()
@@ -27,7 +27,7 @@ from typing import IO, Any, Final, Self
 from tools.deployment import Daemon, Deployment, DeploymentError, Process
 from tools.natlab.lab import Lab
 from tools.natlab.namespaces import LabProcess
-from tools.natlab.topology import INTERMEDIATE, INTERMEDIATE_ADDRESS, INTERMEDIATE_ADDRESS_V6
+from tools.natlab.topology import INTERMEDIATE, INTERMEDIATE_ADDRESSES
 
 QUIC_PORT: Final = 4433
 # Where only the web is let out, this is the port that is open.
@@ -63,13 +63,16 @@ class LabDeployment(Deployment):
             if backend.stdout is not None:
                 backend.stdout.close()
 
-    def add_intermediate(self, name: str = "intermediate-1", **extra: Any) -> Daemon:
-        """Configure the intermediate on `mid`."""
-        self._hosts[name] = INTERMEDIATE
-        listen = [f"{INTERMEDIATE_ADDRESS}:{QUIC_PORT}"]
-        grpc_listen = f"{INTERMEDIATE_ADDRESS}:{GRPC_PORT}"
+    def add_intermediate(
+        self, name: str = "intermediate-1", *, host: str = INTERMEDIATE, **extra: Any
+    ) -> Daemon:
+        """Configure an intermediate, on `mid` or `mid2`."""
+        self._hosts[name] = host
+        address, address_v6 = INTERMEDIATE_ADDRESSES[host]
+        listen = [f"{address}:{QUIC_PORT}"]
+        grpc_listen = f"{address}:{GRPC_PORT}"
         if self.lab.plan.speaks_ipv6:
-            listen.append(f"[{INTERMEDIATE_ADDRESS_V6}]:{QUIC_PORT}")
+            listen.append(f"[{address_v6}]:{QUIC_PORT}")
             grpc_listen = f"[::]:{GRPC_PORT}"
         settings = {
             "quic": {"listen": listen},
@@ -143,7 +146,10 @@ class LabDeployment(Deployment):
         self._hosts[name] = host
         site = self.lab.plan.site(host)
         has_v4 = site.access.behaviour.family == 4
-        address = INTERMEDIATE_ADDRESS if has_v4 else f"[{INTERMEDIATE_ADDRESS_V6}]"
+        addresses = {
+            host: address if has_v4 else f"[{address_v6}]"
+            for host, (address, address_v6) in INTERMEDIATE_ADDRESSES.items()
+        }
         # The wildcard address survives a hand-over (docs/natlab.md).
         binds = [*(["0.0.0.0:0"] if has_v4 else []), *(["[::]:0"] if site.speaks_ipv6 else [])]
         return {
@@ -151,8 +157,8 @@ class LabDeployment(Deployment):
             "intermediates": [
                 {
                     "id": daemon.id,
-                    "quic": f"{address}:{QUIC_PORT}",
-                    "grpc": f"{address}:{GRPC_PORT}",
+                    "quic": f"{addresses[self._hosts[daemon.id]]}:{QUIC_PORT}",
+                    "grpc": f"{addresses[self._hosts[daemon.id]]}:{GRPC_PORT}",
                 }
                 for daemon in self.daemons.values()
                 if daemon.kind == "intermediate"

@@ -141,8 +141,24 @@ class Access:
         return "/".join(kind.value for kind in self.layers)
 
 
-def obstacle(a: Access, b: Access) -> str:
-    """Why no direct path between two sites can exist (snake_case), or empty when one must.
+class Rule(enum.Enum):
+    """What decides about a pair, the first that applies; each is a word of `obstacle`, or makes it direct."""
+
+    UDP_BLOCKED = "udp_blocked"
+    NO_COMMON_FAMILY = "no_common_family"
+    BOTH_MAPPINGS_VARY = "both_mappings_vary"
+    MAPPING_VARIES_AND_PEER_FILTERS_PORTS = "mapping_varies_and_peer_filters_ports"
+    MAPPING_VARIES_AND_PEER_LETS_IN = "mapping_varies_and_peer_lets_in"
+    NO_MAPPING_VARIES = "no_mapping_varies"
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether a direct path has to come about."""
+        return self in {Rule.MAPPING_VARIES_AND_PEER_LETS_IN, Rule.NO_MAPPING_VARIES}
+
+
+def deciding_rule(a: Access, b: Access) -> Rule:
+    """What decides whether a direct path between two sites can exist.
 
     By RFC 4787 logic, with an intermediate that tells each side how the other's packets look to it, and
     without prediction of ports. Both sites have an outermost NAT of their own: hairpinning in a common one
@@ -150,18 +166,23 @@ def obstacle(a: Access, b: Access) -> str:
     """
     one, other = a.behaviour, b.behaviour
     if not (one.passes_udp and other.passes_udp):
-        return "udp_blocked"
+        return Rule.UDP_BLOCKED
     if one.family != other.family:
-        return "no_common_family"
-    independent = MappingBehaviour.ENDPOINT_INDEPENDENT
-    varies = [each.mapping is not independent for each in (one, other)]
+        return Rule.NO_COMMON_FAMILY
+    varies = [each.mapping is not MappingBehaviour.ENDPOINT_INDEPENDENT for each in (one, other)]
     if all(varies):
-        return "both_mappings_vary"
+        return Rule.BOTH_MAPPINGS_VARY
     for is_varying, peer in ((varies[0], other), (varies[1], one)):
         # Its port is known only from a packet that arrives, so that packet has to be let in.
         if is_varying and peer.filtering is FilteringBehaviour.ADDRESS_AND_PORT_DEPENDENT:
-            return "mapping_varies_and_peer_filters_ports"
-    return ""
+            return Rule.MAPPING_VARIES_AND_PEER_FILTERS_PORTS
+    return Rule.MAPPING_VARIES_AND_PEER_LETS_IN if any(varies) else Rule.NO_MAPPING_VARIES
+
+
+def obstacle(a: Access, b: Access) -> str:
+    """Why no direct path between two sites can exist (snake_case), or empty when one must."""
+    rule = deciding_rule(a, b)
+    return "" if rule.is_direct else rule.value
 
 
 def direct_path_possible(a: Access, b: Access) -> bool:

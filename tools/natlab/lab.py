@@ -5,7 +5,8 @@
         lab.set_link("a", Link.parse("loss=0.05", lab.link("a")))
         lab.rebind("b")
 
-Hosts: the sites by name, `mid` (the intermediate), `core`, and the routers `nat-SITE` and `cgnat-SITE`.
+Hosts: the sites by name, `mid` (the intermediate; `mid2`, if the plan has a second one), `core`, and the
+routers `nat-SITE` and `cgnat-SITE`.
 There is no way from any of them to this machine's network. Everything is gone when the lab is closed, and
 as well when its owner ends in whatever way (`keeper.py`).
 """
@@ -28,7 +29,7 @@ from typing import IO, Any, Final, Literal, Self
 from tools.natlab import conntrack, rules
 from tools.natlab.namespaces import LabError, LabProcess, Namespaces
 from tools.natlab.plan import Direction, Link, Plan
-from tools.natlab.topology import CORE, INTERMEDIATE, INTERMEDIATE_ADDRESS, Interface, Way, lay_out
+from tools.natlab.topology import CORE, INTERMEDIATE, INTERMEDIATE_ADDRESSES, Interface, Way, lay_out
 
 DELAYD: Final = Path(__file__).with_name("delayd.py")
 FIRST_QUEUE: Final = 10
@@ -153,7 +154,7 @@ class Lab:
         return self._namespaces.socket(host, family, kind)
 
     def link(self, name: str) -> Link:
-        """The link of a site (`a`), of its second uplink (`a2`), of a provider, or of `mid`."""
+        """The link of a site (`a`), of its second uplink (`a2`), of a provider, of `mid` or `mid2`."""
         if name not in self._links:
             raise LabError(f"no link {name}; there are {', '.join(self._links)}")
         return self._links[name]
@@ -209,7 +210,8 @@ class Lab:
     ) -> None:
         """Drop traffic in a site's own NAT, silently, as a failure in the network would.
 
-        `towards` (a site or `mid`) restricts it to that one's address; cuts of a site add up until `heal`.
+        `towards` (a site, `mid`, `mid2`) restricts it to that one's address; cuts of a site add up until
+        `heal`.
         """
         remote = None
         if towards is not None:
@@ -260,10 +262,18 @@ class Lab:
         """The lab as plain values: hosts, sites with their addresses and mappings, links."""
         return {
             "hosts": self.hosts,
-            "intermediate": {"host": INTERMEDIATE, "address": INTERMEDIATE_ADDRESS},
+            "intermediate": self._intermediate_as_json(INTERMEDIATE),
+            "intermediates": [self._intermediate_as_json(host) for host in self._intermediates],
             "sites": [self._site_as_json(site.name) for site in self.plan.sites],
             "links": {name: link_as_json(link) for name, link in self._links.items()},
         }
+
+    @property
+    def _intermediates(self) -> list[str]:
+        return [host for host in INTERMEDIATE_ADDRESSES if host in self.hosts]
+
+    def _intermediate_as_json(self, host: str) -> dict[str, Any]:
+        return {"host": host, "address": self.address(host)}
 
     def _site_as_json(self, name: str) -> dict[str, Any]:
         way = self._way(name)
@@ -385,7 +395,7 @@ class Lab:
         """Have hosts send single packets: a burst would pass from host to host, and be lost, as one."""
         for cable in self._topology.cables:
             for end in cable:
-                if end.host in self._active or end.host == INTERMEDIATE:
+                if end.host in self._active or end.host in INTERMEDIATE_ADDRESSES:
                     self._ip(end.host, [f"link set {end.name} gso_max_segs 1"])
 
     def _apply_queues(self) -> None:

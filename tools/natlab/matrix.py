@@ -7,9 +7,9 @@ import itertools
 import random
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -181,8 +181,28 @@ def as_json(cells: Sequence[Cell]) -> dict[str, Any]:
     }
 
 
+def from_json(shown: dict[str, Any]) -> tuple[list[str], list[Cell]]:
+    """The kinds, in their order, and the cells of what `as_json` gave. Raises `ValueError`."""
+    try:
+        cells = [
+            Cell(
+                **{each.name: entry[each.name] for each in fields(Cell)}
+                | {"punches_ms": tuple(entry["punches_ms"])}
+            )
+            for entry in shown["cells"]
+        ]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"no result of a matrix: {error}") from None
+    # Of an unordered matrix the first row has all of them.
+    return list(dict.fromkeys([*(cell.a for cell in cells), *(cell.b for cell in cells)])), cells
+
+
 def scorecard(kinds: Sequence[str], cells: Sequence[Cell]) -> str:
-    """A table in Markdown: rows are the agent's side, columns the connector's; what is unexpected is bold."""
+    """A table in Markdown: rows are the agent's side, columns the connector's; what is unexpected is bold.
+
+    Of a direct path it has two times: from the offer to the path, and from the answer to the first pair that
+    succeeded.
+    """
     found = {(cell.a, cell.b): cell for cell in cells}
     lines = [
         "| agent \\ connector | " + " | ".join(kinds) + " |",
@@ -193,7 +213,20 @@ def scorecard(kinds: Sequence[str], cells: Sequence[Cell]) -> str:
         lines.append(f"| {row} | " + " | ".join(texts) + " |")
     good = sum(cell.is_as_expected for cell in cells)
     lines += ["", f"{good} of {len(cells)} cells are as RFC 4787 logic says."]
+    direct = [cell for cell in cells if cell.path == DIRECT]
+    to_direct = _range_ms(cell.time_to_direct_ms for cell in direct)
+    to_succeeded = _range_ms(cell.answer_to_succeeded_ms for cell in direct)
+    if to_direct and to_succeeded:
+        lines[-1] += (
+            f" Direct paths came {to_direct} after the offer; the first pair succeeded {to_succeeded} "
+            "after the answer."
+        )
     return "\n".join(lines) + "\n"
+
+
+def _range_ms(figures: Iterable[float | None]) -> str:
+    known = sorted(each for each in figures if each is not None)
+    return f"{known[0]:.0f} to {known[-1]:.0f} ms" if known else ""
 
 
 def _text(cell: Cell | None) -> str:
@@ -201,7 +234,10 @@ def _text(cell: Cell | None) -> str:
         return ""
     text = cell.path
     if cell.path == DIRECT and cell.time_to_direct_ms is not None:
-        text += f" {cell.time_to_direct_ms:.0f} ms"
+        text += f" {cell.time_to_direct_ms:.0f}"
+        if cell.answer_to_succeeded_ms is not None:
+            text += f" / {cell.answer_to_succeeded_ms:.0f}"
+        text += " ms"
     if not cell.sha256_ok:
         text += ", data wrong"
     return text if cell.is_as_expected else f"**{text}, expected {cell.expected}**"

@@ -17,7 +17,7 @@ MIN_MTU: Final = 576
 MIN_MTU_V6: Final = 1280
 MAX_MTU: Final = 9000
 MAX_DELAY_MS: Final = 10_000.0
-RESERVED_NAMES: Final = frozenset({"core", "mid", "nat", "cgnat"})
+RESERVED_NAMES: Final = frozenset({"core", "mid", "mid2", "nat", "cgnat"})
 V6_KINDS: Final = (Kind.OPEN_V6, Kind.FIREWALL_V6)
 
 
@@ -160,11 +160,15 @@ class Provider:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A whole lab. The intermediate has a second address for the tests of RFC 5780."""
+    """A whole lab. The intermediate has a second address for the tests of RFC 5780.
+
+    `second_intermediate` is the link of one more, `mid2`, elsewhere; without a link there is none.
+    """
 
     sites: tuple[Site, ...]
     intermediate: Link = Link()
     providers: tuple[Provider, ...] = field(default=())
+    second_intermediate: Link | None = None
 
     def __post_init__(self) -> None:
         names = [

@@ -1,6 +1,7 @@
 """From a plan to hosts, cables, addresses, routes and routers: pure data that `lab.py` builds.
 
     a ── nat-a ── [cgnat-a ──] core ── mid          (delay, loss and rate are made at the core)
+                               core ── [mid2]
                                core ── [cgnat-b ──] nat-b ── b
 
 Addresses are documentation prefixes where they stand for public ones (RFC 5737, RFC 3849), private (RFC
@@ -24,6 +25,14 @@ INTERMEDIATE_ADDRESS: Final = "203.0.113.10"
 INTERMEDIATE_SECOND_ADDRESS: Final = "203.0.113.11"
 INTERMEDIATE_ADDRESS_V6: Final = "2001:db8:ffff::10"
 INTERMEDIATE_SECOND_ADDRESS_V6: Final = "2001:db8:ffff::11"
+SECOND_INTERMEDIATE: Final = "mid2"
+SECOND_INTERMEDIATE_ADDRESS: Final = "203.0.113.140"
+SECOND_INTERMEDIATE_ADDRESS_V6: Final = "2001:db8:fffe::10"
+INTERMEDIATE_ADDRESSES: Final = {
+    INTERMEDIATE: (INTERMEDIATE_ADDRESS, INTERMEDIATE_ADDRESS_V6),
+    SECOND_INTERMEDIATE: (SECOND_INTERMEDIATE_ADDRESS, SECOND_INTERMEDIATE_ADDRESS_V6),
+}
+"""Of each family the one that its daemon listens at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +113,23 @@ class _Layout:
         self.topology = Topology()
         self._plan = plan
         self._number = 0
-        self._add_intermediate(plan.intermediate)
+        self._add_intermediate(
+            INTERMEDIATE,
+            plan.intermediate,
+            "203.0.113.0/25",
+            INTERMEDIATE_ADDRESS,
+            INTERMEDIATE_SECOND_ADDRESS,
+            INTERMEDIATE_ADDRESS_V6,
+            INTERMEDIATE_SECOND_ADDRESS_V6,
+        )
+        if plan.second_intermediate is not None:
+            self._add_intermediate(
+                SECOND_INTERMEDIATE,
+                plan.second_intermediate,
+                "203.0.113.128/25",
+                SECOND_INTERMEDIATE_ADDRESS,
+                SECOND_INTERMEDIATE_ADDRESS_V6,
+            )
         self._provider_numbers = {}
         self._provider_lans: dict[str, list[tuple[str, str]]] = {}
         for provider in plan.providers:
@@ -127,18 +152,23 @@ class _Layout:
     def _route(self, host: str, route: str) -> None:
         self.topology.routes.setdefault(host, []).append(f"route add {route}")
 
-    def _add_intermediate(self, link: Link) -> None:
-        ours = [f"{INTERMEDIATE_ADDRESS}/24", f"{INTERMEDIATE_SECOND_ADDRESS}/24"]
-        theirs = ["203.0.113.1/24"]
-        self._route(INTERMEDIATE, "default via 203.0.113.1")
-        if self._plan.speaks_ipv6:
-            ours += [f"{INTERMEDIATE_ADDRESS_V6}/64", f"{INTERMEDIATE_SECOND_ADDRESS_V6}/64"]
-            theirs.append("2001:db8:ffff::1/64")
-            self._route(INTERMEDIATE, "default via 2001:db8:ffff::1")
+    def _add_intermediate(self, host: str, link: Link, network: str, *addresses: str) -> None:
+        """On a network of its own: the first address after a prefix is the core's."""
+        theirs, ours = [], []
+        for prefix in (network, *((f"{addresses[-1]}/64",) if self._plan.speaks_ipv6 else ())):
+            interface = ipaddress.ip_interface(prefix)
+            gateway = interface.network[1]
+            theirs.append(f"{gateway}/{interface.network.prefixlen}")
+            self._route(host, f"default via {gateway}")
+            ours += [
+                f"{address}/{interface.network.prefixlen}"
+                for address in addresses
+                if ipaddress.ip_address(address) in interface.network
+            ]
         self.topology.cables.append(
-            (Interface(CORE, "to-mid", tuple(theirs)), Interface(INTERMEDIATE, "eth0", tuple(ours)))
+            (Interface(CORE, f"to-{host}", tuple(theirs)), Interface(host, "eth0", tuple(ours)))
         )
-        self.topology.links["mid"] = LinkPoint(link, "to-mid", INTERMEDIATE, "eth0")
+        self.topology.links[host] = LinkPoint(link, f"to-{host}", host, "eth0")
 
     def _add_uplink(self, site: Site, uplink: Uplink, index: int) -> None:
         number = self._next()

@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 
+from ztna.ice import reasons
 from ztna.v1 import (
     checklist_pb2,
     control_pb2,
@@ -65,7 +66,7 @@ def agent_status() -> control_pb2.DaemonStatus:
         state="established",
         path="relay",
         via="intermediate-1",
-        path_reason="no direct path was found: both NATs map each destination to another port",
+        path_reason=f"no direct path was found: {reasons.sentence('both_mappings_vary')}",
         rtt_ms=43.5,
         bytes_sent=81_234,
         bytes_received=2**33,
@@ -88,7 +89,7 @@ def fill_direct_path(status: control_pb2.DirectPathStatus) -> None:
     """A search between two NATs that leave no room for a direct path."""
     status.state = hole_punch_pb2.HOLE_PUNCH_STATE_FALLBACK_RELAY
     status.reason = "both_mappings_vary"
-    status.detail = "both NATs map each destination to another port"
+    status.detail = reasons.sentence(status.reason)
     status.generation = status.attempts = 1
     status.signaling = "intermediate"
     for nat in (status.local_nat, status.remote_nat):

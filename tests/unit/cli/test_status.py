@@ -228,7 +228,7 @@ def test_status_tells_the_nat_and_why_each_session_takes_its_path() -> None:
     status.nat.CopyFrom(status.sessions[0].direct_path.local_nat)
     text = rendered(status_view(status, WALL))
     assert "NAT: address is translated, mapping address-and-port-dependent" in text
-    assert f"{SESSION.hex()[:8]}: no direct path was found: both NATs map" in text
+    assert f"{SESSION.hex()[:8]}: no direct path was found: Both sides are" in text
     session = status.sessions[0]
     session.path = "direct"
     pair = session.direct_path.selected_pair
@@ -244,7 +244,7 @@ def test_sessions_are_shown_in_full(path: Path) -> None:
         text = run("sessions", "--socket", str(path)).stdout
     assert SESSION.hex() in text
     assert "relay via intermediate-1" in text
-    assert "no direct path was found: both NATs map" in text
+    assert "no direct path was found: Both sides are" in text
     assert "fallback relay · attempt 1" in text
     assert "mapping address-and-port-dependent" in text
     assert "198.51.100.9:41641" in text
