@@ -88,6 +88,7 @@ class QuicSession(Concern):
         quic_session_pb2.AbortStream: "abort_stream",
         quic_session_pb2.SendDatagramPayloads: "send_datagram_payloads",
         quic_session_pb2.PingSession: "ping_session",
+        quic_session_pb2.RecheckPeer: "recheck_peer",
         quic_session_pb2.CloseQuicSession: "close_quic_session",
     }
     optional = frozenset({quic_session_pb2.PingSession})
@@ -309,6 +310,11 @@ class QuicSession(Concern):
         if self.now - self._received_at >= message.within_s:
             connection.ping(self.now)
             self._drive(connection)
+
+    def recheck_peer(self, _message: quic_session_pb2.RecheckPeer) -> None:
+        """Who may trust whom has changed; otherwise it would be noticed with the next statistics."""
+        if not self._is_closed:
+            self._recheck_peer()
 
     def close_quic_session(self, message: quic_session_pb2.CloseQuicSession) -> None:
         """End the session."""

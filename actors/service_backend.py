@@ -29,7 +29,6 @@ from ztna.token_bucket import TokenBucket
 from ztna.v1 import (
     grant_pb2,
     quic_session_pb2,
-    reload_pb2,
     service_port_pb2,
     session_pb2,
     types_pb2,
@@ -75,7 +74,7 @@ class ServiceBackend(ServiceConcern[ConnectorSession]):
 
     # Messages
 
-    def configuration_reloaded(self, _message: reload_pb2.ConfigurationReloaded) -> None:
+    def _reconfigure(self) -> None:
         """End what is no longer provided to whoever uses it; another backend is for new connections."""
         former, self._services = self._services, {each.id: each for each in self._configured()}
         for service in self._services:

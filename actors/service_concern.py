@@ -66,6 +66,7 @@ COMMON_EMITS: tuple[type[Message], ...] = (
     quic_session_pb2.AbortStream,
     quic_session_pb2.SendDatagramPayloads,
     quic_session_pb2.CloseQuicSession,
+    quic_session_pb2.RecheckPeer,
     service_port_pb2.FlowOpened,
     service_port_pb2.FlowClosed,
     service_port_pb2.FlowRefusedReported,
@@ -104,7 +105,7 @@ class ServiceConcern(Concern, Generic[SessionT]):
         """Carry out what the flows of a session want, and note their deadline."""
         raise NotImplementedError
 
-    def configuration_reloaded(self, message: reload_pb2.ConfigurationReloaded) -> None:
+    def _reconfigure(self) -> None:
         """Other services are configured, or the same ones otherwise."""
         raise NotImplementedError
 
@@ -133,6 +134,12 @@ class ServiceConcern(Concern, Generic[SessionT]):
                     peer=session.peer_id,
                     **drops,
                 )
+
+    def configuration_reloaded(self, _message: reload_pb2.ConfigurationReloaded) -> None:
+        """Peers may be revoked, services may be others."""
+        for session_id in self._sessions:
+            self.emit(quic_session_pb2.RecheckPeer(session_id=session_id))
+        self._reconfigure()
 
     def session_access_limited(self, message: session_table_pb2.SessionAccessLimited) -> None:
         """A session may carry less than before, or more; what it may not carry ends now."""

@@ -28,7 +28,6 @@ from ztna.service.tcp_effects import StreamError, Summary
 from ztna.settings import AgentLimits, AgentService, ServiceProtocol
 from ztna.v1 import (
     quic_session_pb2,
-    reload_pb2,
     service_port_pb2,
     session_pb2,
     session_table_pb2,
@@ -90,7 +89,7 @@ class ServicePort(ServiceConcern[AgentSession]):
 
     # Messages
 
-    def configuration_reloaded(self, _message: reload_pb2.ConfigurationReloaded) -> None:
+    def _reconfigure(self) -> None:
         """Close what is gone, listen for what is new; a service that merely moved keeps its clients."""
         configured = {each.id: each for each in self._configured()}
         for service in list(self._services.values()):

@@ -30,7 +30,7 @@ from ztna.errors import AccessDenied, AuthenticationError, LocalProtocolError, R
 from ztna.signaling import attachments
 from ztna.signaling.exchange import MAX_ROUND_TRIP_S
 from ztna.signaling.values import Code
-from ztna.v1 import quic_relay_pb2, relay_pb2, signaling_pb2, signaling_service_pb2
+from ztna.v1 import quic_relay_pb2, relay_pb2, reload_pb2, signaling_pb2, signaling_service_pb2
 
 PROTOCOL_VERSION = 1
 
@@ -82,6 +82,7 @@ class SignalingService(Concern):
         quic_relay_pb2.LegSignalingChanged: "leg_signaling_changed",
         quic_relay_pb2.LegSignalingBytesReceived: "leg_signaling_bytes_received",
         quic_relay_pb2.SendRelayStream: "send_relay_stream",
+        reload_pb2.ConfigurationReloaded: "configuration_reloaded",
     }
     emits = (
         signaling_service_pb2.NodeAttached,
@@ -253,6 +254,10 @@ class SignalingService(Concern):
         """A verdict on the leg of an attachment."""
         self._table.handle_leg_judged(message.attach_id, message.reason, self.now, is_alive=message.is_alive)
         self._act()
+
+    def configuration_reloaded(self, _message: reload_pb2.ConfigurationReloaded) -> None:
+        """Whoever is revoked now is sent away now."""
+        self._recheck_nodes()
 
     def handle_timeout(self, now: float) -> None:
         """Give up lingering nodes and streams that say nothing, and report."""

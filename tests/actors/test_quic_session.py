@@ -319,6 +319,18 @@ def test_another_key_than_signaling_named_is_refused_at_both_ends() -> None:
     assert world.of("server", quic_session_pb2.SessionEstablished) == []
 
 
+def test_peer_that_turns_out_to_be_revoked_loses_its_session_at_once() -> None:
+    world = World().established()
+    world.server.tell(quic_session_pb2.RecheckPeer(session_id=SESSION))
+    world.run(0.01)
+    assert world.of("server", quic_session_pb2.SessionClosed) == []
+    world.is_revoked = True
+    world.server.tell(quic_session_pb2.RecheckPeer(session_id=SESSION))
+    world.run(0.01)
+    (closed,) = world.of("server", quic_session_pb2.SessionClosed)
+    assert closed.reason == "revoked"
+
+
 def test_peer_that_is_revoked_later_loses_its_session_within_a_second() -> None:
     world = World().established()
     world.is_revoked = True

@@ -36,6 +36,7 @@ from ztna.settings import AgentLimits, AgentService
 from ztna.signaling.framing import FrameDecoder
 from ztna.v1 import (
     quic_session_pb2,
+    reload_pb2,
     service_port_pb2,
     session_pb2,
     session_table_pb2,
@@ -676,3 +677,13 @@ def test_flood_of_signals_closes_the_session(port: Port) -> None:
     port.tell(ice_signal())
     (close,) = of_type(port.take_emitted(), quic_session_pb2.CloseQuicSession)
     assert close.reason == "too_many_signals"
+
+
+def test_reload_has_the_peer_of_every_session_judged_again() -> None:
+    port, other = start(tcp_service()), bytes(16)
+    for session_id in (SESSION, other):
+        establish(port, session_id)
+    port.take_emitted()
+    port.tell(reload_pb2.ConfigurationReloaded())
+    judged = of_type(port.take_emitted(), quic_session_pb2.RecheckPeer)
+    assert [each.session_id for each in judged] == [SESSION, other]

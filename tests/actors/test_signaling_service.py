@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 
 from actors import signaling_service, signaling_streams
 from actors.burst_log import BURST_S
-from actors.credentials import parse_credentials
+from actors.credentials import Credentials, parse_credentials
 from actors.io import Shortage
 from actors.signaling_service import ATTACH_LIMIT_S, SignalingService
 from tests.manual_io import ActorHarness, actor_harness
@@ -20,7 +20,7 @@ from ztna.access.identity import Role, fingerprint
 from ztna.pki.authority import Issued
 from ztna.signaling.attachments import JUDGEMENT_LIMIT_S
 from ztna.signaling.framing import FrameDecoder, encode
-from ztna.v1 import grant_pb2, quic_relay_pb2, signaling_pb2, signaling_service_pb2, types_pb2
+from ztna.v1 import grant_pb2, quic_relay_pb2, reload_pb2, signaling_pb2, signaling_service_pb2, types_pb2
 
 MessageT = TypeVar("MessageT", bound=Message)
 Frame = signaling_pb2.SignalingFrame
@@ -31,15 +31,17 @@ def attach_request(seq: int = 1) -> Frame:
     return Frame(seq=seq, attach_request=signaling_pb2.AttachRequest(protocol_version=1, nonce=NONCE))
 
 
+def credentials_of(*revoked: Issued) -> Credentials:
+    own = issue(Role.INTERMEDIATE, "i1")
+    crl = crl_pem(*revoked) if revoked else None
+    return parse_credentials(own.certificate_pem, own.key_pem, pem(own).ca, crl, Role.INTERMEDIATE, NOW)
+
+
 class World:
     """The service and the streams of some legs."""
 
     def __init__(self, *revoked: Issued, max_attachments: int = 10, frames_per_second: float = 50.0) -> None:
-        own = issue(Role.INTERMEDIATE, "i1")
-        crl = crl_pem(*revoked) if revoked else None
-        credentials = parse_credentials(
-            own.certificate_pem, own.key_pem, pem(own).ca, crl, Role.INTERMEDIATE, NOW
-        )
+        self.credentials = credentials = credentials_of(*revoked)
         self.harness: ActorHarness[SignalingService] = actor_harness(
             SignalingService, credentials, None, max_attachments, frames_per_second
         )
@@ -140,6 +142,21 @@ def test_frames_arrive_in_whatever_pieces(connector: Issued) -> None:
         world.feed(5, data[n : n + 1])
     (offered,) = world.take(signaling_service_pb2.ServiceOffered)
     assert offered.service == "web"
+
+
+def test_reload_that_revokes_a_node_sends_it_away_at_once_and_leaves_the_others(
+    agent: Issued, connector: Issued
+) -> None:
+    world = World()
+    attach_id = world.attached(5, agent)
+    world.attached(6, connector)
+    world.credentials.adopt(credentials_of(agent))
+    world.harness.tell(reload_pb2.ConfigurationReloaded())
+    (detached,) = world.take(signaling_service_pb2.NodeDetached)
+    assert detached.attach_id == attach_id
+    assert codes(world.received(5)) == [signaling_pb2.SIGNALING_CODE_ACCESS_DENIED]
+    assert world.received(6) == []
+    assert world.closed == [5]
 
 
 @pytest.mark.parametrize("fault", ["revoked", "wrong role", "malformed"])

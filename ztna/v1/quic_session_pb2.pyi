@@ -180,6 +180,28 @@ class CloseQuicSession(_message.Message):
 Global___CloseQuicSession: _TypeAlias = CloseQuicSession  # noqa: Y015
 
 @_typing.final
+class RecheckPeer(_message.Message):
+    """Command: judge the peer's certificate again, by what is true now; one that fails ends the session."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.bytes
+    """16 bytes"""
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["session_id", b"session_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecheckPeer: _TypeAlias = RecheckPeer  # noqa: Y015
+
+@_typing.final
 class PingSession(_message.Message):
     """Command: ask the peer for a sign of life, unless it gave one lately: something runs over the session."""
 
