@@ -114,8 +114,9 @@ class QuicCarrier:
             self._lose("disconnected", "", now, is_authentication_failure=False, again=False)
 
     def redial(self, now: float) -> None:
-        """Connect anew at once; nothing when there is no connection."""
+        """Connect anew at once, without sitting out a wait; nothing while no connection is wanted."""
         if self._connection is None:
+            self.dial_now()
             return
         # Left without a word: a leg that closes takes the node's sessions along.
         self._lose(REDIALLED, "", now, is_authentication_failure=False, again=True)
