@@ -116,6 +116,23 @@ class SimTcpStream:
         if owner is not None:
             self._io.call_soon(lambda: owner.connection_lost(None))
 
+    def let_go(self) -> None:
+        """Send what the window takes, and FIN; then forget the connection, of which the owner hears no more.
+
+        What a process leaves to its kernel when it closes a socket and goes on with something else.
+        """
+        if self._state is _State.CLOSED:
+            return
+        self._owner = _NOBODY
+        self._flush()
+        self.abandon_with(TcpFlag.FIN)
+
+    def abandon_with(self, flag: TcpFlag) -> None:
+        """Vanish without telling the owner, and say so on the wire."""
+        if self._state is not _State.CLOSED:
+            self._close()
+            self._send(flag)
+
     # What the network brings
 
     def packet_received(self, packet: Packet) -> None:
@@ -225,6 +242,28 @@ class SimTcpStream:
 
     def _send(self, flag: TcpFlag, payload: bytes = b"", acked_bytes: int = 0) -> None:
         self._io.host.send(Packet(self._local, self._remote, payload, flag, acked_bytes))
+
+
+class _Nobody:
+    """Owns connections that were let go."""
+
+    def connected(self, stream: TcpStream) -> None:
+        """Nobody cares."""
+
+    def data_received(self, data: bytes) -> None:
+        """Nobody reads."""
+
+    def eof_received(self) -> None:
+        """Nobody waits."""
+
+    def bytes_written(self, count: int) -> None:
+        """Nobody counts."""
+
+    def connection_lost(self, error: OSError | None) -> None:
+        """Nobody misses it."""
+
+
+_NOBODY: Final = _Nobody()
 
 
 class SimTcpListener:

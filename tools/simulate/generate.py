@@ -101,6 +101,7 @@ class Recipe:
         agents_share: how likely one more is.
         is_bulk: flows have many small datagrams in little time.
         max_bytes: of payload; more than elsewhere where streams are to be large.
+        grpc_share: how likely signaling goes over gRPC, and the relay may.
     """
 
     what: str
@@ -120,6 +121,7 @@ class Recipe:
     agents_share: float = 0.3
     is_bulk: bool = False
     max_bytes: int = MAX_BYTES
+    grpc_share: float = 0.0
 
 
 RECIPES: Final[dict[str, Recipe]] = {
@@ -224,6 +226,20 @@ RECIPES: Final[dict[str, Recipe]] = {
         is_steady=True,
     ),
     "relay_only": Recipe("no direct path is wanted", policies=("relay_only",), agents=2),
+    "certificates": Recipe(
+        "certificates end or are revoked under steady streams, and are renewed, or not",
+        faults=(FaultKind.EXPIRE, FaultKind.WITHDRAW, FaultKind.WITHDRAW),
+        max_faults=2,
+        min_faults=1,
+        policies=("prefer_direct", "prefer_direct", "relay_only"),
+        agents=2,
+        agents_share=0.7,
+        is_clean=True,
+        is_steady=True,
+        until_s=30.0,
+        lasts_s=(6.0, 10.0, 20.0),
+        grpc_share=0.3,
+    ),
 }
 
 
@@ -267,7 +283,9 @@ class _Draw:
             first_family=self._one((Family.IPV4, Family.IPV4, Family.IPV6)),
             denied=denied,
         )
-        return replace(draft, faults=self._faults(draft))
+        draft = replace(draft, faults=self._faults(draft))
+        # What came later is drawn last, so that what seeds meant before they mean still.
+        return replace(draft, has_grpc=recipe.grpc_share > 0 and self._is(recipe.grpc_share))
 
     def _site(self) -> Site:
         chance = self._chance
@@ -373,6 +391,9 @@ class _Draw:
         found: list[Fault] = []
         for _ in range(count):
             found += self._fault(draft, self._one(recipe.faults))
+        if self._name == "certificates":
+            # One at a time: a node's first certificate ends once.
+            found = list({each.target: each for each in reversed(found)}.values())
         return tuple(sorted(found, key=lambda each: each.at))
 
     def _fault(self, draft: Scenario, kind: FaultKind) -> list[Fault]:
@@ -395,10 +416,26 @@ class _Draw:
                 return [replace(fault, target=self._one(everybody), detail=self._one(abuse.KINDS))]
             case FaultKind.DEAD_SERVICE | FaultKind.SLOW_SERVICE:
                 return [replace(fault, target=self._one(list(draft.connectors)), lasts_s=lasts_s)]
+            case FaultKind.EXPIRE | FaultKind.WITHDRAW:
+                return self._of_a_certificate(draft, replace(fault, lasts_s=lasts_s))
             case FaultKind.REVOKE | FaultKind.INTRUDE:
                 return [replace(fault, target=self._one(list(draft.agents)))]
             case _:
                 return self._on_the_way(draft, replace(fault, lasts_s=lasts_s))
+
+    def _of_a_certificate(self, draft: Scenario, fault: Fault) -> list[Fault]:
+        peers = [*draft.agents, *draft.connectors]
+        # While streams flow.
+        fault = replace(fault, at=self._moment(2.0, 8.0))
+        if fault.kind is FaultKind.WITHDRAW:
+            lasts_s = self._one((fault.lasts_s, fault.lasts_s, 0.0))
+            return [replace(fault, lasts_s=lasts_s, detail=self._one(("all", "peers", "intermediates")))]
+        if self._is(0.7):
+            return [fault]
+        # Of an intermediate nobody asks who has a leg, so somebody comes back who has none any more.
+        fault = replace(fault, target=self._one(list(draft.intermediates)))
+        at = round(fault.ends_at + 0.5, 3)
+        return [fault, Fault(at, FaultKind.KILL, self._one(peers), lasts_s=1.0)]
 
     def _on_the_way(self, draft: Scenario, fault: Fault) -> list[Fault]:
         match fault.kind:

@@ -72,6 +72,7 @@ def _smaller(scenario: Scenario) -> Iterator[Change]:
     for name in scenario.sites:
         yield lambda each, name=name: _with_plain_site(each, name)  # type: ignore[misc]
     yield lambda each: replace(each, denied=())
+    yield lambda each: replace(each, has_grpc=False)
 
 
 def _without(items: tuple[T, ...], item: T) -> tuple[T, ...]:

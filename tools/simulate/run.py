@@ -24,6 +24,7 @@ from tools.simulate.invariants import Watcher
 from tools.simulate.oracle import must_be_direct
 from tools.simulate.scenario import MAX_SECONDS, Fault, FaultKind, Scenario, Work, WorkKind
 from tools.simulate.timeline import Timeline
+from actors.signaling_service import RECHECK_INTERVAL_S
 from ztna.access.identity import Role
 from ztna.relay.hub import SILENCE_LIMIT_S
 from ztna.session.connector_table import PEER_LOST_PATIENCE_S
@@ -53,6 +54,13 @@ STALL_LIMIT_S: Final = 0.9
 REVOKED_LIMIT_S: Final = 3.0
 """After an agent lost its rights, nothing of it reaches a service any more: one way to each party, and time
 for what was lost."""
+CERTIFICATE_LIMIT_S: Final = 3.0
+"""After a certificate ended, or a party was given the list that names it: each end judges the other once a
+second; what is on its way arrives."""
+EXPULSION_LIMIT_S: Final = RECHECK_INTERVAL_S + REVOKED_LIMIT_S
+"""The same where only an intermediate knows, which looks at its nodes every five seconds."""
+MAX_SKEW_S: Final = 20.0
+"""Of the clocks of sites: so much earlier a certificate ends for some."""
 PROBE_EVERY_S: Final = 1.0
 FIRST_PROBE: Final = 10_000
 
@@ -64,6 +72,13 @@ _SILENCES: Final = {
     FaultKind.CORRUPTION,
     FaultKind.DELAY,
     FaultKind.BLOCK_UDP,
+}
+_COSTS_PARTIES: Final = {
+    FaultKind.KILL,
+    FaultKind.STOP,
+    FaultKind.DEAD_SERVICE,
+    FaultKind.EXPIRE,
+    FaultKind.WITHDRAW,
 }
 _COSTS_SESSIONS: Final = {
     "quic_session",
@@ -222,7 +237,7 @@ class Run:
     def _rule_for(self, connector: str) -> Callable[[int], bool]:
         def allows(number: int) -> bool:
             pair = self._pairs_by_number.get(number)
-            if pair is not None and self._is_long_revoked(pair[0]):
+            if pair is not None and (self._is_long_revoked(pair[0]) or self._is_long_untrusted(*pair)):
                 return False
             return pair is not None and pair[1] == connector and pair not in self._scenario.denied
 
@@ -236,6 +251,34 @@ class Run:
             return False
         return world.now > world.revoked[agent] + REVOKED_LIMIT_S
 
+    def _is_long_untrusted(self, agent: str, connector: str) -> bool:
+        """Whether a certificate of one of the two is worth nothing, and whoever judges it had its time."""
+        world = self._world
+        if world is None:
+            return False
+        since = world.now - self._started_at
+        for fault in self._scenario.faults:
+            if fault.target not in {agent, connector} or (fault.lasts_s and since >= fault.ends_at):
+                continue
+            judge = connector if fault.target == agent else agent
+            if fault.kind is FaultKind.EXPIRE:
+                # By the clock of the one who judges.
+                late_s = since + world.daemons[judge].host.skew_s - fault.at
+                if late_s > CERTIFICATE_LIMIT_S:
+                    return True
+            elif fault.kind is FaultKind.WITHDRAW:
+                limit_s = EXPULSION_LIMIT_S if fault.detail == "intermediates" else CERTIFICATE_LIMIT_S
+                if since > fault.at + limit_s:
+                    return True
+        return False
+
+    def _is_out(self, name: str) -> bool:
+        """Whether the certificate of a node was revoked for good."""
+        return any(
+            fault.kind is FaultKind.WITHDRAW and fault.target == name and not fault.lasts_s
+            for fault in self._scenario.faults
+        )
+
     def _begin(self, work: Work) -> None:
         if work.kind is WorkKind.STREAM:
             self._streams.append(self._open_stream(work))
@@ -246,7 +289,9 @@ class Run:
         world, number = self._numbered(work)
         self._note(work.agent, f"application: stream {number} to {work.connector}")
         port = world.tcp_port(work.connector)
-        return StreamClient(world.app_io(work.agent), number, work, port, self._violated, self._stall_s)
+        client = StreamClient(world.app_io(work.agent), number, work, port, self._violated, self._stall_s)
+        client.allows = lambda: not self._is_long_untrusted(work.agent, work.connector)
+        return client
 
     def _open_flow(self, work: Work) -> FlowClient:
         world, number = self._numbered(work)
@@ -289,7 +334,9 @@ class Run:
         assert world is not None  # noqa: S101
         for agent in self._scenario.agents:
             for connector in self._scenario.connectors:
-                if (agent, connector) not in self._scenario.denied and agent not in world.revoked:
+                if (agent, connector) in self._scenario.denied or agent in world.revoked:
+                    continue
+                if not (self._is_out(agent) or self._is_out(connector)):
                     yield agent, connector
 
     def _heal(self) -> None:
@@ -405,9 +452,9 @@ class Run:
         begun = client.started_at - self._started_at
         ended = (client.lost_at or begun) - self._started_at
         for fault in self._scenario.faults:
-            if fault.at > ended:
+            if self._felt_from(fault) > ended:
                 continue
-            if fault.ends_at >= begun and self._breaks(fault, client.work):
+            if self._felt_until(fault) >= begun and self._breaks(fault, client.work):
                 return True
             if fault.kind is FaultKind.REVOKE and fault.target == client.work.agent:
                 return True
@@ -416,10 +463,25 @@ class Run:
         return False
 
     @staticmethod
+    def _felt_from(fault: Fault) -> float:
+        return fault.at - MAX_SKEW_S if fault.kind is FaultKind.EXPIRE else fault.at
+
+    @staticmethod
+    def _felt_until(fault: Fault) -> float:
+        match fault.kind:
+            case FaultKind.EXPIRE:
+                # A session that was made with the former certificate ends with it, and some clocks are slow.
+                return fault.ends_at + MAX_SKEW_S + CERTIFICATE_LIMIT_S
+            case FaultKind.WITHDRAW if not fault.lasts_s:
+                return math.inf
+            case _:
+                return fault.ends_at
+
+    @staticmethod
     def _breaks(fault: Fault, work: Work) -> bool:
         """Whether this fault may cost a connection that stands."""
         is_party = fault.target in {work.agent, work.connector}
-        if fault.kind in {FaultKind.KILL, FaultKind.STOP, FaultKind.DEAD_SERVICE}:
+        if fault.kind in _COSTS_PARTIES:
             return is_party
         if fault.kind is FaultKind.FREEZE:
             # Whoever says nothing for so long is gone, for all that anybody can know.

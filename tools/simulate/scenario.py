@@ -114,6 +114,11 @@ class FaultKind(StrEnum):
     """The operator has the node search anew."""
     REVOKE = "revoke"
     """The agent may open nothing any more; for good."""
+    EXPIRE = "expire"
+    """The node's certificate ends; another one is loaded `lasts_s` later."""
+    WITHDRAW = "withdraw"
+    """The CA revokes the node's certificate, and those that `detail` names load the list: `peers`,
+    `intermediates`, or `all`. The node loads another certificate `lasts_s` later, if that is not 0."""
     ABUSE = "abuse"
     """Strangers send to the node what `detail` says."""
     INTRUDE = "intrude"
@@ -170,6 +175,8 @@ class Scenario:
     """Agents and connectors whose services they may not open."""
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Sections of the nodes' configuration that differ from the default."""
+    has_grpc: bool = False
+    """Signaling goes over gRPC, and the relay where UDP does not pass."""
 
     @property
     def sites(self) -> dict[str, Site]:
@@ -192,7 +199,10 @@ class Scenario:
     def lines(self) -> Iterator[str]:
         """For people: one line per fact, defaults left out."""
         yield f"seed {self.seed}, scenario {self.name}, policy {self.policy}, {_brief(self.link)}"
-        yield f"  intermediates {', '.join(self.intermediates)}; {self.first_family.name} first"
+        yield (
+            f"  intermediates {', '.join(self.intermediates)}; {self.first_family.name} first"
+            + ("; over gRPC" if self.has_grpc else "")
+        )
         for name, site in self.sites.items():
             yield f"  {name:<14} {_brief(site)}"
         for agent, connector in self.denied:

@@ -509,7 +509,7 @@ def test_leg_that_was_refused_is_redialled_without_sitting_out_its_wait() -> Non
     world = World(server_identity="c9")
     world.leg.connect(world.now)
     world.exchange()
-    assert world.leg.state is LegState.WAITING
+    assert world.of(LegLost)[0].retry_in_s is not None
     world.effects.clear()
     world.leg.redial(world.now)
     assert world.leg.state is LegState.CONNECTING

@@ -372,8 +372,7 @@ def test_attachment_that_is_not_wanted_is_not_made_by_reattaching() -> None:
 def test_attachment_that_was_refused_does_not_sit_out_its_wait_when_reattaching() -> None:
     client = attached()
     client.handle_carrier_closed("unauthenticated", "", 50.0, is_authentication_failure=True)
-    client.drain()
-    assert client.state is ClientState.WAITING
+    assert lost(client.drain()).retry_in_s is not None
     client.reattach(50.0)
     assert client.drain() == [OpenCarrier()]
     assert client.state is ClientState.CONNECTING
