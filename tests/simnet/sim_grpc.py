@@ -40,6 +40,8 @@ PING, PONG = b"P", b"Q"
 ATTACH: Final = b"attach\n"
 RELAY: Final = b"relay\n"
 CONNECT_LIMIT_S: Final = 20.0
+ATTEMPT_DELAY_S: Final = 0.25
+"""Between two addresses of one name."""
 CLIENT_KEEPALIVE_S: Final = (10.0, 5.0)
 SERVER_KEEPALIVE_S: Final = (20.0, 10.0)
 """Between two pings, and until one is answered: as both ends set `grpcio` to."""
@@ -161,6 +163,95 @@ def _without_list(credentials: Credentials) -> Verifier:
     return Verifier(credentials.ca_certificates, credentials.identity.trust_domain)
 
 
+class _Dialling:
+    """One name, each of whose addresses is tried a moment after the one before: the first that answers wins.
+
+    As `grpcio` does (RFC 8305), so that a family that is dead costs a moment.
+    """
+
+    def __init__(self, io: SimIo, host: str, port: int, wire: _Wire) -> None:
+        self._io, self._wire = io, wire
+        self._attempts: list[_Attempt] = []
+        self._timers: list[VirtualTimer] = []
+        self._is_over = False
+        self._last_error: OSError | None = None
+        self._left = 0
+        io.resolve(host, port, self._resolved)
+
+    def cancel(self) -> None:
+        """Give up; harmless once it is decided."""
+        self._is_over = True
+        for timer in self._timers:
+            timer.cancel()
+        for attempt in self._attempts:
+            attempt.cancel()
+
+    def won(self, attempt: _Attempt, stream: TcpStream) -> None:
+        """An address answered."""
+        self._attempts.remove(attempt)
+        self.cancel()
+        attempt.successor = self._wire
+        self._wire.connected(stream)
+
+    def failed(self, error: OSError | None) -> None:
+        """An address did not."""
+        self._last_error = error or self._last_error
+        self._left -= 1
+        if not self._left and not self._is_over:
+            self._is_over = True
+            self._wire.connection_lost(self._last_error)
+
+    def _resolved(self, addresses: list[TransportAddress], error: OSError | None) -> None:
+        if self._is_over:
+            return
+        self._left = len(addresses)
+        if not addresses:
+            self._is_over = True
+            self._wire.connection_lost(error)
+        for number, address in enumerate(addresses):
+            when = self._io.time() + number * ATTEMPT_DELAY_S
+            self._timers.append(self._io.call_at(when, lambda address=address: self._try(address)))  # type: ignore[misc]
+
+    def _try(self, address: TransportAddress) -> None:
+        if not self._is_over:
+            self._attempts.append(_Attempt(self._io, address, self))
+
+
+class _Attempt:
+    """One address; what its connection says goes to `successor` once it has won."""
+
+    def __init__(self, io: SimIo, address: TransportAddress, dialling: _Dialling) -> None:
+        self.successor: _Wire | None = None
+        self._dialling = dialling
+        self.cancel = io.connect_tcp(address.host, address.port, CONNECT_LIMIT_S, self)
+
+    def connected(self, stream: TcpStream) -> None:
+        """First, or one more; the others were cancelled when the first was."""
+        self._dialling.won(self, stream)
+
+    def data_received(self, data: bytes) -> None:
+        """Pass on."""
+        if self.successor is not None:
+            self.successor.data_received(data)
+
+    def eof_received(self) -> None:
+        """Pass on."""
+        if self.successor is not None:
+            self.successor.eof_received()
+
+    def bytes_written(self, count: int) -> None:
+        """Pass on."""
+        if self.successor is not None:
+            self.successor.bytes_written(count)
+
+    def connection_lost(self, error: OSError | None) -> None:
+        """Pass on, or count."""
+        if self.successor is not None:
+            self.successor.connection_lost(error)
+        else:
+            self._dialling.failed(error)
+
+
 class _ClientStream:
     """A node's end of one call."""
 
@@ -186,7 +277,7 @@ class _ClientStream:
         wire.on_written = self._tell_written
         wire.on_overflow = self._overflow
         host, port = (target.host, target.port) if isinstance(target, TransportAddress) else target
-        self._cancel = io.connect_tcp(host, port, CONNECT_LIMIT_S, wire)
+        self._cancel = _Dialling(io, host, port, wire).cancel
 
     def send(self, frame: Any) -> None:
         """Queue a frame."""

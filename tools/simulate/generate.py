@@ -424,7 +424,6 @@ class _Draw:
                 return self._on_the_way(draft, replace(fault, lasts_s=lasts_s))
 
     def _of_a_certificate(self, draft: Scenario, fault: Fault) -> list[Fault]:
-        peers = [*draft.agents, *draft.connectors]
         # While streams flow.
         fault = replace(fault, at=self._moment(2.0, 8.0))
         if fault.kind is FaultKind.WITHDRAW:
@@ -432,10 +431,10 @@ class _Draw:
             return [replace(fault, lasts_s=lasts_s, detail=self._one(("all", "peers", "intermediates")))]
         if self._is(0.7):
             return [fault]
-        # Of an intermediate nobody asks who has a leg, so somebody comes back who has none any more.
+        # Who has a leg and grants is not asked for anything; so agents come back that have neither.
         fault = replace(fault, target=self._one(list(draft.intermediates)))
         at = round(fault.ends_at + 0.5, 3)
-        return [fault, Fault(at, FaultKind.KILL, self._one(peers), lasts_s=1.0)]
+        return [fault, *(Fault(at, FaultKind.KILL, agent, lasts_s=1.0) for agent in draft.agents)]
 
     def _on_the_way(self, draft: Scenario, fault: Fault) -> list[Fault]:
         match fault.kind:

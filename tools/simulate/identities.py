@@ -60,7 +60,10 @@ class Identities:
         self._number += 1
 
     def give_list(self, name: str, now_wall: float) -> None:
-        """Put the newest list among a node's files."""
+        """Put the newest list among a node's files; nothing if it names the node, which would not take it."""
+        own = self._issued.get(name)
+        if own is not None and own.certificate.serial_number in {each.serial for each in self._withdrawn}:
+            return
         crl = pki.build_crl(
             pki_fixtures.authority(KEY_TYPE), self._withdrawn, now_wall - 1.0, number=self._number
         )
