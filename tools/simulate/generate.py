@@ -102,6 +102,7 @@ class Recipe:
         is_bulk: flows have many small datagrams in little time.
         max_bytes: of payload; more than elsewhere where streams are to be large.
         grpc_share: how likely signaling goes over gRPC, and the relay may.
+        blocked_share: how likely no UDP ever passes a site, in such a deployment.
     """
 
     what: str
@@ -122,6 +123,7 @@ class Recipe:
     is_bulk: bool = False
     max_bytes: int = MAX_BYTES
     grpc_share: float = 0.0
+    blocked_share: float = 0.0
 
 
 RECIPES: Final[dict[str, Recipe]] = {
@@ -232,13 +234,25 @@ RECIPES: Final[dict[str, Recipe]] = {
         max_faults=2,
         min_faults=1,
         policies=("prefer_direct", "prefer_direct", "relay_only"),
-        agents=2,
-        agents_share=0.7,
+        agents=3,
+        agents_share=0.9,
         is_clean=True,
         is_steady=True,
         until_s=30.0,
         lasts_s=(6.0, 10.0, 20.0),
         grpc_share=0.3,
+    ),
+    "udp_blocked": Recipe(
+        "sites that pass no UDP, for good or for a while: the relay goes over gRPC, and back",
+        faults=(FaultKind.BLOCK_UDP, FaultKind.BLOCK_UDP, FaultKind.REBIND, FaultKind.MOVE, FaultKind.FREEZE),
+        max_faults=3,
+        policies=("prefer_direct", "prefer_direct", "relay_only"),
+        agents=2,
+        is_clean=True,
+        until_s=30.0,
+        lasts_s=(1.0, 4.0, 10.0, 25.0),
+        grpc_share=1.0,
+        blocked_share=0.35,
     ),
 }
 
@@ -285,7 +299,23 @@ class _Draw:
         )
         draft = replace(draft, faults=self._faults(draft))
         # What came later is drawn last, so that what seeds meant before they mean still.
-        return replace(draft, has_grpc=recipe.grpc_share > 0 and self._is(recipe.grpc_share))
+        if recipe.grpc_share == 0 or not self._is(recipe.grpc_share):
+            return draft
+        return replace(
+            draft,
+            has_grpc=True,
+            agents={name: self._perhaps_blocked(site) for name, site in draft.agents.items()},
+            connectors={name: self._perhaps_blocked(site) for name, site in draft.connectors.items()},
+        )
+
+    def _perhaps_blocked(self, site: Site) -> Site:
+        if site.with_node or self._recipe.blocked_share == 0 or not self._is(self._recipe.blocked_share):
+            return site
+        nats = tuple(replace(nat, is_udp_blocked=True) for nat in site.nats)
+        if Family.IPV4 in site.families:
+            nats = nats or (replace(FIREWALLS["firewall"], is_udp_blocked=True),)
+        firewall = site.firewall or FIREWALLS["firewall"] if Family.IPV6 in site.families else None
+        return replace(site, nats=nats, firewall=firewall and replace(firewall, is_udp_blocked=True))
 
     def _site(self) -> Site:
         chance = self._chance

@@ -60,6 +60,8 @@ class Watcher:
         self._from_strangers: Counter[str] = Counter()
         self.overhear: Callable[[Packet], None] = lambda _packet: None
         self.has_been_direct = False
+        self.carriers: dict[tuple[str, str], str] = {}
+        """What carries the leg of a node to an intermediate, while one is up."""
 
     def watch(self, world: Deployment, stranger: str) -> None:
         """Look at the packets of every daemon's host."""
@@ -75,6 +77,7 @@ class Watcher:
         """The process of a node is over, and with it whatever it had."""
         self._confirmed = {key: at for key, at in self._confirmed.items() if key[0] != name}
         self._selected = {key: path for key, path in self._selected.items() if key[0] != name}
+        self.carriers = {key: carrier for key, carrier in self.carriers.items() if key[0] != name}
 
     def selected(self, name: str, session_id: bytes) -> types_pb2.PathKind.ValueType:
         """Which kind of path a session takes at a node."""
@@ -111,6 +114,12 @@ class Watcher:
                 self._confirm(daemon, message.pair.remote.address)
             case path_manager_pb2.PathStatistics():
                 self._statistics(daemon, message)
+            case relay_leg_pb2.RelayLegUp():
+                self.carriers[daemon.id, message.intermediate_id] = message.carrier
+            case relay_leg_pb2.RelayLegDown() if (
+                self.carriers.get((daemon.id, message.intermediate_id)) == message.carrier
+            ):
+                del self.carriers[daemon.id, message.intermediate_id]
             case quic_session_pb2.SessionClosed():
                 self._selected.pop((daemon.id, message.session_id), None)
             case _:

@@ -27,6 +27,7 @@ from tools.simulate.timeline import Timeline
 from actors.signaling_service import RECHECK_INTERVAL_S
 from ztna.access.identity import Role
 from ztna.relay.hub import SILENCE_LIMIT_S
+from ztna.relay.leg import QUIC_RETRY_S
 from ztna.session.connector_table import PEER_LOST_PATIENCE_S
 from ztna.v1 import quic_relay_pb2, session_manager_pb2, types_pb2
 
@@ -59,6 +60,8 @@ CERTIFICATE_LIMIT_S: Final = 3.0
 second; what is on its way arrives."""
 EXPULSION_LIMIT_S: Final = RECHECK_INTERVAL_S + REVOKED_LIMIT_S
 """The same where only an intermediate knows, which looks at its nodes every five seconds."""
+QUIC_LIMIT_S: Final = QUIC_RETRY_S + 5.0
+"""From the moment that UDP passes until a leg that went over gRPC has left it."""
 MAX_SKEW_S: Final = 20.0
 """Of the clocks of sites: so much earlier a certificate ends for some."""
 PROBE_EVERY_S: Final = 1.0
@@ -189,6 +192,7 @@ class Run:
         self._run_until(lambda: world.now - self._started_at >= self._quiet_at)
         self._heal()
         self._go_direct()
+        self._use_udp()
         self._finish_streams()
         self._close()
         self._outcome.virtual_s = world.now - self._started_at
@@ -279,6 +283,9 @@ class Run:
             for fault in self._scenario.faults
         )
 
+    def _is_of_outsider(self, work: Work) -> bool:
+        return self._is_out(work.agent) or self._is_out(work.connector)
+
     def _begin(self, work: Work) -> None:
         if work.kind is WorkKind.STREAM:
             self._streams.append(self._open_stream(work))
@@ -289,9 +296,17 @@ class Run:
         world, number = self._numbered(work)
         self._note(work.agent, f"application: stream {number} to {work.connector}")
         port = world.tcp_port(work.connector)
-        client = StreamClient(world.app_io(work.agent), number, work, port, self._violated, self._stall_s)
+        stall_s = self._stall_s
+        if self._scenario.name == "certificates" and not self._is_hit(work):
+            stall_s = STALL_LIMIT_S
+        client = StreamClient(world.app_io(work.agent), number, work, port, self._violated, stall_s)
         client.allows = lambda: not self._is_long_untrusted(work.agent, work.connector)
         return client
+
+    def _is_hit(self, work: Work) -> bool:
+        """Whether a fault is about one of the two parties; an intermediate is one of everybody's."""
+        hit = {fault.target for fault in self._scenario.faults}
+        return bool(hit & {work.agent, work.connector, *self._scenario.intermediates})
 
     def _open_flow(self, work: Work) -> FlowClient:
         world, number = self._numbered(work)
@@ -406,12 +421,40 @@ class Run:
             for session_id in shared
         )
 
+    def _use_udp(self) -> None:
+        """Legs are on QUIC wherever UDP passes, and on gRPC where it does not."""
+        world = self._world
+        assert world is not None  # noqa: S101
+        if self._scenario.name != "udp_blocked":
+            return
+
+        def misplaced() -> list[str]:
+            return [
+                f"{name} at {intermediate} over {carrier}"
+                for (name, intermediate), carrier in self._watcher.carriers.items()
+                if carrier != ("grpc" if self._is_blocked(name) else "quic")
+            ]
+
+        over_grpc = sum(carrier == "grpc" for carrier in self._watcher.carriers.values())
+        if not self._run_until(lambda: not misplaced(), QUIC_LIMIT_S):
+            raise ViolationError(f"legs after {QUIC_LIMIT_S:g} s: {', '.join(misplaced())}")
+        self._outcome.facts["over_grpc"] += over_grpc
+
+    def _is_blocked(self, name: str) -> bool:
+        """Whether no UDP passes the site of a node for good."""
+        if any(fault.kind is FaultKind.MOVE and fault.target == name for fault in self._scenario.faults):
+            return False
+        site = self._scenario.sites[name]
+        home = self._scenario.sites[site.with_node] if site.with_node else site
+        return any(nat.is_udp_blocked for nat in (*home.nats, *filter(None, [home.firewall])))
+
     def _finish_streams(self) -> None:
         """Whatever was begun comes to its end, and a good one unless there is an excuse."""
         world = self._world
         assert world is not None  # noqa: S101
         left_s = max(0.0, self._started_at + self._quiet_at + STREAM_LIMIT_S - world.now)
-        pending = [each for each in self._streams if not each.is_over]
+        # Whoever is out hears nothing any more, and waits for a way back as long as sessions are idle.
+        pending = [each for each in self._streams if not (each.is_over or self._is_of_outsider(each.work))]
         if pending and not self._run_until(lambda: all(each.is_over for each in pending), left_s):
             stuck = [self._told(each) for each in pending if not each.is_over]
             raise ViolationError(
@@ -422,6 +465,8 @@ class Run:
             if pair in self._scenario.denied:
                 if each.is_complete:
                     raise ViolationError(f"{self._told(each)}: served, although it is denied")
+            elif self._is_of_outsider(each.work) and not each.is_over:
+                self._outcome.facts["excused"] += 1
             elif each.is_complete:
                 self._outcome.facts["streams"] += 1
             elif self._is_excused(each):
@@ -437,7 +482,9 @@ class Run:
         world = self._world
         assert world is not None  # noqa: S101
         counts = {
-            each.id: open_streams(each.node) for each in world.daemons.values() if each.node is not None
+            each.id: open_streams(each.node)
+            for each in world.daemons.values()
+            if each.node is not None and not self._is_out(each.id)
         }
         return {name: count for name, count in counts.items() if count}
 
@@ -477,8 +524,7 @@ class Run:
             case _:
                 return fault.ends_at
 
-    @staticmethod
-    def _breaks(fault: Fault, work: Work) -> bool:
+    def _breaks(self, fault: Fault, work: Work) -> bool:
         """Whether this fault may cost a connection that stands."""
         is_party = fault.target in {work.agent, work.connector}
         if fault.kind in _COSTS_PARTIES:
@@ -487,6 +533,8 @@ class Run:
             # Whoever says nothing for so long is gone, for all that anybody can know.
             return is_party and fault.lasts_s >= PRESUMED_LOST_S
         if fault.kind in _SILENCES and fault.lasts_s >= PRESUMED_LOST_S:
+            if fault.kind is FaultKind.BLOCK_UDP and self._scenario.has_grpc:
+                return False
             # The intermediate presumes a silent node lost and ends its sessions, even those on direct paths.
             ends = {fault.target, fault.other}
             return bool(ends & {work.agent, work.connector}) and (
