@@ -328,13 +328,13 @@ class _ClientStream:
         self._early.clear()
 
     def _ended(self, code: grpc.StatusCode, detail: str) -> None:
-        name = str(Identity(self._credentials.identity.trust_domain, Role.INTERMEDIATE, self._intermediate_id))
+        name = str(
+            Identity(self._credentials.identity.trust_domain, Role.INTERMEDIATE, self._intermediate_id)
+        )
         self._report(*explain(code, detail, name, has_received=self._has_received))
 
     def _overflow(self) -> None:
-        self._wire.io.call_soon(
-            lambda: self._report("overflow", "the intermediate does not read", False)
-        )
+        self._wire.io.call_soon(lambda: self._report("overflow", "the intermediate does not read", False))
 
     def _report(self, reason: str, detail: str, is_authentication: bool) -> None:
         if not self._is_closed:

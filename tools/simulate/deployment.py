@@ -317,9 +317,7 @@ class Deployment(World):
 
     def _make_node_live(self, daemon: Daemon) -> None:
         make = PLANS[type(daemon.settings)]
-        daemon.make_plan = lambda: make(
-            daemon.settings, self.identities.credentials(daemon.role, daemon.id)
-        )
+        daemon.make_plan = lambda: make(daemon.settings, self.identities.credentials(daemon.role, daemon.id))
 
     def _intermediate_sections(self, name: str) -> dict[str, Any]:
         connectors = list(self.scenario.connectors)

@@ -14,6 +14,7 @@ from typing import Final
 import pykka
 from google.protobuf.message import Message
 
+from actors.signaling_service import RECHECK_INTERVAL_S
 from tests.simnet.world import Daemon
 from tools.simulate import coverage
 from tools.simulate.apps import FlowClient, StreamClient
@@ -24,10 +25,10 @@ from tools.simulate.invariants import Watcher
 from tools.simulate.oracle import must_be_direct
 from tools.simulate.scenario import MAX_SECONDS, Fault, FaultKind, Scenario, Work, WorkKind
 from tools.simulate.timeline import Timeline
-from actors.signaling_service import RECHECK_INTERVAL_S
 from ztna.access.identity import Role
 from ztna.relay.hub import SILENCE_LIMIT_S
 from ztna.relay.leg import QUIC_RETRY_S
+from ztna.relay.quic_carrier import DEAD_AFTER_S
 from ztna.session.connector_table import PEER_LOST_PATIENCE_S
 from ztna.v1 import quic_relay_pb2, session_manager_pb2, types_pb2
 
@@ -60,8 +61,9 @@ CERTIFICATE_LIMIT_S: Final = 3.0
 second; what is on its way arrives."""
 EXPULSION_LIMIT_S: Final = RECHECK_INTERVAL_S + REVOKED_LIMIT_S
 """The same where only an intermediate knows, which looks at its nodes every five seconds."""
-QUIC_LIMIT_S: Final = QUIC_RETRY_S + 5.0
-"""From the moment that UDP passes until a leg that went over gRPC has left it."""
+QUIC_LIMIT_S: Final = QUIC_RETRY_S + 2 * DEAD_AFTER_S + 1.0
+"""From the moment that UDP passes until a leg that went over gRPC has left it: a round of both addresses that
+has just begun is in vain, and the next one may begin with the family that leads nowhere."""
 MAX_SKEW_S: Final = 20.0
 """Of the clocks of sites: so much earlier a certificate ends for some."""
 PROBE_EVERY_S: Final = 1.0
@@ -574,7 +576,7 @@ class Run:
     def _left_at(self, daemon: Daemon) -> list[str]:
         world = self._world
         assert world is not None  # noqa: S101
-        if daemon.node is None or daemon.role is not Role.CONNECTOR:
+        if daemon.node is None or daemon.role is not Role.CONNECTOR or self._is_out(daemon.id):
             return []
         left = [f"scope {key}" for key in daemon.node.supervisor.scopes()]
         left += [f"session {session_id.hex()}" for session_id in daemon.facts.established]
