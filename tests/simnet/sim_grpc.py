@@ -27,8 +27,7 @@ from actors.grpc_signaling import MAX_QUEUED_RELAY_FRAMES as MAX_QUEUED_CALL_FRA
 from actors.grpc_signaling import GrpcRelayCall, GrpcStream, ListenerOwner
 from actors.grpc_stream import explain
 from actors.io import TcpStream
-from tests.simnet.clock import VirtualTimer
-from tests.simnet.sim_io import SimIo
+from tests.simnet.sim_io import ProcessCall, SimIo
 from ztna.access.identity import Identity, Role, Verifier
 from ztna.address import TransportAddress
 from ztna.errors import AuthenticationError
@@ -64,7 +63,7 @@ class _Wire:
         self._buffer = b""
         self._written = self._queued = 0
         self._frames: deque[tuple[int, Any]] = deque()
-        self._timer: VirtualTimer | None = None
+        self._timer: ProcessCall | None = None
         self._is_pinged = False
         self.is_over = False
 
@@ -172,7 +171,7 @@ class _Dialling:
     def __init__(self, io: SimIo, host: str, port: int, wire: _Wire) -> None:
         self._io, self._wire = io, wire
         self._attempts: list[_Attempt] = []
-        self._timers: list[VirtualTimer] = []
+        self._timers: list[ProcessCall] = []
         self._is_over = False
         self._last_error: OSError | None = None
         self._left = 0

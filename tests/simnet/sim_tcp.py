@@ -14,8 +14,7 @@ from tests.simnet.link import Packet, TcpFlag
 from ztna.address import TransportAddress
 
 if TYPE_CHECKING:
-    from tests.simnet.clock import VirtualTimer
-    from tests.simnet.sim_io import SimIo
+    from tests.simnet.sim_io import ProcessCall, SimIo
 
 # Stands for both kernels' buffers together: bytes on the way and bytes that the receiver did not read yet.
 TCP_WINDOW_BYTES: Final = 256 * 1024
@@ -304,7 +303,7 @@ class SimTcpConnector:
         self._addresses: list[TransportAddress] = []
         self._last_error: OSError = TimeoutError(errno.ETIMEDOUT, f"{os.strerror(errno.ETIMEDOUT)}: {host}")
         self._stream: SimTcpStream | None = None
-        self._timer: VirtualTimer | None = None
+        self._timer: ProcessCall | None = None
         self._is_over = False
         io.resolve(host, port, self._on_resolved)
 

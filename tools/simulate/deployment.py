@@ -76,6 +76,12 @@ class Lan:
         else:
             self.uplinks.get(packet.destination.family, self._network).forward(packet)
 
+    def refused(self, packet: Packet, mtu: int) -> None:
+        """Tell the host that sent it."""
+        host = self._inside.get(packet.source.host)
+        if host is not None:
+            host.refused(packet, mtu)
+
     def _deliver(self, packet: Packet) -> None:
         host = self._inside.get(packet.destination.host)
         if host is not None:
@@ -161,6 +167,15 @@ class Deployment(World):
         for daemon in self.daemons.values():
             if daemon.role is not Role.INTERMEDIATE:
                 self._make_node_live(daemon)
+        for narrow in scenario.narrow:
+            for one, other in ((narrow.one, narrow.other), (narrow.other, narrow.one)):
+                self.links.change(
+                    one,
+                    other,
+                    lambda link, narrow=narrow: replace(  # type: ignore[misc]
+                        link, mtu=min(link.mtu, narrow.mtu), tells_mtu=narrow.is_told
+                    ),
+                )
 
     def tcp_port(self, connector: str) -> int:
         """Where agents listen for the stream service of a connector."""
@@ -195,6 +210,13 @@ class Deployment(World):
     def app_io(self, agent: str) -> SimIo:
         """The process of the applications beside an agent."""
         return self._app_io(agent)
+
+    def suspend(self, name: str, seconds: float, *, stands: bool) -> None:
+        """Let the machine of a node sleep; `stands`: the daemon's monotonic clock, too."""
+        daemon = self.daemons[name]
+        if stands and daemon.io is not None:
+            daemon.io.freeze(seconds, stands=True)
+        daemon.host.sleep(seconds)
 
     def fresh_address(self) -> str:
         """An address that nobody has had."""
@@ -394,6 +416,7 @@ class Deployment(World):
         self.links.edges[node_id] = place.edges
         addresses = self._addresses(place, site.families, has_nat=bool(place.nats))
         host = self.network.host(node_id, *addresses, uplink=place.lan, skew_s=site.skew_s)
+        host.mtu = site.mtu
         self._settle(place, host)
         if role is Role.CONNECTOR:
             service = self.network.host(

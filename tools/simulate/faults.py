@@ -55,6 +55,7 @@ class Faults:
             FaultKind.REVOKE: self._revoke,
             FaultKind.ABUSE: self._abuse,
             FaultKind.INTRUDE: self._intrude,
+            FaultKind.SUSPEND: self._suspend,
             FaultKind.EXPIRE: self._expire,
             FaultKind.WITHDRAW: self._withdraw,
         }
@@ -76,8 +77,9 @@ class Faults:
     def _start(self, fault: Fault) -> Undo | None:
         if fault.kind in LINK_FAULTS:
             change = _CHANGES[fault.kind]
+            tells = {"tells_mtu": True} if fault.detail == "told" else {}
             return self._world.links.change(
-                fault.target, fault.other, lambda link: change(link, fault.amount)
+                fault.target, fault.other, lambda link: replace(change(link, fault.amount), **tells)
             )
         return self._starts[fault.kind](fault)
 
@@ -155,6 +157,10 @@ class Faults:
         io = self._world.daemons[fault.target].io
         if io is not None:
             io.freeze(fault.lasts_s)
+
+    def _suspend(self, fault: Fault) -> Undo:
+        self._world.suspend(fault.target, fault.lasts_s, stands=fault.detail == "stands")
+        return lambda: None
 
     def _renumber(self, fault: Fault) -> None:
         nats = self._world.places[fault.target].nats

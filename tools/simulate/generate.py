@@ -7,14 +7,24 @@ same, until this file changes.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 from tests.simnet.link import LinkConfig
 from tests.simnet.nat import NatKind
 from tools.simulate import abuse
-from tools.simulate.scenario import LINK_FAULTS, MAX_BYTES, Fault, FaultKind, Scenario, Site, Work, WorkKind
+from tools.simulate.scenario import (
+    LINK_FAULTS,
+    MAX_BYTES,
+    Fault,
+    FaultKind,
+    Narrow,
+    Scenario,
+    Site,
+    Work,
+    WorkKind,
+)
 from tools.simulate.sites import FIREWALLS, LIFETIMES_S, NATS
 from ztna.address import Family
 
@@ -24,6 +34,8 @@ FAULTS_FROM_S: Final = 0.5
 FAULTS_UNTIL_S: Final = 12.0
 """All is mended then: what needs its time afterwards has the rest of the minute."""
 WORK_UNTIL_S: Final = 9.0
+MAX_ABSENCE_S: Final = 12.0
+"""Of an intermediate: the waits of nodes that dial it grow meanwhile, to half a minute at last."""
 V4, V6 = (Family.IPV4,), (Family.IPV6,)
 BOTH: Final = (Family.IPV4, Family.IPV6)
 
@@ -44,6 +56,9 @@ PATH_FAULTS: Final = (
 )
 SERVICE_FAULTS: Final = (FaultKind.DEAD_SERVICE, FaultKind.SLOW_SERVICE)
 ALL_FAULTS: Final = (*NODE_FAULTS, *PATH_FAULTS, *SERVICE_FAULTS, FaultKind.REVOKE, FaultKind.ABUSE)
+
+NARROW_BYTES: Final = (600, 1000, 1227, 1228, 1247, 1248, 1259, 1279, 1280, 1400)
+"""Around the sizes of our packets: 1200 and 1232 bytes of UDP over IPv4 and IPv6."""
 
 AMOUNTS: Final[dict[FaultKind, tuple[float, ...]]] = {
     FaultKind.LOSS: (0.05, 0.2, 0.5),
@@ -103,6 +118,7 @@ class Recipe:
         max_bytes: of payload; more than elsewhere where streams are to be large.
         grpc_share: how likely signaling goes over gRPC, and the relay may.
         blocked_share: how likely no UDP ever passes a site, in such a deployment.
+        narrow_share: how likely a way carries less than others, in such a deployment.
     """
 
     what: str
@@ -124,6 +140,7 @@ class Recipe:
     max_bytes: int = MAX_BYTES
     grpc_share: float = 0.0
     blocked_share: float = 0.0
+    narrow_share: float = 0.0
 
 
 RECIPES: Final[dict[str, Recipe]] = {
@@ -242,6 +259,30 @@ RECIPES: Final[dict[str, Recipe]] = {
         lasts_s=(6.0, 10.0, 20.0),
         grpc_share=0.3,
     ),
+    "asleep": Recipe(
+        "machines sleep, and wall clocks jump while sessions live",
+        faults=(FaultKind.SUSPEND, FaultKind.SUSPEND, FaultKind.CLOCK, FaultKind.NEW_ADDRESS),
+        max_faults=3,
+        min_faults=1,
+        agents=2,
+        connectors=1,
+        is_clean=True,
+        spare_share=0.4,
+        until_s=130.0,
+        lasts_s=(5.0, 12.0, 20.0, 40.0, 120.0),
+        spread_s=(0.0, 2.0, 8.0),
+        grpc_share=0.3,
+    ),
+    "narrow": Recipe(
+        "ways and interfaces that carry less than others, with and without a word about it",
+        faults=(FaultKind.MTU, FaultKind.MTU, FaultKind.REBIND, FaultKind.RESTART_ICE),
+        max_faults=3,
+        policies=("prefer_direct",),
+        agents=2,
+        is_clean=True,
+        grpc_share=1.0,
+        narrow_share=0.4,
+    ),
     "udp_blocked": Recipe(
         "sites that pass no UDP, for good or for a while: the relay goes over gRPC, and back",
         faults=(FaultKind.BLOCK_UDP, FaultKind.BLOCK_UDP, FaultKind.REBIND, FaultKind.MOVE, FaultKind.FREEZE),
@@ -304,9 +345,23 @@ class _Draw:
         return replace(
             draft,
             has_grpc=True,
-            agents={name: self._perhaps_blocked(site) for name, site in draft.agents.items()},
-            connectors={name: self._perhaps_blocked(site) for name, site in draft.connectors.items()},
+            agents={name: self._perhaps_worse(site) for name, site in draft.agents.items()},
+            connectors={name: self._perhaps_worse(site) for name, site in draft.connectors.items()},
+            narrow=tuple(self._narrow(draft)),
         )
+
+    def _narrow(self, draft: Scenario) -> Iterator[Narrow]:
+        share = self._recipe.narrow_share
+        pairs = [(agent, connector) for agent in draft.agents for connector in draft.connectors]
+        pairs += [(node, each) for node in draft.sites for each in draft.intermediates]
+        for one, other in pairs if share else ():
+            if self._is(share):
+                yield Narrow(one, other, self._one(NARROW_BYTES), is_told=self._is(0.5))
+
+    def _perhaps_worse(self, site: Site) -> Site:
+        if self._recipe.narrow_share and self._is(self._recipe.narrow_share / 2):
+            site = replace(site, mtu=self._one(NARROW_BYTES))
+        return self._perhaps_blocked(site)
 
     def _perhaps_blocked(self, site: Site) -> Site:
         if site.with_node or self._recipe.blocked_share == 0 or not self._is(self._recipe.blocked_share):
@@ -441,11 +496,21 @@ class _Draw:
                 target = self._one(everybody)
                 return [replace(fault, target=target, detail=self._actor(target))]
             case FaultKind.CLOCK:
-                return [replace(fault, target=self._one(everybody))]
+                fault = replace(fault, target=self._one(everybody))
+                return [replace(fault, at=self._moment(1.0, 15.0)) if self._name == "asleep" else fault]
             case FaultKind.ABUSE:
                 return [replace(fault, target=self._one(everybody), detail=self._one(abuse.KINDS))]
             case FaultKind.DEAD_SERVICE | FaultKind.SLOW_SERVICE:
                 return [replace(fault, target=self._one(list(draft.connectors)), lasts_s=lasts_s)]
+            case FaultKind.SUSPEND:
+                # While something goes on. The machine of an intermediate may be a virtual one; after longer
+                # absences nodes dial it every half minute.
+                target = self._one([*peers, *peers, *draft.intermediates])
+                lasts_s = min(lasts_s, MAX_ABSENCE_S) if target in draft.intermediates else lasts_s
+                detail = self._one(("stands", ""))
+                return [
+                    replace(fault, at=self._moment(1.0, 9.0), target=target, lasts_s=lasts_s, detail=detail)
+                ]
             case FaultKind.EXPIRE | FaultKind.WITHDRAW:
                 return self._of_a_certificate(draft, replace(fault, lasts_s=lasts_s))
             case FaultKind.REVOKE | FaultKind.INTRUDE:
@@ -489,6 +554,9 @@ class _Draw:
         other = self._one(across if is_across else list(draft.intermediates))
         there, back = replace(fault, target=one, other=other), replace(fault, target=other, other=one)
         roll = self._chance.random()
+        if self._recipe.narrow_share:
+            told = self._one(("told", ""))
+            there, back = replace(there, detail=told), replace(back, detail=told)
         return [there, back] if roll < 0.5 else [there] if roll < 0.75 else [back]
 
     def _actor(self, target: str) -> str:

@@ -54,6 +54,7 @@ class Watcher:
         self._confirmed: dict[tuple[str, str], float] = {}
         self._selected: dict[tuple[str, bytes], path_manager_pb2.PathSelected] = {}
         self._answers: Counter[tuple[str, str]] = Counter()
+        self._proved: dict[tuple[str, str], int] = {}
         self._confirmations: Counter[tuple[str, str]] = Counter()
         self._packets: dict[tuple[str, bytes], tuple[set[int], Counter[str]]] = {}
         self._to_strangers: Counter[str] = Counter()
@@ -176,20 +177,24 @@ class Watcher:
             self._stun(daemon, packet, is_outbound)
         is_payload = packet.flag is None and packet.payload[:1] >= bytes([FIRST_QUIC_BYTE])
         if is_outbound and is_payload and other.host not in self._relays:
-            self._judge_direct(daemon, str(other))
+            self._judge_direct(daemon, str(other), len(packet.payload))
 
     def _stun(self, daemon: Daemon, packet: Packet, is_outbound: bool) -> None:
         kind = packet.payload[:2]
         if kind == STUN_SUCCESS and not is_outbound:
-            self._answers[daemon.id, str(packet.source)] += 1
+            key = (daemon.id, str(packet.source))
+            self._answers[key] += 1
+            self._proved[key] = max(self._proved.get(key, 0), len(packet.payload))
         elif kind == STUN_REQUEST and is_outbound:
             check = parse(packet.payload)
             assert check.message_class is MessageClass.REQUEST  # noqa: S101
             if check.find(UseCandidate) is not None and check.find(IceControlled) is not None:
                 self._report(f"{daemon.id}: the controlled side nominates a pair")
 
-    def _judge_direct(self, daemon: Daemon, remote: str) -> None:
+    def _judge_direct(self, daemon: Daemon, remote: str, size: int) -> None:
         assert self._world is not None  # noqa: S101
+        if size > self._proved.get((daemon.id, remote), 0):
+            self._report(f"{daemon.id}: {size} bytes of payload to {remote}, where no check was as long")
         at = self._confirmed.get((daemon.id, remote))
         if at is None:
             self._report(f"{daemon.id}: payload to {remote}, which was never confirmed")

@@ -1,4 +1,4 @@
-"""The plans of simulated daemons: real ones, whose gRPC is simulated and whose policy changes without a file."""
+"""The plans of simulated daemons: real ones, with simulated gRPC, whose policy changes without a file."""
 
 from __future__ import annotations
 

@@ -531,7 +531,10 @@ class Run:
         is_party = fault.target in {work.agent, work.connector}
         if fault.kind in _COSTS_PARTIES:
             return is_party
-        if fault.kind is FaultKind.FREEZE:
+        if fault.kind is FaultKind.SUSPEND and not is_party:
+            # While the intermediate was gone, whoever was silent for its clock is given up when it wakes.
+            return fault.lasts_s >= PRESUMED_LOST_S and fault.target in self._scenario.intermediates
+        if fault.kind in {FaultKind.FREEZE, FaultKind.SUSPEND}:
             # Whoever says nothing for so long is gone, for all that anybody can know.
             return is_party and fault.lasts_s >= PRESUMED_LOST_S
         if fault.kind in _SILENCES and fault.lasts_s >= PRESUMED_LOST_S:
