@@ -60,9 +60,9 @@ class LinkConfig:
     other; `loss` is a probability (a TCP segment comes a retransmission later instead). With `rate_bps`
     packets leave one after the other, and a queue of `queue_bytes` forms, whose tail is dropped (UDP) or
     waits (TCP). UDP packets larger than `mtu` vanish; with `tells_mtu` their sender hears of it (ICMP). While
-    `is_up` is False UDP is lost and TCP waits. `duplication`, `corruption` and `reordering` are probabilities,
-    of UDP alone: a packet comes twice, with one bit changed (a checksum that happened to match), or
-    `REORDERING_S` later than those behind it.
+    `is_up` is False UDP is lost and TCP waits. `duplication`, `corruption` and `reordering` are
+    probabilities, of UDP alone: a packet comes twice, with one bit changed (a checksum that happened to
+    match), or `REORDERING_S` later than those behind it.
     """
 
     latency_s: float = 0.01

@@ -261,6 +261,11 @@ class SimIo:
             self._behind_s += until - max(self._frozen_until, now)
         self._frozen_until = until
 
+    @property
+    def is_frozen(self) -> bool:
+        """Whether it gets no processor time at the moment."""
+        return self._clock.time() < self._frozen_until
+
     def run(self, call: ProcessCall) -> None:
         """Run a call that is due, or keep it in its order until the process runs again."""
         due = max(self._frozen_until, call.when + self._behind_s)

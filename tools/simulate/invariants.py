@@ -17,8 +17,10 @@ from actors.quic_session import QuicSession
 from actors.translate import address_from_proto
 from tests.simnet.link import Packet
 from tests.simnet.world import Daemon
+from tools.simulate import plaintext
 from tools.simulate.apps import MARK
 from tools.simulate.bounds import check_bounds, concerns
+from tools.simulate.timers import check_timers
 from ztna.access.identity import Role
 from ztna.ice.timing import CONSENT_LIMIT_S
 from ztna.stun.attributes import IceControlled, UseCandidate
@@ -41,6 +43,8 @@ Report = Callable[[str], None]
 FIRST_QUIC_BYTE: Final = 64
 TOLERANCE_S: Final = 0.001
 AMPLIFICATION_LIMIT: Final = 3
+SEARCH_EVERY: Final = 4
+"""Looks at tables, of which one is a search for payload: it touches every object that an intermediate has."""
 STUN_REQUEST, STUN_SUCCESS = b"\x00\x01", b"\x01\x01"
 
 
@@ -54,6 +58,7 @@ class Watcher:
         self._confirmed: dict[tuple[str, str], float] = {}
         self._selected: dict[tuple[str, bytes], path_manager_pb2.PathSelected] = {}
         self._answers: Counter[tuple[str, str]] = Counter()
+        self._looks = 0
         self._proved: dict[tuple[str, str], int] = {}
         self._confirmations: Counter[tuple[str, str]] = Counter()
         self._packets: dict[tuple[str, bytes], tuple[set[int], Counter[str]]] = {}
@@ -90,9 +95,15 @@ class Watcher:
         world = self._world
         if world is None:
             return
+        self._looks += 1
+        if self._looks % SEARCH_EVERY == 0:
+            for daemon in world.intermediates():
+                for breach in plaintext.held_by(daemon.node) if daemon.node is not None else ():
+                    self._report(f"{daemon.id}: {breach}")
+        pending = world.clock.pending()
         for daemon in world.daemons.values():
             if daemon.node is not None:
-                for breach in check_bounds(daemon.node):
+                for breach in (*check_bounds(daemon.node), *check_timers(daemon.node, pending)):
                     self._report(f"{daemon.id}: {breach}")
                 for concern in concerns(daemon.node):
                     if isinstance(concern, QuicSession):
@@ -100,6 +111,15 @@ class Watcher:
 
     def message(self, daemon: Daemon, message: Message) -> None:
         """Take note of what an actor says."""
+        if daemon.role is Role.INTERMEDIATE:
+            if plaintext.is_in(message):
+                self._report(f"{daemon.id}: {type(message).__name__} with payload in the clear")
+        elif isinstance(message, relay_leg_pb2.RelayLegUp | relay_leg_pb2.RelayLegDown):
+            self._note_carrier(daemon, message)
+        else:
+            self._of_a_node(daemon, message)
+
+    def _of_a_node(self, daemon: Daemon, message: Message) -> None:
         match message:
             case path_manager_pb2.PathSelected():
                 self._selected[daemon.id, message.session_id] = message
@@ -115,16 +135,19 @@ class Watcher:
                 self._confirm(daemon, message.pair.remote.address)
             case path_manager_pb2.PathStatistics():
                 self._statistics(daemon, message)
-            case relay_leg_pb2.RelayLegUp():
-                self.carriers[daemon.id, message.intermediate_id] = message.carrier
-            case relay_leg_pb2.RelayLegDown() if (
-                self.carriers.get((daemon.id, message.intermediate_id)) == message.carrier
-            ):
-                del self.carriers[daemon.id, message.intermediate_id]
             case quic_session_pb2.SessionClosed():
                 self._selected.pop((daemon.id, message.session_id), None)
             case _:
                 pass
+
+    def _note_carrier(
+        self, daemon: Daemon, message: relay_leg_pb2.RelayLegUp | relay_leg_pb2.RelayLegDown
+    ) -> None:
+        key = (daemon.id, message.intermediate_id)
+        if isinstance(message, relay_leg_pb2.RelayLegUp):
+            self.carriers[key] = message.carrier
+        elif self.carriers.get(key) == message.carrier:
+            del self.carriers[key]
 
     def _confirm(self, daemon: Daemon, remote: types_pb2.TransportAddress) -> None:
         assert self._world is not None  # noqa: S101

@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 
 from actors.signaling_service import RECHECK_INTERVAL_S
 from tests.simnet.world import Daemon
-from tools.simulate import coverage
+from tools.simulate import coverage, plaintext
 from tools.simulate.apps import FlowClient, StreamClient
 from tools.simulate.bounds import open_streams
 from tools.simulate.deployment import Deployment
@@ -179,6 +179,10 @@ class Run:
 
     def go(self) -> None:
         """From the start to the end; raises `ViolationError`."""
+        with plaintext.opened_packets(self._violated):
+            self._go()
+
+    def _go(self) -> None:
         scenario = self._scenario
         world = self._world = Deployment(scenario, self._violated, self._message)
         self._started_at = world.now
