@@ -60,6 +60,9 @@ ALL_FAULTS: Final = (*NODE_FAULTS, *PATH_FAULTS, *SERVICE_FAULTS, FaultKind.REVO
 NARROW_BYTES: Final = (600, 1000, 1227, 1228, 1247, 1248, 1259, 1279, 1280, 1400)
 """Around the sizes of our packets: 1200 and 1232 bytes of UDP over IPv4 and IPv6."""
 
+LATE_FAULTS: Final = (FaultKind.SUSPEND, FaultKind.EXPIRE, FaultKind.WITHDRAW)
+"""Drawn behind everything else, so that seeds mean what they meant, or that and one of these."""
+
 AMOUNTS: Final[dict[FaultKind, tuple[float, ...]]] = {
     FaultKind.LOSS: (0.05, 0.2, 0.5),
     FaultKind.DELAY: (0.05, 0.2, 0.8),
@@ -119,6 +122,7 @@ class Recipe:
         grpc_share: how likely signaling goes over gRPC, and the relay may.
         blocked_share: how likely no UDP ever passes a site, in such a deployment.
         narrow_share: how likely a way carries less than others, in such a deployment.
+        late_share: how likely one of `LATE_FAULTS` comes on top of the others.
     """
 
     what: str
@@ -141,10 +145,11 @@ class Recipe:
     grpc_share: float = 0.0
     blocked_share: float = 0.0
     narrow_share: float = 0.0
+    late_share: float = 0.0
 
 
 RECIPES: Final[dict[str, Recipe]] = {
-    "mixed": Recipe("everything"),
+    "mixed": Recipe("everything", late_share=0.2),
     "direct": Recipe(
         "sites of every kind, and nothing goes wrong: is a direct path found?",
         faults=(),
@@ -340,6 +345,9 @@ class _Draw:
         )
         draft = replace(draft, faults=self._faults(draft))
         # What came later is drawn last, so that what seeds meant before they mean still.
+        if recipe.late_share and self._is(recipe.late_share):
+            faults = (*draft.faults, self._late_fault(draft))
+            draft = replace(draft, faults=tuple(sorted(faults, key=lambda each: each.at)))
         if recipe.grpc_share == 0 or not self._is(recipe.grpc_share):
             return draft
         return replace(
@@ -530,6 +538,13 @@ class _Draw:
         fault = replace(fault, target=self._one(list(draft.intermediates)))
         at = round(fault.ends_at + 0.5, 3)
         return [fault, *(Fault(at, FaultKind.KILL, agent, lasts_s=1.0) for agent in draft.agents)]
+
+    def _late_fault(self, draft: Scenario) -> Fault:
+        at, lasts_s = self._moment(2.0, 8.0), self._one((1.0, 3.0))
+        kind = self._one(LATE_FAULTS)
+        details = ("stands", "") if kind is FaultKind.SUSPEND else ("all", "peers", "intermediates")
+        detail = "" if kind is FaultKind.EXPIRE else self._one(details)
+        return Fault(at, kind, self._one([*draft.sites]), lasts_s=lasts_s, detail=detail)
 
     def _on_the_way(self, draft: Scenario, fault: Fault) -> list[Fault]:
         match fault.kind:

@@ -7,7 +7,9 @@ certificate has the one that all tests share, so that scenarios without such fau
 from __future__ import annotations
 
 from typing import Final
+from unittest.mock import patch
 
+from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from actors.credentials import Credentials, parse_credentials
@@ -22,6 +24,8 @@ KEY_TYPE: Final = "ed25519"
 BEGIN: Final = 1_000_000_000.0
 """Unix seconds from which every certificate holds: long before any clock of a simulation."""
 LIFETIME_S: Final = 3_000_000_000.0
+FIRST_SERIAL: Final = 1 << 150
+"""As long as those that are drawn by chance."""
 
 
 class Identities:
@@ -33,6 +37,7 @@ class Identities:
         self._withdrawn: list[Revocation] = []
         self._lists: dict[str, bytes] = {}
         self._number = 0
+        self._serial = FIRST_SERIAL
 
     def end_at(self, name: str, when_wall: float) -> None:
         """Let the certificate that `name` is issued first end at `when_wall`, in unix seconds."""
@@ -74,12 +79,14 @@ class Identities:
             return self._issue(role, name, self._ends[name] - BEGIN)
         return pki_fixtures.issue(role, name, key_type=KEY_TYPE)
 
-    @staticmethod
-    def _issue(role: Role, name: str, lifetime_s: float) -> Issued:
-        return pki.issue(
-            pki_fixtures.authority(KEY_TYPE),
-            Identity(pki_fixtures.TRUST_DOMAIN, role, name),
-            BEGIN,
-            lifetime_s,
-            key_type=KeyType(KEY_TYPE),
-        )
+    def _issue(self, role: Role, name: str, lifetime_s: float) -> Issued:
+        self._serial += 1
+        # It stands in log lines, which the same seed repeats.
+        with patch.object(x509, "random_serial_number", lambda: self._serial):
+            return pki.issue(
+                pki_fixtures.authority(KEY_TYPE),
+                Identity(pki_fixtures.TRUST_DOMAIN, role, name),
+                BEGIN,
+                lifetime_s,
+                key_type=KeyType(KEY_TYPE),
+            )

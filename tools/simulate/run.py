@@ -85,6 +85,7 @@ _COSTS_PARTIES: Final = {
     FaultKind.EXPIRE,
     FaultKind.WITHDRAW,
 }
+_LEAVE_JUDGES_ALONE: Final = {FaultKind.EXPIRE, FaultKind.WITHDRAW, FaultKind.KILL}
 _COSTS_SESSIONS: Final = {
     "quic_session",
     "session_table",
@@ -264,7 +265,7 @@ class Run:
     def _is_long_untrusted(self, agent: str, connector: str) -> bool:
         """Whether a certificate of one of the two is worth nothing, and whoever judges it had its time."""
         world = self._world
-        if world is None:
+        if world is None or not {fault.kind for fault in self._scenario.faults} <= _LEAVE_JUDGES_ALONE:
             return False
         since = world.now - self._started_at
         for fault in self._scenario.faults:
