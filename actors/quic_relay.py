@@ -29,6 +29,7 @@ from ztna.v1 import (
     qad_pb2,
     quic_relay_pb2,
     relay_pb2,
+    reload_pb2,
     session_manager_pb2,
     signaling_service_pb2,
     udp_socket_pb2,
@@ -58,6 +59,7 @@ class QuicRelay(Concern):
         quic_relay_pb2.RelayStreamReceived: "relay_stream_received",
         quic_relay_pb2.RelayStreamWritten: "relay_stream_written",
         quic_relay_pb2.RelayStreamEnded: "relay_stream_ended",
+        reload_pb2.ConfigurationReloaded: "configuration_reloaded",
     }
     emits = (
         udp_socket_pb2.SendDatagrams,
@@ -82,16 +84,7 @@ class QuicRelay(Concern):
         """`queue_packets` and `queue_s` (seconds) bound what waits before a leg, per session."""
         super().__init__(context)
         self._credentials = credentials
-        self._hub = RelayHub(
-            ConnectionOptions.leg(
-                certificate=credentials.certificate_chain[0],
-                certificate_chain=credentials.certificate_chain[1:],
-                private_key=credentials.private_key,
-                verify_peer=self._verify,
-            ),
-            queue_packets=queue_packets,
-            queue_s=queue_s,
-        )
+        self._hub = RelayHub(self._options(), queue_packets=queue_packets, queue_s=queue_s)
         # Strangers cause these, so that a flood of them must not become one of the log.
         self._refusal_log = BurstLog(self.log, "quic_relay.leg_refused", is_warning=True)
         self._hello_log = BurstLog(self.log, "quic_relay.hello_rejected", is_warning=True)
@@ -104,6 +97,10 @@ class QuicRelay(Concern):
         """Close the legs; the sessions live on through another intermediate, or this one once restarted."""
         self._hub.close_all("shutting_down")
         self._act()
+
+    def configuration_reloaded(self, _message: reload_pb2.ConfigurationReloaded) -> None:
+        """Show the certificate of now to whoever connects from now on; legs that stand are left alone."""
+        self._hub.update_options(self._options())
 
     def datagrams_received(self, message: udp_socket_pb2.DatagramsReceived) -> None:
         """Packets of a leg."""
@@ -224,6 +221,15 @@ class QuicRelay(Concern):
     @property
     def _logs(self) -> tuple[BurstLog | DropLog, ...]:
         return (self._refusal_log, self._hello_log, self._drop_log, self._stranger_log)
+
+    def _options(self) -> ConnectionOptions:
+        own = self._credentials
+        return ConnectionOptions.leg(
+            certificate=own.certificate_chain[0],
+            certificate_chain=own.certificate_chain[1:],
+            private_key=own.private_key,
+            verify_peer=self._verify,
+        )
 
     def _verify(self, chain: Sequence[x509.Certificate]) -> VerifiedPeer:
         return self._credentials.verifier.verify(

@@ -256,6 +256,7 @@ INTERMEDIATE = Wiring(
         Row(signaling_service_pb2.SendFrame, SignalingService, _NODE),
         Row(registry_pb2.ConnectorChosen, SessionManager, _NODE),
         Row(reload_pb2.ConfigurationReloaded, SignalingService, _NODE, is_external=True),
+        Row(reload_pb2.ConfigurationReloaded, QuicRelay, _NODE, is_external=True),
         Row(reload_pb2.ConfigurationReloaded, Registry, _NODE, is_external=True),
         Row(reload_pb2.ConfigurationReloaded, SessionManager, _NODE, is_external=True),
         Row(session_manager_pb2.BindChannels, QuicRelay, _NODE),

@@ -12,7 +12,7 @@ from actors.credentials import parse_credentials
 from actors.quic_relay import QuicRelay
 from tests.manual_io import ActorHarness, actor_harness
 from tests.pki_fixtures import NOW, issue, pem, verifier
-from ztna.access.identity import Role, fingerprint, identity_of
+from ztna.access.identity import Role, VerifiedPeer, fingerprint, identity_of
 from ztna.address import TransportAddress
 from ztna.pki.authority import Issued
 from ztna.quic import events
@@ -36,6 +36,7 @@ from ztna.signaling.framing import FrameDecoder, encode
 from ztna.v1 import (
     quic_relay_pb2,
     relay_pb2,
+    reload_pb2,
     session_manager_pb2,
     signaling_service_pb2,
     types_pb2,
@@ -660,6 +661,21 @@ def test_stopping_relay_closes_its_legs(site: Site) -> None:
     assert agent.closed is not None
     assert agent.closed.message == "shutting_down"
     site.harness = actor_harness(QuicRelay, site.harness.concern._credentials)
+
+
+def test_nodes_that_connect_after_a_reload_are_shown_the_renewed_certificate(site: Site) -> None:
+    former, *_ = site.joined()
+    renewed = issue(Role.INTERMEDIATE, "i1", serial_of=2)
+    site.harness.concern._credentials.adopt(
+        parse_credentials(
+            renewed.certificate_pem, renewed.key_pem, pem(renewed).ca, None, Role.INTERMEDIATE, NOW
+        )
+    )
+    site.tell(reload_pb2.ConfigurationReloaded())
+    node = site.dial(Role.AGENT, "a2")
+    assert isinstance(node.connection.peer, VerifiedPeer)
+    assert node.connection.peer.fingerprint == fingerprint(renewed.certificate)
+    assert former.closed is None
 
 
 def test_arbitrary_packets_of_strangers_change_nothing(site: Site) -> None:

@@ -59,9 +59,10 @@ class LinkConfig:
     `latency_s` is one way; `jitter_s` adds up to so much, evenly spread, and lets UDP packets overtake each
     other; `loss` is a probability (a TCP segment comes a retransmission later instead). With `rate_bps`
     packets leave one after the other, and a queue of `queue_bytes` forms, whose tail is dropped (UDP) or
-    waits (TCP). UDP packets larger than `mtu` vanish. While `is_up` is False UDP is lost and TCP waits.
-    `duplication`, `corruption` and `reordering` are probabilities, of UDP alone: a packet comes twice, with
-    one bit changed (a checksum that happened to match), or `REORDERING_S` later than those behind it.
+    waits (TCP). UDP packets larger than `mtu` vanish; with `tells_mtu` their sender hears of it (ICMP). While
+    `is_up` is False UDP is lost and TCP waits. `duplication`, `corruption` and `reordering` are
+    probabilities, of UDP alone: a packet comes twice, with one bit changed (a checksum that happened to
+    match), or `REORDERING_S` later than those behind it.
     """
 
     latency_s: float = 0.01
@@ -70,6 +71,7 @@ class LinkConfig:
     rate_bps: float | None = None
     queue_bytes: int = 256 * 1024
     mtu: int = 1500
+    tells_mtu: bool = False
     is_up: bool = True
     duplication: float = 0.0
     corruption: float = 0.0
@@ -86,13 +88,18 @@ class Link:
         config: LinkConfig,
         deliver: Callable[[Packet], None],
         trace: Callable[[Packet, str], None],
+        refuse: Callable[[Packet, int], None] | None = None,
     ) -> None:
-        """`deliver` takes a packet at the far end; `trace` is told what happened to each and when."""
+        """`deliver` takes a packet at the far end; `trace` is told what happened to each and when.
+
+        `refuse` is told of packets that are too large, and the MTU, where the link tells such things.
+        """
         self._clock = clock
         self._random = chance
         self._config = config
         self._deliver = deliver
         self._trace = trace
+        self._refuse = refuse
         self._free_at = 0.0
         self._last_tcp_arrival = 0.0
         self._waiting: deque[Packet] = deque()
@@ -114,6 +121,8 @@ class Link:
             return
         if not is_tcp and packet.size > config.mtu:
             self._trace(packet, f"lost, larger than MTU {config.mtu}")
+            if config.tells_mtu and self._refuse is not None:
+                self._refuse(packet, config.mtu)
             return
         delay_s = config.latency_s + self._random.random() * config.jitter_s
         if self._random.random() < config.loss:

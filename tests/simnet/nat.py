@@ -134,6 +134,12 @@ class Nat:
         else:
             self._inbound(packet)
 
+    def refused(self, packet: Packet, mtu: int) -> None:
+        """Translate an ICMP error back (RFC 5508 §4)."""
+        mapping = self._by_external.get((packet.flag is not None, packet.source))
+        if mapping is not None:
+            self._inside[mapping.inside.host].refused(_with(packet, source=mapping.inside), mtu)
+
     def _announce(self, address: str) -> None:
         if isinstance(self._uplink, Nat):
             self._uplink.add_inside(address, self)

@@ -33,6 +33,9 @@ class Node(Protocol):
     def forward(self, packet: Packet) -> None:
         """Take `packet` one step further: route it, translate it or deliver it."""
 
+    def refused(self, packet: Packet, mtu: int) -> None:
+        """Hear that a packet which was sent from here is too large for a link that carries `mtu` bytes."""
+
 
 @dataclass(frozen=True, slots=True)
 class TraceEntry:
@@ -121,6 +124,9 @@ class VirtualNetwork:
             return
         self._link(source, destination).carry(packet)
 
+    def refused(self, packet: Packet, mtu: int) -> None:
+        """The network itself sends nothing."""
+
     def record(self, packet: Packet, what: str) -> None:
         """Add to the trace."""
         entry = TraceEntry(
@@ -158,6 +164,6 @@ class VirtualNetwork:
         if link is None:
             config = self._configs.get(key, self._default_link)
             chance = self.derive_random(f"link {source.name} -> {destination.name}")
-            link = Link(self.clock, chance, config, destination.forward, self.record)
+            link = Link(self.clock, chance, config, destination.forward, self.record, source.refused)
             self._links[key] = link
         return link

@@ -52,6 +52,10 @@ class Host:
         self.uplink = uplink
         self.skew_s = skew_s
         self.mtu = 1500
+        self.path_mtus: dict[str, int] = {}
+        """By destination, as routers told; what is larger is refused from then on, as kernels do that were
+        not asked to let packets probe the path."""
+        self._asleep_until = 0.0
         self.on_packet: Callable[[Packet, bool], None] = lambda _packet, _is_outbound: None
         """Sees every packet that leaves for elsewhere or arrives from there."""
         self.sockets: dict[TransportAddress, SimUdpSocket] = {}
@@ -84,6 +88,12 @@ class Host:
         for process in self._processes:
             process.end(resets=resets)
         self._processes.clear()
+
+    def sleep(self, seconds: float) -> None:
+        """Suspend the machine: no process runs, and UDP that is sent to it meanwhile is lost for good."""
+        self._asleep_until = self.network.clock.time() + seconds
+        for process in self._processes:
+            process.freeze(seconds)
 
     def is_local(self, host: str) -> bool:
         """Whether packets to `host` stay on this machine."""
@@ -129,6 +139,13 @@ class Host:
 
     def forward(self, packet: Packet) -> None:
         """Take a packet that arrived."""
+        if self.network.clock.time() < self._asleep_until:
+            if packet.flag is None:
+                self.network.record(packet, "lost, the host sleeps")
+            else:
+                # Who sent it sends it again until there is an answer.
+                self.network.clock.call_at(self._asleep_until, lambda: self.forward(packet))
+            return
         if not self.is_local(packet.source.host):
             self.on_packet(packet, False)
         if packet.flag is None:
@@ -149,6 +166,10 @@ class Host:
             # A host without processes stands for a machine that is off, and says nothing.
             self.send(Packet(packet.destination, packet.source, flag=TcpFlag.RST))
 
+    def refused(self, packet: Packet, mtu: int) -> None:
+        """A router on the way says that a packet is too large."""
+        self.path_mtus[packet.destination.host] = mtu
+
     def _free_port(self, used: set[int]) -> int:
         while True:
             port = self._next_port
@@ -162,17 +183,28 @@ class Host:
 
 
 class ProcessCall:
-    """A call that dies with its process; says whose it is to whoever looks into the clock."""
+    """A call that dies with its process; says whose it is to whoever looks into the clock.
 
-    __slots__ = ("callback", "io")
+    `when` is the process's own time. The clock may hold it several times, one after the other, while the
+    process sleeps; `cancel` is good at any time.
+    """
 
-    def __init__(self, io: SimIo, callback: Callable[[], None]) -> None:
+    __slots__ = ("callback", "io", "timer", "when")
+
+    def __init__(self, io: SimIo, when: float, callback: Callable[[], None]) -> None:
         self.io = io
+        self.when = when
         self.callback = callback
+        self.timer: VirtualTimer | None = None
 
     def __call__(self) -> None:
         if self.io.is_alive:
             self.io.run(self)
+
+    def cancel(self) -> None:
+        """Forget the call; harmless after it ran."""
+        if self.timer is not None:
+            self.timer.cancel()
 
 
 class SimIo:
@@ -186,6 +218,8 @@ class SimIo:
         self.started_at = self._clock.time()
         self.is_alive = True
         self._frozen_until = 0.0
+        self._behind_s = 0.0
+        self._latest = 0.0  # that a call was due, which rounding must not put into the future
         self._watchers: list[Callable[[], None]] = []
         self._thread = threading.get_ident()
 
@@ -195,8 +229,8 @@ class SimIo:
         return self._random
 
     def time(self) -> float:
-        """Virtual monotonic seconds."""
-        return self._clock.time()
+        """Virtual monotonic seconds; they stood still while the host slept, if it is of that kind."""
+        return max(self._clock.time() - self._behind_s, self._latest)
 
     def wall_time(self) -> float:
         """Virtual seconds since the epoch, with the host's skew."""
@@ -204,25 +238,42 @@ class SimIo:
 
     def call_soon(self, callback: Callable[[], None]) -> None:
         """Run `callback` at the present time, after what was submitted before."""
-        self.call_at(self._clock.time(), callback)
+        self.call_at(self.time(), callback)
 
     def call_soon_threadsafe(self, callback: Callable[[], None]) -> None:
         """As `call_soon`: a simulation has one thread."""
         self.call_soon(callback)
 
-    def call_at(self, when: float, callback: Callable[[], None]) -> VirtualTimer:
+    def call_at(self, when: float, callback: Callable[[], None]) -> ProcessCall:
         """Run `callback` at `when` (virtual monotonic seconds)."""
-        return self._clock.call_at(when, ProcessCall(self, callback))
+        call = ProcessCall(self, when, callback)
+        call.timer = self._clock.call_at(when + self._behind_s, call)
+        return call
 
-    def freeze(self, seconds: float) -> None:
-        """Give the process no processor time, as when it is stopped or its machine sleeps; packets wait."""
-        self._frozen_until = max(self._frozen_until, self._clock.time() + seconds)
+    def freeze(self, seconds: float, *, stands: bool = False) -> None:
+        """Give the process no processor time, as when it is stopped or its machine sleeps; packets wait.
+
+        With `stands` its monotonic clock stands still meanwhile, as Linux has it while a machine sleeps.
+        """
+        now = self._clock.time()
+        until = max(self._frozen_until, now + seconds)
+        if stands:
+            self._behind_s += until - max(self._frozen_until, now)
+        self._frozen_until = until
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether it gets no processor time at the moment."""
+        return self._clock.time() < self._frozen_until
 
     def run(self, call: ProcessCall) -> None:
         """Run a call that is due, or keep it in its order until the process runs again."""
-        if self._clock.time() < self._frozen_until:
-            self._clock.call_at(self._frozen_until, call)
+        due = max(self._frozen_until, call.when + self._behind_s)
+        if self._clock.time() < due:
+            call.timer = self._clock.call_at(due, call)
         else:
+            if self._behind_s:
+                self._latest = max(self._latest, call.when)
             call.callback()
 
     def is_loop_thread(self) -> bool:
@@ -361,7 +412,7 @@ class SimUdpSocket:
             return 0
         host = self.io.host
         is_whole = self._may_fragment or host.is_local(remote.host)
-        mtu = LOOPBACK_LINK.mtu if is_whole else host.mtu
+        mtu = LOOPBACK_LINK.mtu if is_whole else min(host.mtu, host.path_mtus.get(remote.host, host.mtu))
         packets = [Packet(source, remote, payload) for payload in payloads]
         fitting = [packet for packet in packets if packet.size <= mtu]
         for packet in fitting:

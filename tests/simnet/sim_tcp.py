@@ -14,8 +14,7 @@ from tests.simnet.link import Packet, TcpFlag
 from ztna.address import TransportAddress
 
 if TYPE_CHECKING:
-    from tests.simnet.clock import VirtualTimer
-    from tests.simnet.sim_io import SimIo
+    from tests.simnet.sim_io import ProcessCall, SimIo
 
 # Stands for both kernels' buffers together: bytes on the way and bytes that the receiver did not read yet.
 TCP_WINDOW_BYTES: Final = 256 * 1024
@@ -115,6 +114,23 @@ class SimTcpStream:
         owner = self._owner
         if owner is not None:
             self._io.call_soon(lambda: owner.connection_lost(None))
+
+    def let_go(self) -> None:
+        """Send what the window takes, and FIN; then forget the connection, of which the owner hears no more.
+
+        What a process leaves to its kernel when it closes a socket and goes on with something else.
+        """
+        if self._state is _State.CLOSED:
+            return
+        self._owner = _NOBODY
+        self._flush()
+        self.abandon_with(TcpFlag.FIN)
+
+    def abandon_with(self, flag: TcpFlag) -> None:
+        """Vanish without telling the owner, and say so on the wire."""
+        if self._state is not _State.CLOSED:
+            self._close()
+            self._send(flag)
 
     # What the network brings
 
@@ -227,6 +243,28 @@ class SimTcpStream:
         self._io.host.send(Packet(self._local, self._remote, payload, flag, acked_bytes))
 
 
+class _Nobody:
+    """Owns connections that were let go."""
+
+    def connected(self, stream: TcpStream) -> None:
+        """Nobody cares."""
+
+    def data_received(self, data: bytes) -> None:
+        """Nobody reads."""
+
+    def eof_received(self) -> None:
+        """Nobody waits."""
+
+    def bytes_written(self, count: int) -> None:
+        """Nobody counts."""
+
+    def connection_lost(self, error: OSError | None) -> None:
+        """Nobody misses it."""
+
+
+_NOBODY: Final = _Nobody()
+
+
 class SimTcpListener:
     """A `TcpListener` of a simulated host."""
 
@@ -265,7 +303,7 @@ class SimTcpConnector:
         self._addresses: list[TransportAddress] = []
         self._last_error: OSError = TimeoutError(errno.ETIMEDOUT, f"{os.strerror(errno.ETIMEDOUT)}: {host}")
         self._stream: SimTcpStream | None = None
-        self._timer: VirtualTimer | None = None
+        self._timer: ProcessCall | None = None
         self._is_over = False
         io.resolve(host, port, self._on_resolved)
 

@@ -404,6 +404,9 @@ class Recorder:
         else:
             self.network.forward(packet)
 
+    def refused(self, packet: Packet, mtu: int) -> None:
+        raise AssertionError(f"no link is too narrow for {packet} ({mtu})")
+
 
 def test_a_node_can_stand_between_a_host_and_the_network(two: Pair) -> None:
     node = Recorder(two.network)

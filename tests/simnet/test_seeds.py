@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from actors.quic_session import QuicSession
 from tests.simnet.link import LinkConfig
 from tests.simnet.nat import (
     ADDRESS_RESTRICTED,
@@ -18,7 +19,8 @@ from tests.simnet.nat import (
     UDP_BLOCKED,
 )
 from tools.simulate import __main__ as command
-from tools.simulate import bounds, coverage
+from tools.simulate import bounds, coverage, plaintext, timers
+from tools.simulate.apps import MARK, pattern
 from tools.simulate.generate import RECIPES, generate
 from tools.simulate.minimise import minimise
 from tools.simulate.oracle import must_be_direct
@@ -27,6 +29,10 @@ from tools.simulate.scenario import MAX_SECONDS, Fault, FaultKind, Scenario, Sit
 from ztna.address import Family
 from ztna.ice.pair_table import PairTable
 from ztna.nat.behaviour import Dependence
+from ztna.path.traffic import Routes
+from ztna.quic.connection import Connection
+from ztna.relay.queue import DropCounts, RelayQueue
+from ztna.v1 import relay_leg_pb2
 
 SEEDS = [*(("mixed", seed) for seed in range(16)), *((name, 0) for name in RECIPES if name != "mixed")]
 
@@ -188,3 +194,39 @@ def test_command_refuses_a_scenario_that_it_does_not_know(capsys: pytest.Capture
     with pytest.raises(SystemExit, match="2"):
         command.main(["--scenario", "nonsense"])
     assert "mixed" in capsys.readouterr().err
+
+
+def test_payload_that_an_intermediate_could_read_is_a_violation(monkeypatch: pytest.MonkeyPatch) -> None:
+    transmit = QuicSession._transmit
+
+    def transmit_in_the_clear(session: QuicSession, connection: Connection, routes: Routes) -> bool:
+        session.emit(
+            relay_leg_pb2.SendSealed(
+                intermediate_id=session._intermediate_id,
+                session_id=session._session_id,
+                packets=[pattern(1, 0, 0, 500)],
+            )
+        )
+        return transmit(session, connection, routes)
+
+    monkeypatch.setattr(QuicSession, "_transmit", transmit_in_the_clear)
+    assert "an intermediate relays payload in the clear" in run(deployment(Site(), Site())).violation
+
+
+def test_payload_is_found_wherever_an_actor_keeps_it() -> None:
+    queue = RelayQueue(DropCounts())
+    queue.push(b"sealed", 0.0)
+    assert not plaintext.holder_in({"queues": [queue]})
+    queue.push(b"x" * 100 + MARK, 0.0)
+    assert "RelayQueue" in plaintext.holder_in({"queues": [queue]})
+
+
+def test_deadline_beyond_the_bound_of_its_concern_is_a_violation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(timers.MAX_DEADLINE_S, "keepalive", 2.0)
+    violation = run(deployment(Site(), Site())).violation
+    assert re.search(r"timer of keepalive/\w+ is set for \d+\.\d s from now, of at most 2 s", violation)
+
+
+def test_actor_without_a_bound_for_its_timer_is_a_violation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(timers.MAX_DEADLINE_S, "status_board")
+    assert "timer of status_board/ has no bound" in run(deployment(Site(), Site())).violation

@@ -170,6 +170,11 @@ class Tap:
         onward: NetworkNode = self.host if is_inbound else self.host.network
         onward.forward(packet)
 
+    def refused(self, packet: Packet, mtu: int) -> None:
+        """Tell the host."""
+        assert self.host is not None
+        self.host.refused(packet, mtu)
+
 
 @dataclass(frozen=True, slots=True)
 class MessageRecord:

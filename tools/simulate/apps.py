@@ -298,6 +298,8 @@ class StreamClient:
     lost_at: float | None = None
     error: OSError | None = None
     is_complete: bool = False
+    allows: Callable[[], bool] = field(default=lambda: True, repr=False)
+    """Whether bytes of the service may come here."""
     _stream: TcpStream | None = field(default=None, repr=False)
     _tail: bytes = b""
     _has_remote_ended: bool = False
@@ -343,6 +345,8 @@ class StreamClient:
 
     def data_received(self, data: bytes) -> None:
         """Compare."""
+        if not self.allows():
+            self.report(f"stream {self.number} at the client: bytes that may not come here any more")
         if self.answered_at is None:
             self.answered_at = self.io.time()
             if self.work.pause_s and self._stream is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -10,15 +10,16 @@ from google.protobuf.message import Message
 
 from actors.child_group import ChildState
 from actors.daemon import Node as DaemonNode
-from actors.plans import IntermediatePlan
 from tests.simnet.link import Link, LinkConfig, Packet
 from tests.simnet.nat import Nat, NatKind
 from tests.simnet.network import Node, VirtualNetwork
-from tests.simnet.sim_io import Host, SimIo
+from tests.simnet.sim_io import WALL_EPOCH, Host, SimIo
 from tests.simnet.watch import InvariantError
-from tests.simnet.world import QUIC_PORT, Daemon, Tap, World, credentials_of
+from tests.simnet.world import QUIC_PORT, Daemon, Tap, World
 from tools.simulate.apps import Report, StreamService
-from tools.simulate.scenario import Scenario, Site
+from tools.simulate.identities import Identities
+from tools.simulate.live_plans import PLANS, LiveIntermediatePlan, adopt
+from tools.simulate.scenario import FaultKind, Scenario, Site
 from ztna.access.identity import Role
 from ztna.address import Family, TransportAddress
 from ztna.settings import IntermediateSettings
@@ -75,6 +76,12 @@ class Lan:
         else:
             self.uplinks.get(packet.destination.family, self._network).forward(packet)
 
+    def refused(self, packet: Packet, mtu: int) -> None:
+        """Tell the host that sent it."""
+        host = self._inside.get(packet.source.host)
+        if host is not None:
+            host.refused(packet, mtu)
+
     def _deliver(self, packet: Packet) -> None:
         host = self._inside.get(packet.destination.host)
         if host is not None:
@@ -128,15 +135,6 @@ class LinkTable:
             self.apply(one, other)
 
 
-class _LivePlan(IntermediatePlan):
-    """A plan whose policy can change without a file."""
-
-    def forbid(self, agents: Collection[str]) -> None:
-        """Allow these nothing."""
-        policy = [rule for rule in self._settings.policy if not set(rule.agents) & set(agents)]
-        self._settings = self._settings.model_copy(update={"policy": tuple(policy)})
-
-
 class Deployment(World):
     """The world of one scenario; nothing runs yet."""
 
@@ -154,7 +152,11 @@ class Deployment(World):
         self._on_message = on_message
         super().__init__(scenario.seed, scenario.link, policy=scenario.policy)
         self.links = LinkTable(self.network, scenario.link)
-        self._plans: dict[str, _LivePlan] = {}
+        self.identities = Identities()
+        for fault in scenario.faults:
+            if fault.kind is FaultKind.EXPIRE:
+                self.identities.end_at(fault.target, self.wall_time(self.now + fault.at))
+        self._plans: dict[str, LiveIntermediatePlan] = {}
         for name in scenario.intermediates:
             self.links.edges[name] = [name]
             self._make_live(self.add_intermediate(name, **self._intermediate_sections(name)))
@@ -162,6 +164,18 @@ class Deployment(World):
             self.add_connector(name, self._offered(number, name), **scenario.settings.get(name, {}))
         for name in scenario.agents:
             self.add_agent(name, self._wanted(), **scenario.settings.get(name, {}))
+        for daemon in self.daemons.values():
+            if daemon.role is not Role.INTERMEDIATE:
+                self._make_node_live(daemon)
+        for narrow in scenario.narrow:
+            for one, other in ((narrow.one, narrow.other), (narrow.other, narrow.one)):
+                self.links.change(
+                    one,
+                    other,
+                    lambda link, narrow=narrow: replace(  # type: ignore[misc]
+                        link, mtu=min(link.mtu, narrow.mtu), tells_mtu=narrow.is_told
+                    ),
+                )
 
     def tcp_port(self, connector: str) -> int:
         """Where agents listen for the stream service of a connector."""
@@ -196,6 +210,13 @@ class Deployment(World):
     def app_io(self, agent: str) -> SimIo:
         """The process of the applications beside an agent."""
         return self._app_io(agent)
+
+    def suspend(self, name: str, seconds: float, *, stands: bool) -> None:
+        """Let the machine of a node sleep; `stands`: the daemon's monotonic clock, too."""
+        daemon = self.daemons[name]
+        if stands and daemon.io is not None:
+            daemon.io.freeze(seconds, stands=True)
+        daemon.host.sleep(seconds)
 
     def fresh_address(self) -> str:
         """An address that nobody has had."""
@@ -239,6 +260,32 @@ class Deployment(World):
                 self._plans[daemon.id].forbid(self.revoked)
                 daemon.node.router.emit(reload_pb2.ConfigurationReloaded())
 
+    @staticmethod
+    def wall_time(now: float) -> float:
+        """What a clock that is right shows at `now`, in unix seconds."""
+        return WALL_EPOCH + now
+
+    def reload(self, name: str) -> None:
+        """Have a daemon read its files again."""
+        daemon = self.daemons[name]
+        if daemon.node is not None:
+            adopt(daemon.node._plan, self.identities.credentials(daemon.role, name))  # noqa: SLF001
+            daemon.node.router.emit(reload_pb2.ConfigurationReloaded())
+
+    def withdraw_certificate(self, name: str) -> None:
+        """Have the CA revoke the certificate of a node; whoever is given the list knows (`learn_list`)."""
+        self.identities.revoke(self.daemons[name].role, name, self.wall_time(self.now))
+
+    def learn_list(self, name: str) -> None:
+        """Give a node the newest revocation list, and have it reload."""
+        self.identities.give_list(name, self.wall_time(self.now))
+        self.reload(name)
+
+    def renew_certificate(self, name: str) -> None:
+        """Give a node another certificate, and have it reload."""
+        self.identities.renew(self.daemons[name].role, name)
+        self.reload(name)
+
     def intrude(self, agent: str) -> None:
         """Have an agent report to all intermediates that the sessions of all others are over."""
         intruder = self.daemons[agent]
@@ -278,14 +325,21 @@ class Deployment(World):
     def _make_live(self, daemon: Daemon) -> None:
         settings = daemon.settings
         assert isinstance(settings, IntermediateSettings)  # noqa: S101
-        credentials = credentials_of(Role.INTERMEDIATE, daemon.id)
 
-        def make_plan() -> _LivePlan:
-            plan = self._plans[daemon.id] = _LivePlan(settings, credentials, has_grpc=False)
+        def make_plan() -> LiveIntermediatePlan:
+            plan = self._plans[daemon.id] = LiveIntermediatePlan(
+                settings,
+                self.identities.credentials(Role.INTERMEDIATE, daemon.id),
+                has_grpc=self.scenario.has_grpc,
+            )
             plan.forbid(self.revoked)
             return plan
 
         daemon.make_plan = make_plan
+
+    def _make_node_live(self, daemon: Daemon) -> None:
+        make = PLANS[type(daemon.settings)]
+        daemon.make_plan = lambda: make(daemon.settings, self.identities.credentials(daemon.role, daemon.id))
 
     def _intermediate_sections(self, name: str) -> dict[str, Any]:
         connectors = list(self.scenario.connectors)
@@ -362,6 +416,7 @@ class Deployment(World):
         self.links.edges[node_id] = place.edges
         addresses = self._addresses(place, site.families, has_nat=bool(place.nats))
         host = self.network.host(node_id, *addresses, uplink=place.lan, skew_s=site.skew_s)
+        host.mtu = site.mtu
         self._settle(place, host)
         if role is Role.CONNECTOR:
             service = self.network.host(
@@ -422,6 +477,8 @@ class Deployment(World):
 
     def _peer_sections(self) -> dict[str, Any]:
         sections = super()._peer_sections()
+        if self.scenario.has_grpc:
+            sections["signaling"] = {"transport": "grpc"}
         sections["intermediates"] = [
             {"id": each.id, "quic": f"{each.id}.example:{QUIC_PORT}", "grpc": f"{each.id}.example:4434"}
             for each in self.intermediates()

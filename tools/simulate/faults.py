@@ -11,6 +11,7 @@ from tools.simulate.abuse import Strangers
 from tools.simulate.deployment import Deployment
 from tools.simulate.scenario import LINK_FAULTS, Fault, FaultKind, Scenario
 from tools.simulate.sites import NATS
+from ztna.access.identity import Role
 from ztna.v1 import hole_punch_pb2
 
 Undo = Callable[[], None]
@@ -54,6 +55,9 @@ class Faults:
             FaultKind.REVOKE: self._revoke,
             FaultKind.ABUSE: self._abuse,
             FaultKind.INTRUDE: self._intrude,
+            FaultKind.SUSPEND: self._suspend,
+            FaultKind.EXPIRE: self._expire,
+            FaultKind.WITHDRAW: self._withdraw,
         }
         for fault in scenario.faults:
             world.clock.call_at(world.now + fault.at, lambda fault=fault: self._begin(fault))  # type: ignore[misc]
@@ -73,8 +77,9 @@ class Faults:
     def _start(self, fault: Fault) -> Undo | None:
         if fault.kind in LINK_FAULTS:
             change = _CHANGES[fault.kind]
+            tells = {"tells_mtu": True} if fault.detail == "told" else {}
             return self._world.links.change(
-                fault.target, fault.other, lambda link: change(link, fault.amount)
+                fault.target, fault.other, lambda link: replace(change(link, fault.amount), **tells)
             )
         return self._starts[fault.kind](fault)
 
@@ -120,6 +125,21 @@ class Faults:
     def _intrude(self, fault: Fault) -> None:
         self._world.intrude(fault.target)
 
+    def _expire(self, fault: Fault) -> Undo:
+        # Nothing is to be done: it was issued to end now (`Deployment`).
+        return lambda: self._world.renew_certificate(fault.target)
+
+    def _withdraw(self, fault: Fault) -> Undo | None:
+        world = self._world
+        world.withdraw_certificate(fault.target)
+        for name, daemon in world.daemons.items():
+            group = "intermediates" if daemon.role is Role.INTERMEDIATE else "peers"
+            if name != fault.target and fault.detail in {"all", group}:
+                world.learn_list(name)
+        if not fault.lasts_s:
+            return None
+        return lambda: world.renew_certificate(fault.target)
+
     def _end_process(self, name: str, end: Callable[[str], object]) -> Undo | None:
         if self._world.daemons[name].node is None:
             return None
@@ -137,6 +157,10 @@ class Faults:
         io = self._world.daemons[fault.target].io
         if io is not None:
             io.freeze(fault.lasts_s)
+
+    def _suspend(self, fault: Fault) -> Undo:
+        self._world.suspend(fault.target, fault.lasts_s, stands=fault.detail == "stands")
+        return lambda: None
 
     def _renumber(self, fault: Fault) -> None:
         nats = self._world.places[fault.target].nats

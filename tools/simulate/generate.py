@@ -7,14 +7,24 @@ same, until this file changes.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 from tests.simnet.link import LinkConfig
 from tests.simnet.nat import NatKind
 from tools.simulate import abuse
-from tools.simulate.scenario import LINK_FAULTS, MAX_BYTES, Fault, FaultKind, Scenario, Site, Work, WorkKind
+from tools.simulate.scenario import (
+    LINK_FAULTS,
+    MAX_BYTES,
+    Fault,
+    FaultKind,
+    Narrow,
+    Scenario,
+    Site,
+    Work,
+    WorkKind,
+)
 from tools.simulate.sites import FIREWALLS, LIFETIMES_S, NATS
 from ztna.address import Family
 
@@ -24,6 +34,8 @@ FAULTS_FROM_S: Final = 0.5
 FAULTS_UNTIL_S: Final = 12.0
 """All is mended then: what needs its time afterwards has the rest of the minute."""
 WORK_UNTIL_S: Final = 9.0
+MAX_ABSENCE_S: Final = 12.0
+"""Of an intermediate: the waits of nodes that dial it grow meanwhile, to half a minute at last."""
 V4, V6 = (Family.IPV4,), (Family.IPV6,)
 BOTH: Final = (Family.IPV4, Family.IPV6)
 
@@ -44,6 +56,12 @@ PATH_FAULTS: Final = (
 )
 SERVICE_FAULTS: Final = (FaultKind.DEAD_SERVICE, FaultKind.SLOW_SERVICE)
 ALL_FAULTS: Final = (*NODE_FAULTS, *PATH_FAULTS, *SERVICE_FAULTS, FaultKind.REVOKE, FaultKind.ABUSE)
+
+NARROW_BYTES: Final = (600, 1000, 1227, 1228, 1247, 1248, 1259, 1279, 1280, 1400)
+"""Around the sizes of our packets: 1200 and 1232 bytes of UDP over IPv4 and IPv6."""
+
+LATE_FAULTS: Final = (FaultKind.SUSPEND, FaultKind.EXPIRE, FaultKind.WITHDRAW)
+"""Drawn behind everything else, so that seeds mean what they meant, or that and one of these."""
 
 AMOUNTS: Final[dict[FaultKind, tuple[float, ...]]] = {
     FaultKind.LOSS: (0.05, 0.2, 0.5),
@@ -101,6 +119,10 @@ class Recipe:
         agents_share: how likely one more is.
         is_bulk: flows have many small datagrams in little time.
         max_bytes: of payload; more than elsewhere where streams are to be large.
+        grpc_share: how likely signaling goes over gRPC, and the relay may.
+        blocked_share: how likely no UDP ever passes a site, in such a deployment.
+        narrow_share: how likely a way carries less than others, in such a deployment.
+        late_share: how likely one of `LATE_FAULTS` comes on top of the others.
     """
 
     what: str
@@ -120,10 +142,14 @@ class Recipe:
     agents_share: float = 0.3
     is_bulk: bool = False
     max_bytes: int = MAX_BYTES
+    grpc_share: float = 0.0
+    blocked_share: float = 0.0
+    narrow_share: float = 0.0
+    late_share: float = 0.0
 
 
 RECIPES: Final[dict[str, Recipe]] = {
-    "mixed": Recipe("everything"),
+    "mixed": Recipe("everything", late_share=0.2),
     "direct": Recipe(
         "sites of every kind, and nothing goes wrong: is a direct path found?",
         faults=(),
@@ -224,6 +250,56 @@ RECIPES: Final[dict[str, Recipe]] = {
         is_steady=True,
     ),
     "relay_only": Recipe("no direct path is wanted", policies=("relay_only",), agents=2),
+    "certificates": Recipe(
+        "certificates end or are revoked under steady streams, and are renewed, or not",
+        faults=(FaultKind.EXPIRE, FaultKind.WITHDRAW, FaultKind.WITHDRAW),
+        max_faults=2,
+        min_faults=1,
+        policies=("prefer_direct", "prefer_direct", "relay_only"),
+        agents=3,
+        agents_share=0.9,
+        is_clean=True,
+        is_steady=True,
+        until_s=30.0,
+        lasts_s=(6.0, 10.0, 20.0),
+        grpc_share=0.3,
+    ),
+    "asleep": Recipe(
+        "machines sleep, and wall clocks jump while sessions live",
+        faults=(FaultKind.SUSPEND, FaultKind.SUSPEND, FaultKind.CLOCK, FaultKind.NEW_ADDRESS),
+        max_faults=3,
+        min_faults=1,
+        agents=2,
+        connectors=1,
+        is_clean=True,
+        spare_share=0.4,
+        until_s=130.0,
+        lasts_s=(5.0, 12.0, 20.0, 40.0, 120.0),
+        spread_s=(0.0, 2.0, 8.0),
+        grpc_share=0.3,
+    ),
+    "narrow": Recipe(
+        "ways and interfaces that carry less than others, with and without a word about it",
+        faults=(FaultKind.MTU, FaultKind.MTU, FaultKind.REBIND, FaultKind.RESTART_ICE),
+        max_faults=3,
+        policies=("prefer_direct",),
+        agents=2,
+        is_clean=True,
+        grpc_share=1.0,
+        narrow_share=0.4,
+    ),
+    "udp_blocked": Recipe(
+        "sites that pass no UDP, for good or for a while: the relay goes over gRPC, and back",
+        faults=(FaultKind.BLOCK_UDP, FaultKind.BLOCK_UDP, FaultKind.REBIND, FaultKind.MOVE, FaultKind.FREEZE),
+        max_faults=3,
+        policies=("prefer_direct", "prefer_direct", "relay_only"),
+        agents=2,
+        is_clean=True,
+        until_s=30.0,
+        lasts_s=(1.0, 4.0, 10.0, 25.0),
+        grpc_share=1.0,
+        blocked_share=0.35,
+    ),
 }
 
 
@@ -267,7 +343,42 @@ class _Draw:
             first_family=self._one((Family.IPV4, Family.IPV4, Family.IPV6)),
             denied=denied,
         )
-        return replace(draft, faults=self._faults(draft))
+        draft = replace(draft, faults=self._faults(draft))
+        # What came later is drawn last, so that what seeds meant before they mean still.
+        if recipe.late_share and self._is(recipe.late_share):
+            faults = (*draft.faults, self._late_fault(draft))
+            draft = replace(draft, faults=tuple(sorted(faults, key=lambda each: each.at)))
+        if recipe.grpc_share == 0 or not self._is(recipe.grpc_share):
+            return draft
+        return replace(
+            draft,
+            has_grpc=True,
+            agents={name: self._perhaps_worse(site) for name, site in draft.agents.items()},
+            connectors={name: self._perhaps_worse(site) for name, site in draft.connectors.items()},
+            narrow=tuple(self._narrow(draft)),
+        )
+
+    def _narrow(self, draft: Scenario) -> Iterator[Narrow]:
+        share = self._recipe.narrow_share
+        pairs = [(agent, connector) for agent in draft.agents for connector in draft.connectors]
+        pairs += [(node, each) for node in draft.sites for each in draft.intermediates]
+        for one, other in pairs if share else ():
+            if self._is(share):
+                yield Narrow(one, other, self._one(NARROW_BYTES), is_told=self._is(0.5))
+
+    def _perhaps_worse(self, site: Site) -> Site:
+        if self._recipe.narrow_share and self._is(self._recipe.narrow_share / 2):
+            site = replace(site, mtu=self._one(NARROW_BYTES))
+        return self._perhaps_blocked(site)
+
+    def _perhaps_blocked(self, site: Site) -> Site:
+        if site.with_node or self._recipe.blocked_share == 0 or not self._is(self._recipe.blocked_share):
+            return site
+        nats = tuple(replace(nat, is_udp_blocked=True) for nat in site.nats)
+        if Family.IPV4 in site.families:
+            nats = nats or (replace(FIREWALLS["firewall"], is_udp_blocked=True),)
+        firewall = site.firewall or FIREWALLS["firewall"] if Family.IPV6 in site.families else None
+        return replace(site, nats=nats, firewall=firewall and replace(firewall, is_udp_blocked=True))
 
     def _site(self) -> Site:
         chance = self._chance
@@ -373,6 +484,9 @@ class _Draw:
         found: list[Fault] = []
         for _ in range(count):
             found += self._fault(draft, self._one(recipe.faults))
+        if self._name == "certificates":
+            # One at a time: a node's first certificate ends once.
+            found = list({each.target: each for each in reversed(found)}.values())
         return tuple(sorted(found, key=lambda each: each.at))
 
     def _fault(self, draft: Scenario, kind: FaultKind) -> list[Fault]:
@@ -390,15 +504,47 @@ class _Draw:
                 target = self._one(everybody)
                 return [replace(fault, target=target, detail=self._actor(target))]
             case FaultKind.CLOCK:
-                return [replace(fault, target=self._one(everybody))]
+                fault = replace(fault, target=self._one(everybody))
+                return [replace(fault, at=self._moment(1.0, 15.0)) if self._name == "asleep" else fault]
             case FaultKind.ABUSE:
                 return [replace(fault, target=self._one(everybody), detail=self._one(abuse.KINDS))]
             case FaultKind.DEAD_SERVICE | FaultKind.SLOW_SERVICE:
                 return [replace(fault, target=self._one(list(draft.connectors)), lasts_s=lasts_s)]
+            case FaultKind.SUSPEND:
+                # While something goes on. The machine of an intermediate may be a virtual one; after longer
+                # absences nodes dial it every half minute.
+                target = self._one([*peers, *peers, *draft.intermediates])
+                lasts_s = min(lasts_s, MAX_ABSENCE_S) if target in draft.intermediates else lasts_s
+                detail = self._one(("stands", ""))
+                return [
+                    replace(fault, at=self._moment(1.0, 9.0), target=target, lasts_s=lasts_s, detail=detail)
+                ]
+            case FaultKind.EXPIRE | FaultKind.WITHDRAW:
+                return self._of_a_certificate(draft, replace(fault, lasts_s=lasts_s))
             case FaultKind.REVOKE | FaultKind.INTRUDE:
                 return [replace(fault, target=self._one(list(draft.agents)))]
             case _:
                 return self._on_the_way(draft, replace(fault, lasts_s=lasts_s))
+
+    def _of_a_certificate(self, draft: Scenario, fault: Fault) -> list[Fault]:
+        # While streams flow.
+        fault = replace(fault, at=self._moment(2.0, 8.0))
+        if fault.kind is FaultKind.WITHDRAW:
+            lasts_s = self._one((fault.lasts_s, fault.lasts_s, 0.0))
+            return [replace(fault, lasts_s=lasts_s, detail=self._one(("all", "peers", "intermediates")))]
+        if self._is(0.7):
+            return [fault]
+        # Who has a leg and grants is not asked for anything; so agents come back that have neither.
+        fault = replace(fault, target=self._one(list(draft.intermediates)))
+        at = round(fault.ends_at + 0.5, 3)
+        return [fault, *(Fault(at, FaultKind.KILL, agent, lasts_s=1.0) for agent in draft.agents)]
+
+    def _late_fault(self, draft: Scenario) -> Fault:
+        at, lasts_s = self._moment(2.0, 8.0), self._one((1.0, 3.0))
+        kind = self._one(LATE_FAULTS)
+        details = ("stands", "") if kind is FaultKind.SUSPEND else ("all", "peers", "intermediates")
+        detail = "" if kind is FaultKind.EXPIRE else self._one(details)
+        return Fault(at, kind, self._one([*draft.sites]), lasts_s=lasts_s, detail=detail)
 
     def _on_the_way(self, draft: Scenario, fault: Fault) -> list[Fault]:
         match fault.kind:
@@ -423,6 +569,9 @@ class _Draw:
         other = self._one(across if is_across else list(draft.intermediates))
         there, back = replace(fault, target=one, other=other), replace(fault, target=other, other=one)
         roll = self._chance.random()
+        if self._recipe.narrow_share:
+            told = self._one(("told", ""))
+            there, back = replace(there, detail=told), replace(back, detail=told)
         return [there, back] if roll < 0.5 else [there] if roll < 0.75 else [back]
 
     def _actor(self, target: str) -> str:

@@ -16,9 +16,12 @@ from google.protobuf.message import Message
 from actors.quic_session import QuicSession
 from actors.translate import address_from_proto
 from tests.simnet.link import Packet
+from tests.simnet.sim_io import SimIo
 from tests.simnet.world import Daemon
+from tools.simulate import plaintext
 from tools.simulate.apps import MARK
 from tools.simulate.bounds import check_bounds, concerns
+from tools.simulate.timers import check_timers
 from ztna.access.identity import Role
 from ztna.ice.timing import CONSENT_LIMIT_S
 from ztna.stun.attributes import IceControlled, UseCandidate
@@ -41,6 +44,8 @@ Report = Callable[[str], None]
 FIRST_QUIC_BYTE: Final = 64
 TOLERANCE_S: Final = 0.001
 AMPLIFICATION_LIMIT: Final = 3
+SEARCH_EVERY: Final = 4
+"""Looks at tables, of which one is a search for payload: it touches every object that an intermediate has."""
 STUN_REQUEST, STUN_SUCCESS = b"\x00\x01", b"\x01\x01"
 
 
@@ -54,12 +59,17 @@ class Watcher:
         self._confirmed: dict[tuple[str, str], float] = {}
         self._selected: dict[tuple[str, bytes], path_manager_pb2.PathSelected] = {}
         self._answers: Counter[tuple[str, str]] = Counter()
+        self._looks = 0
+        self._clocks: dict[str, SimIo] = {}
+        self._proved: dict[tuple[str, str], int] = {}
         self._confirmations: Counter[tuple[str, str]] = Counter()
         self._packets: dict[tuple[str, bytes], tuple[set[int], Counter[str]]] = {}
         self._to_strangers: Counter[str] = Counter()
         self._from_strangers: Counter[str] = Counter()
         self.overhear: Callable[[Packet], None] = lambda _packet: None
         self.has_been_direct = False
+        self.carriers: dict[tuple[str, str], str] = {}
+        """What carries the leg of a node to an intermediate, while one is up."""
 
     def watch(self, world: Deployment, stranger: str) -> None:
         """Look at the packets of every daemon's host."""
@@ -75,6 +85,7 @@ class Watcher:
         """The process of a node is over, and with it whatever it had."""
         self._confirmed = {key: at for key, at in self._confirmed.items() if key[0] != name}
         self._selected = {key: path for key, path in self._selected.items() if key[0] != name}
+        self.carriers = {key: carrier for key, carrier in self.carriers.items() if key[0] != name}
 
     def selected(self, name: str, session_id: bytes) -> types_pb2.PathKind.ValueType:
         """Which kind of path a session takes at a node."""
@@ -86,9 +97,15 @@ class Watcher:
         world = self._world
         if world is None:
             return
+        self._looks += 1
+        if self._looks % SEARCH_EVERY == 0:
+            for daemon in world.intermediates():
+                for breach in plaintext.held_by(daemon.node) if daemon.node is not None else ():
+                    self._report(f"{daemon.id}: {breach}")
+        pending = world.clock.pending()
         for daemon in world.daemons.values():
             if daemon.node is not None:
-                for breach in check_bounds(daemon.node):
+                for breach in (*check_bounds(daemon.node), *check_timers(daemon.node, pending)):
                     self._report(f"{daemon.id}: {breach}")
                 for concern in concerns(daemon.node):
                     if isinstance(concern, QuicSession):
@@ -96,6 +113,15 @@ class Watcher:
 
     def message(self, daemon: Daemon, message: Message) -> None:
         """Take note of what an actor says."""
+        if daemon.role is Role.INTERMEDIATE:
+            if plaintext.is_in(message):
+                self._report(f"{daemon.id}: {type(message).__name__} with payload in the clear")
+        elif isinstance(message, relay_leg_pb2.RelayLegUp | relay_leg_pb2.RelayLegDown):
+            self._note_carrier(daemon, message)
+        else:
+            self._of_a_node(daemon, message)
+
+    def _of_a_node(self, daemon: Daemon, message: Message) -> None:
         match message:
             case path_manager_pb2.PathSelected():
                 self._selected[daemon.id, message.session_id] = message
@@ -116,9 +142,23 @@ class Watcher:
             case _:
                 pass
 
+    def _note_carrier(
+        self, daemon: Daemon, message: relay_leg_pb2.RelayLegUp | relay_leg_pb2.RelayLegDown
+    ) -> None:
+        key = (daemon.id, message.intermediate_id)
+        if isinstance(message, relay_leg_pb2.RelayLegUp):
+            self.carriers[key] = message.carrier
+        elif self.carriers.get(key) == message.carrier:
+            del self.carriers[key]
+
     def _confirm(self, daemon: Daemon, remote: types_pb2.TransportAddress) -> None:
-        assert self._world is not None  # noqa: S101
-        self._confirmed[daemon.id, _text(remote)] = self._world.now
+        self._confirmed[daemon.id, _text(remote)] = self._own_time(daemon)
+
+    def _own_time(self, daemon: Daemon) -> float:
+        """The clock that a daemon goes by, which may stand still while its machine sleeps."""
+        if daemon.io is not None:
+            self._clocks[daemon.id] = daemon.io  # which is forgotten when it begins to drain
+        return self._clocks[daemon.id].time()
 
     def _judge_confirmation(self, daemon: Daemon, remote: str) -> None:
         """Each is the fruit of an answer of its own, which was seen to arrive."""
@@ -167,25 +207,28 @@ class Watcher:
             self._stun(daemon, packet, is_outbound)
         is_payload = packet.flag is None and packet.payload[:1] >= bytes([FIRST_QUIC_BYTE])
         if is_outbound and is_payload and other.host not in self._relays:
-            self._judge_direct(daemon, str(other))
+            self._judge_direct(daemon, str(other), len(packet.payload))
 
     def _stun(self, daemon: Daemon, packet: Packet, is_outbound: bool) -> None:
         kind = packet.payload[:2]
         if kind == STUN_SUCCESS and not is_outbound:
-            self._answers[daemon.id, str(packet.source)] += 1
+            key = (daemon.id, str(packet.source))
+            self._answers[key] += 1
+            self._proved[key] = max(self._proved.get(key, 0), len(packet.payload))
         elif kind == STUN_REQUEST and is_outbound:
             check = parse(packet.payload)
             assert check.message_class is MessageClass.REQUEST  # noqa: S101
             if check.find(UseCandidate) is not None and check.find(IceControlled) is not None:
                 self._report(f"{daemon.id}: the controlled side nominates a pair")
 
-    def _judge_direct(self, daemon: Daemon, remote: str) -> None:
-        assert self._world is not None  # noqa: S101
+    def _judge_direct(self, daemon: Daemon, remote: str, size: int) -> None:
+        if size > self._proved.get((daemon.id, remote), 0):
+            self._report(f"{daemon.id}: {size} bytes of payload to {remote}, where no check was as long")
         at = self._confirmed.get((daemon.id, remote))
         if at is None:
             self._report(f"{daemon.id}: payload to {remote}, which was never confirmed")
-        elif self._world.now > at + CONSENT_LIMIT_S + TOLERANCE_S:
-            self._report(f"{daemon.id}: payload to {remote}, unconfirmed for {self._world.now - at:.1f} s")
+        elif (late_s := self._own_time(daemon) - at) > CONSENT_LIMIT_S + TOLERANCE_S:
+            self._report(f"{daemon.id}: payload to {remote}, unconfirmed for {late_s:.1f} s")
 
     def _at_intermediate(self, daemon: Daemon, packet: Packet, is_outbound: bool) -> None:
         if MARK in packet.payload:

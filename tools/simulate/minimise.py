@@ -72,6 +72,9 @@ def _smaller(scenario: Scenario) -> Iterator[Change]:
     for name in scenario.sites:
         yield lambda each, name=name: _with_plain_site(each, name)  # type: ignore[misc]
     yield lambda each: replace(each, denied=())
+    for narrow in scenario.narrow:
+        yield lambda each, narrow=narrow: replace(each, narrow=_without(each.narrow, narrow))  # type: ignore[misc]
+    yield lambda each: replace(each, has_grpc=False)
 
 
 def _without(items: tuple[T, ...], item: T) -> tuple[T, ...]:
@@ -92,6 +95,7 @@ def _without_node(scenario: Scenario, name: str) -> Scenario | None:
         work=tuple(each for each in scenario.work if name not in {each.agent, each.connector}),
         faults=tuple(each for each in scenario.faults if name not in {each.target, each.other}),
         denied=tuple(pair for pair in scenario.denied if name not in pair),
+        narrow=tuple(each for each in scenario.narrow if name not in {each.one, each.other}),
     )
 
 

@@ -29,12 +29,20 @@ def must_be_direct(scenario: Scenario, agent: str, connector: str) -> bool:
     if scenario.policy != "prefer_direct" or scenario.link.mtu < MIN_MTU_BYTES:
         return False
     one, other = scenario.sites[agent], scenario.sites[connector]
+    if min(one.mtu, other.mtu, *_narrow(scenario, agent, connector)) < MIN_MTU_BYTES:
+        return False
     if agent in {one.with_node, other.with_node} or connector in {one.with_node, other.with_node}:
         return True
     return any(
         _leave_room(_nats(one, family), _nats(other, family))
         for family in set(one.families) & set(other.families) - {one.dead, other.dead}
     )
+
+
+def _narrow(scenario: Scenario, agent: str, connector: str) -> Iterable[int]:
+    """Of the way between the two, and of that to whoever tells them of each other."""
+    ends = {agent, connector}
+    return [each.mtu for each in scenario.narrow if each.one in ends or each.other in ends] or [MIN_MTU_BYTES]
 
 
 def _nats(site: Site, family: Family) -> Sequence[NatKind]:

@@ -14,8 +14,9 @@ from typing import Final
 import pykka
 from google.protobuf.message import Message
 
+from actors.signaling_service import RECHECK_INTERVAL_S
 from tests.simnet.world import Daemon
-from tools.simulate import coverage
+from tools.simulate import coverage, plaintext
 from tools.simulate.apps import FlowClient, StreamClient
 from tools.simulate.bounds import open_streams
 from tools.simulate.deployment import Deployment
@@ -26,6 +27,8 @@ from tools.simulate.scenario import MAX_SECONDS, Fault, FaultKind, Scenario, Wor
 from tools.simulate.timeline import Timeline
 from ztna.access.identity import Role
 from ztna.relay.hub import SILENCE_LIMIT_S
+from ztna.relay.leg import QUIC_RETRY_S
+from ztna.relay.quic_carrier import DEAD_AFTER_S
 from ztna.session.connector_table import PEER_LOST_PATIENCE_S
 from ztna.v1 import quic_relay_pb2, session_manager_pb2, types_pb2
 
@@ -53,6 +56,16 @@ STALL_LIMIT_S: Final = 0.9
 REVOKED_LIMIT_S: Final = 3.0
 """After an agent lost its rights, nothing of it reaches a service any more: one way to each party, and time
 for what was lost."""
+CERTIFICATE_LIMIT_S: Final = 3.0
+"""After a certificate ended, or a party was given the list that names it: each end judges the other once a
+second; what is on its way arrives."""
+EXPULSION_LIMIT_S: Final = RECHECK_INTERVAL_S + REVOKED_LIMIT_S
+"""The same where only an intermediate knows, which looks at its nodes every five seconds."""
+QUIC_LIMIT_S: Final = QUIC_RETRY_S + 2 * DEAD_AFTER_S + 1.0
+"""From the moment that UDP passes until a leg that went over gRPC has left it: a round of both addresses that
+has just begun is in vain, and the next one may begin with the family that leads nowhere."""
+MAX_SKEW_S: Final = 20.0
+"""Of the clocks of sites: so much earlier a certificate ends for some."""
 PROBE_EVERY_S: Final = 1.0
 FIRST_PROBE: Final = 10_000
 
@@ -65,6 +78,14 @@ _SILENCES: Final = {
     FaultKind.DELAY,
     FaultKind.BLOCK_UDP,
 }
+_COSTS_PARTIES: Final = {
+    FaultKind.KILL,
+    FaultKind.STOP,
+    FaultKind.DEAD_SERVICE,
+    FaultKind.EXPIRE,
+    FaultKind.WITHDRAW,
+}
+_LEAVE_JUDGES_ALONE: Final = {FaultKind.EXPIRE, FaultKind.WITHDRAW, FaultKind.KILL}
 _COSTS_SESSIONS: Final = {
     "quic_session",
     "session_table",
@@ -159,6 +180,10 @@ class Run:
 
     def go(self) -> None:
         """From the start to the end; raises `ViolationError`."""
+        with plaintext.opened_packets(self._violated):
+            self._go()
+
+    def _go(self) -> None:
         scenario = self._scenario
         world = self._world = Deployment(scenario, self._violated, self._message)
         self._started_at = world.now
@@ -174,6 +199,7 @@ class Run:
         self._run_until(lambda: world.now - self._started_at >= self._quiet_at)
         self._heal()
         self._go_direct()
+        self._use_udp()
         self._finish_streams()
         self._close()
         self._outcome.virtual_s = world.now - self._started_at
@@ -222,7 +248,7 @@ class Run:
     def _rule_for(self, connector: str) -> Callable[[int], bool]:
         def allows(number: int) -> bool:
             pair = self._pairs_by_number.get(number)
-            if pair is not None and self._is_long_revoked(pair[0]):
+            if pair is not None and (self._is_long_revoked(pair[0]) or self._is_long_untrusted(*pair)):
                 return False
             return pair is not None and pair[1] == connector and pair not in self._scenario.denied
 
@@ -236,6 +262,37 @@ class Run:
             return False
         return world.now > world.revoked[agent] + REVOKED_LIMIT_S
 
+    def _is_long_untrusted(self, agent: str, connector: str) -> bool:
+        """Whether a certificate of one of the two is worth nothing, and whoever judges it had its time."""
+        world = self._world
+        if world is None or not {fault.kind for fault in self._scenario.faults} <= _LEAVE_JUDGES_ALONE:
+            return False
+        since = world.now - self._started_at
+        for fault in self._scenario.faults:
+            if fault.target not in {agent, connector} or (fault.lasts_s and since >= fault.ends_at):
+                continue
+            judge = connector if fault.target == agent else agent
+            if fault.kind is FaultKind.EXPIRE:
+                # By the clock of the one who judges.
+                late_s = since + world.daemons[judge].host.skew_s - fault.at
+                if late_s > CERTIFICATE_LIMIT_S:
+                    return True
+            elif fault.kind is FaultKind.WITHDRAW:
+                limit_s = EXPULSION_LIMIT_S if fault.detail == "intermediates" else CERTIFICATE_LIMIT_S
+                if since > fault.at + limit_s:
+                    return True
+        return False
+
+    def _is_out(self, name: str) -> bool:
+        """Whether the certificate of a node was revoked for good."""
+        return any(
+            fault.kind is FaultKind.WITHDRAW and fault.target == name and not fault.lasts_s
+            for fault in self._scenario.faults
+        )
+
+    def _is_of_outsider(self, work: Work) -> bool:
+        return self._is_out(work.agent) or self._is_out(work.connector)
+
     def _begin(self, work: Work) -> None:
         if work.kind is WorkKind.STREAM:
             self._streams.append(self._open_stream(work))
@@ -246,7 +303,17 @@ class Run:
         world, number = self._numbered(work)
         self._note(work.agent, f"application: stream {number} to {work.connector}")
         port = world.tcp_port(work.connector)
-        return StreamClient(world.app_io(work.agent), number, work, port, self._violated, self._stall_s)
+        stall_s = self._stall_s
+        if self._scenario.name == "certificates" and not self._is_hit(work):
+            stall_s = STALL_LIMIT_S
+        client = StreamClient(world.app_io(work.agent), number, work, port, self._violated, stall_s)
+        client.allows = lambda: not self._is_long_untrusted(work.agent, work.connector)
+        return client
+
+    def _is_hit(self, work: Work) -> bool:
+        """Whether a fault is about one of the two parties; an intermediate is one of everybody's."""
+        hit = {fault.target for fault in self._scenario.faults}
+        return bool(hit & {work.agent, work.connector, *self._scenario.intermediates})
 
     def _open_flow(self, work: Work) -> FlowClient:
         world, number = self._numbered(work)
@@ -289,7 +356,9 @@ class Run:
         assert world is not None  # noqa: S101
         for agent in self._scenario.agents:
             for connector in self._scenario.connectors:
-                if (agent, connector) not in self._scenario.denied and agent not in world.revoked:
+                if (agent, connector) in self._scenario.denied or agent in world.revoked:
+                    continue
+                if not (self._is_out(agent) or self._is_out(connector)):
                     yield agent, connector
 
     def _heal(self) -> None:
@@ -359,12 +428,40 @@ class Run:
             for session_id in shared
         )
 
+    def _use_udp(self) -> None:
+        """Legs are on QUIC wherever UDP passes, and on gRPC where it does not."""
+        world = self._world
+        assert world is not None  # noqa: S101
+        if self._scenario.name != "udp_blocked":
+            return
+
+        def misplaced() -> list[str]:
+            return [
+                f"{name} at {intermediate} over {carrier}"
+                for (name, intermediate), carrier in self._watcher.carriers.items()
+                if carrier != ("grpc" if self._is_blocked(name) else "quic")
+            ]
+
+        over_grpc = sum(carrier == "grpc" for carrier in self._watcher.carriers.values())
+        if not self._run_until(lambda: not misplaced(), QUIC_LIMIT_S):
+            raise ViolationError(f"legs after {QUIC_LIMIT_S:g} s: {', '.join(misplaced())}")
+        self._outcome.facts["over_grpc"] += over_grpc
+
+    def _is_blocked(self, name: str) -> bool:
+        """Whether no UDP passes the site of a node for good."""
+        if any(fault.kind is FaultKind.MOVE and fault.target == name for fault in self._scenario.faults):
+            return False
+        site = self._scenario.sites[name]
+        home = self._scenario.sites[site.with_node] if site.with_node else site
+        return any(nat.is_udp_blocked for nat in (*home.nats, *filter(None, [home.firewall])))
+
     def _finish_streams(self) -> None:
         """Whatever was begun comes to its end, and a good one unless there is an excuse."""
         world = self._world
         assert world is not None  # noqa: S101
         left_s = max(0.0, self._started_at + self._quiet_at + STREAM_LIMIT_S - world.now)
-        pending = [each for each in self._streams if not each.is_over]
+        # Whoever is out hears nothing any more, and waits for a way back as long as sessions are idle.
+        pending = [each for each in self._streams if not (each.is_over or self._is_of_outsider(each.work))]
         if pending and not self._run_until(lambda: all(each.is_over for each in pending), left_s):
             stuck = [self._told(each) for each in pending if not each.is_over]
             raise ViolationError(
@@ -375,6 +472,8 @@ class Run:
             if pair in self._scenario.denied:
                 if each.is_complete:
                     raise ViolationError(f"{self._told(each)}: served, although it is denied")
+            elif self._is_of_outsider(each.work) and not each.is_over:
+                self._outcome.facts["excused"] += 1
             elif each.is_complete:
                 self._outcome.facts["streams"] += 1
             elif self._is_excused(each):
@@ -390,7 +489,9 @@ class Run:
         world = self._world
         assert world is not None  # noqa: S101
         counts = {
-            each.id: open_streams(each.node) for each in world.daemons.values() if each.node is not None
+            each.id: open_streams(each.node)
+            for each in world.daemons.values()
+            if each.node is not None and not self._is_out(each.id)
         }
         return {name: count for name, count in counts.items() if count}
 
@@ -405,9 +506,9 @@ class Run:
         begun = client.started_at - self._started_at
         ended = (client.lost_at or begun) - self._started_at
         for fault in self._scenario.faults:
-            if fault.at > ended:
+            if self._felt_from(fault) > ended:
                 continue
-            if fault.ends_at >= begun and self._breaks(fault, client.work):
+            if self._felt_until(fault) >= begun and self._breaks(fault, client.work):
                 return True
             if fault.kind is FaultKind.REVOKE and fault.target == client.work.agent:
                 return True
@@ -416,15 +517,34 @@ class Run:
         return False
 
     @staticmethod
-    def _breaks(fault: Fault, work: Work) -> bool:
+    def _felt_from(fault: Fault) -> float:
+        return fault.at - MAX_SKEW_S if fault.kind is FaultKind.EXPIRE else fault.at
+
+    @staticmethod
+    def _felt_until(fault: Fault) -> float:
+        match fault.kind:
+            case FaultKind.EXPIRE:
+                # A session that was made with the former certificate ends with it, and some clocks are slow.
+                return fault.ends_at + MAX_SKEW_S + CERTIFICATE_LIMIT_S
+            case FaultKind.WITHDRAW if not fault.lasts_s:
+                return math.inf
+            case _:
+                return fault.ends_at
+
+    def _breaks(self, fault: Fault, work: Work) -> bool:
         """Whether this fault may cost a connection that stands."""
         is_party = fault.target in {work.agent, work.connector}
-        if fault.kind in {FaultKind.KILL, FaultKind.STOP, FaultKind.DEAD_SERVICE}:
+        if fault.kind in _COSTS_PARTIES:
             return is_party
-        if fault.kind is FaultKind.FREEZE:
+        if fault.kind is FaultKind.SUSPEND and not is_party:
+            # While the intermediate was gone, whoever was silent for its clock is given up when it wakes.
+            return fault.lasts_s >= PRESUMED_LOST_S and fault.target in self._scenario.intermediates
+        if fault.kind in {FaultKind.FREEZE, FaultKind.SUSPEND}:
             # Whoever says nothing for so long is gone, for all that anybody can know.
             return is_party and fault.lasts_s >= PRESUMED_LOST_S
         if fault.kind in _SILENCES and fault.lasts_s >= PRESUMED_LOST_S:
+            if fault.kind is FaultKind.BLOCK_UDP and self._scenario.has_grpc:
+                return False
             # The intermediate presumes a silent node lost and ends its sessions, even those on direct paths.
             ends = {fault.target, fault.other}
             return bool(ends & {work.agent, work.connector}) and (
@@ -464,7 +584,7 @@ class Run:
     def _left_at(self, daemon: Daemon) -> list[str]:
         world = self._world
         assert world is not None  # noqa: S101
-        if daemon.node is None or daemon.role is not Role.CONNECTOR:
+        if daemon.node is None or daemon.role is not Role.CONNECTOR or self._is_out(daemon.id):
             return []
         left = [f"scope {key}" for key in daemon.node.supervisor.scopes()]
         left += [f"session {session_id.hex()}" for session_id in daemon.facts.established]

@@ -40,6 +40,21 @@ class Site:
     skew_s: float = 0.0
     dead: Family | None = None
     """It has addresses of this family, and no packet of it leaves or comes."""
+    mtu: int = 1500
+    """Of the node's own interface; what is larger is refused by its kernel at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Narrow:
+    """The way between two nodes carries no UDP packets of more than `mtu` bytes, in either direction.
+
+    `is_told`: routers say so (ICMP), and kernels refuse such packets from then on; else it is a black hole.
+    """
+
+    one: str
+    other: str
+    mtu: int
+    is_told: bool = False
 
 
 class WorkKind(StrEnum):
@@ -101,11 +116,15 @@ class FaultKind(StrEnum):
     RATE = "rate"
     """Bits per second."""
     MTU = "mtu"
-    """Bytes. All of these: from `target` to `other`, by `amount`, for `lasts_s`."""
+    """Bytes; with `detail` `told` routers say so. All of these: from `target` to `other`, by `amount`, for
+    `lasts_s`."""
     BLOCK_UDP = "block_udp"
     """The node's site passes no UDP for `lasts_s`."""
     CLOCK = "clock"
     """The node's wall clock jumps by `amount` seconds."""
+    SUSPEND = "suspend"
+    """The node's machine sleeps for `lasts_s`: nothing runs, no packet arrives, the wall clock goes on. With
+    `detail` `stands` its monotonic clocks stand still meanwhile."""
     DEAD_SERVICE = "dead_service"
     """The machine behind the connector is off for `lasts_s`, and its connections are gone."""
     SLOW_SERVICE = "slow_service"
@@ -114,6 +133,11 @@ class FaultKind(StrEnum):
     """The operator has the node search anew."""
     REVOKE = "revoke"
     """The agent may open nothing any more; for good."""
+    EXPIRE = "expire"
+    """The node's certificate ends; another one is loaded `lasts_s` later."""
+    WITHDRAW = "withdraw"
+    """The CA revokes the node's certificate, and those that `detail` names load the list: `peers`,
+    `intermediates`, or `all`. The node loads another certificate `lasts_s` later, if that is not 0."""
     ABUSE = "abuse"
     """Strangers send to the node what `detail` says."""
     INTRUDE = "intrude"
@@ -170,6 +194,9 @@ class Scenario:
     """Agents and connectors whose services they may not open."""
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Sections of the nodes' configuration that differ from the default."""
+    narrow: tuple[Narrow, ...] = ()
+    has_grpc: bool = False
+    """Signaling goes over gRPC, and the relay where UDP does not pass."""
 
     @property
     def sites(self) -> dict[str, Site]:
@@ -192,11 +219,16 @@ class Scenario:
     def lines(self) -> Iterator[str]:
         """For people: one line per fact, defaults left out."""
         yield f"seed {self.seed}, scenario {self.name}, policy {self.policy}, {_brief(self.link)}"
-        yield f"  intermediates {', '.join(self.intermediates)}; {self.first_family.name} first"
+        yield (
+            f"  intermediates {', '.join(self.intermediates)}; {self.first_family.name} first"
+            + ("; over gRPC" if self.has_grpc else "")
+        )
         for name, site in self.sites.items():
             yield f"  {name:<14} {_brief(site)}"
         for agent, connector in self.denied:
             yield f"  denied         {agent} at {connector}"
+        for narrow in self.narrow:
+            yield f"  narrow         {_brief(narrow)}"
         for node, sections in self.settings.items():
             yield f"  settings       {node} {sections}"
         for work in self.work:

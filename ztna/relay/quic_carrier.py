@@ -74,13 +74,14 @@ class QuicCarrier:
         # In a row that came to nothing. Those that were cut short count: an agent with several intermediates
         # leaves each of them before an address of a dead family has had its time.
         self._attempts = 0
+        self._addresses = 1
         self._silent_since: float | None = None
         self._ping_at: float | None = None
         self.state = LegState.IDLE
         self.unanswered_hellos: deque[bytes] = deque()
         self.remote: TransportAddress | None = None
         self.least_retry_s = 0.0
-        """The next attempt is at least so far away, seconds, whatever the back-off."""
+        """The next round of addresses is at least so far away, seconds, whatever the back-off."""
 
     @property
     def rtt_s(self) -> float | None:
@@ -114,8 +115,9 @@ class QuicCarrier:
             self._lose("disconnected", "", now, is_authentication_failure=False, again=False)
 
     def redial(self, now: float) -> None:
-        """Connect anew at once; nothing when there is no connection."""
+        """Connect anew at once, without sitting out a wait; nothing while no connection is wanted."""
         if self._connection is None:
+            self.dial_now()
             return
         # Left without a word: a leg that closes takes the node's sessions along.
         self._lose(REDIALLED, "", now, is_authentication_failure=False, again=True)
@@ -135,6 +137,7 @@ class QuicCarrier:
             self._lose("unresolvable", error, now, is_authentication_failure=False, again=True)
             return
         # The first may be of a family that leads nowhere from here.
+        self._addresses = len(addresses)
         self.remote = addresses[self._attempts % len(addresses)]
         self._decoder = FrameDecoder()
         self._connection = self._open_connection()
@@ -320,7 +323,11 @@ class QuicCarrier:
         retry_in_s: float | None = None
         if again:
             self._backoff.handle_lost(now, is_clean=False)
-            retry_in_s = max(self.least_retry_s, self._backoff.next_delay_s(now))
+            if self.least_retry_s and self._attempts % self._addresses:
+                # One address that leads nowhere says nothing of the others: they have their turn at once.
+                retry_in_s = 0.0
+            else:
+                retry_in_s = max(self.least_retry_s, self._backoff.next_delay_s(now))
             self._retry_at = now + retry_in_s
             self.state = LegState.WAITING
         else:

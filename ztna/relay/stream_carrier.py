@@ -97,10 +97,12 @@ class StreamCarrier:
             )
 
     def redial(self, now: float) -> None:
-        """Open another stream at once; nothing when there is none."""
+        """Open another stream at once, without sitting out a wait; nothing while none is wanted."""
         if self.is_open:
             self.disconnect()
             self.dial(now)
+        else:
+            self.dial_now(now)
 
     def probe(self, now: float) -> None:
         """Find out soon whether the stream still leads anywhere."""

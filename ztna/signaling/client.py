@@ -175,8 +175,12 @@ class AttachmentClient:
             self._lose(LEFT, "", now, is_clean=True, again=False)
 
     def reattach(self, now: float) -> None:
-        """Attach anew at once, as what we show to the intermediate has changed; sessions live on."""
+        """Attach anew at once, as what we show to the intermediate has changed; sessions live on.
+
+        What it refused before it may accept now, so that a wait is not sat out.
+        """
         if self._state not in {ClientState.CONNECTING, ClientState.ATTACHED}:
+            self.handle_reachable(now)
             return
         # Without a goodbye, which would end them.
         self._lose(REATTACHING, "", now, is_clean=False)

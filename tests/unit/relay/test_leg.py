@@ -505,7 +505,18 @@ def test_redialled_leg_leaves_without_a_word_and_comes_back_with_its_attachment(
     assert changes == [(S1, False), (S1, True)]
 
 
-def test_leg_without_a_connection_is_not_redialled() -> None:
+def test_leg_that_was_refused_is_redialled_without_sitting_out_its_wait() -> None:
+    world = World(server_identity="c9")
+    world.leg.connect(world.now)
+    world.exchange()
+    assert world.of(LegLost)[0].retry_in_s is not None
+    world.effects.clear()
+    world.leg.redial(world.now)
+    assert world.leg.state is LegState.CONNECTING
+    assert any(isinstance(each, LegDialWanted) for each in world.leg.drain())
+
+
+def test_leg_that_is_not_wanted_is_not_redialled() -> None:
     world = World()
     world.leg.redial(world.now)
     assert world.leg.drain() == []

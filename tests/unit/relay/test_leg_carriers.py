@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.unit.relay.test_leg import ADDRESS, HELLO, S1, S2, World
+from tests.unit.relay.test_leg import ADDRESS, HELLO, OTHER, S1, S2, World
 from ztna.quic.events import DatagramReceived
 from ztna.relay import frame
 from ztna.relay.carrier import CarrierKind, CarrierMode, LegState
@@ -194,9 +194,19 @@ def test_quic_is_tried_every_minute_while_the_stream_relays() -> None:
     world = CarrierWorld().over_grpc()
     world.run_answering(2 * DEAD_AFTER_S)
     dialled = len(world.of(LegDialWanted))
-    world.run_answering(10 * (QUIC_RETRY_S + DEAD_AFTER_S))
-    assert len(world.of(LegDialWanted)) - dialled == 10
+    # Each address of the name in turn.
+    world.run_answering(10 * (QUIC_RETRY_S + 2 * DEAD_AFTER_S))
+    assert len(world.of(LegDialWanted)) - dialled == 20
     assert world.leg.carrier is GRPC
+
+
+def test_each_address_has_its_turn_within_one_round_while_the_leg_is_on_grpc() -> None:
+    world = CarrierWorld().over_grpc()
+    world.run_answering(2 * DEAD_AFTER_S)
+    for _ in range(3):
+        world.remotes.clear()
+        world.run_answering(QUIC_RETRY_S + 2 * DEAD_AFTER_S)
+        assert set(world.remotes) == {ADDRESS, OTHER}
 
 
 def test_leg_moves_to_quic_once_it_is_accepted_there() -> None:

@@ -362,11 +362,29 @@ def test_reattaching_asks_at_once_for_another_carrier_and_says_no_goodbye() -> N
     assert SendRegistration("web") in client.drain()
 
 
-def test_attachment_that_waits_or_is_not_wanted_is_not_hurried_by_reattaching() -> None:
+def test_attachment_that_is_not_wanted_is_not_made_by_reattaching() -> None:
     client = AttachmentClient((), Random(1))
     client.reattach(0.0)
     assert client.drain() == []
     assert client.state is ClientState.IDLE
+
+
+def test_attachment_that_was_refused_does_not_sit_out_its_wait_when_reattaching() -> None:
+    client = attached()
+    client.handle_carrier_closed("unauthenticated", "", 50.0, is_authentication_failure=True)
+    assert lost(client.drain()).retry_in_s is not None
+    client.reattach(50.0)
+    assert client.drain() == [OpenCarrier()]
+    assert client.state is ClientState.CONNECTING
+
+
+def test_superseded_attachment_keeps_away_in_spite_of_reattaching() -> None:
+    client = attached()
+    client.handle_superseded("another process", 50.0)
+    client.drain()
+    client.reattach(50.0)
+    assert client.drain() == []
+    assert client.state is ClientState.WAITING
 
 
 def test_other_services_are_registered_and_withdrawn_at_once() -> None:
