@@ -26,7 +26,7 @@ from tools.simulate.run import Outcome, run
 from tools.simulate.scenario import MAX_SECONDS, Fault, FaultKind, Scenario, Site, Work, WorkKind
 from ztna.address import Family
 from ztna.ice.pair_table import PairTable
-from ztna.nat.behaviour import Dependence
+from ztna.nat.behaviour import Dependence, PortAllocation
 
 SEEDS = [*(("mixed", seed) for seed in range(16)), *((name, 0) for name in RECIPES if name != "mixed")]
 
@@ -62,6 +62,18 @@ REGRESSIONS = {
     # direct/42: each intermediate was left before the address of the living family had its turn.
     "dead family is named first, two intermediates": deployment(
         Site(families=BOTH, dead=Family.IPV6), Site(), relays=2, seed=6
+    ),
+    # failover/27: copies that came first on the direct path passed for a move of the peer, and held losses anew.
+    "one direction is cut under a steady stream": Scenario(
+        seed=27,
+        name="failover",
+        policy="prefer_direct",
+        link=LinkConfig(latency_s=0.053),
+        intermediates=("intermediate-0",),
+        agents={"agent-0": Site((replace(FULL_CONE, allocation=PortAllocation.RANDOM),))},
+        connectors={"connector-0": Site((FULL_CONE,))},
+        work=(Work(1.578, WorkKind.STREAM, "agent-0", "connector-0", 100_000, 100_000, over_s=8.0),),
+        faults=(Fault(2.447, FaultKind.CUT, "agent-0", 3.0, "connector-0"),),
     ),
 }
 
