@@ -63,7 +63,7 @@ REGRESSIONS = {
     "dead family is named first, two intermediates": deployment(
         Site(families=BOTH, dead=Family.IPV6), Site(), relays=2, seed=6
     ),
-    # failover/27: copies that came first on the direct path passed for a move of the peer, and held losses anew.
+    # failover/27: copies that came first on the direct path passed for a move of the peer; losses were held.
     "one direction is cut under a steady stream": Scenario(
         seed=27,
         name="failover",
@@ -74,6 +74,12 @@ REGRESSIONS = {
         connectors={"connector-0": Site((FULL_CONE,))},
         work=(Work(1.578, WorkKind.STREAM, "agent-0", "connector-0", 100_000, 100_000, over_s=8.0),),
         faults=(Fault(2.447, FaultKind.CUT, "agent-0", 3.0, "connector-0"),),
+    ),
+    # paths/38: nobody looked for another mapping of a family that the leg does not use.
+    "mapping of another family than the leg's is forgotten": deployment(
+        Site((PORT_RESTRICTED,)),
+        Site((replace(FULL_CONE, allocation=PortAllocation.RANDOM),), BOTH),
+        faults=(Fault(2.5, FaultKind.REBIND, "connector-0"),),
     ),
 }
 

@@ -21,6 +21,7 @@ from tests.unit.stun.strategies import addresses
 from ztna.address import Family, TransportAddress
 from ztna.ice.candidate import CandidateType
 from ztna.ice.gatherer import (
+    ASKED_AGAIN_S,
     DISCOVERY_SPACING_S,
     GATHERING_LIMIT_S,
     MAX_INTERMEDIATES,
@@ -343,17 +344,34 @@ class TestNetworkChange:
         assert node.changes == []
         assert len(node.bindings) > asked
 
-    def test_who_asks_much_later_has_mappings_observed_anew(self) -> None:
+    def test_another_session_that_asks_much_later_has_mappings_observed_anew(self) -> None:
         node = Node()
         node.up()
         node.gather()
         asked = len(node.bindings)
         node.advance(REFRESH_S - 1)
-        node.gather()
+        node.gather(bytes(range(16)))
         assert len(node.bindings) == asked
         node.advance(1)
-        node.gather()
+        node.gather(bytes(range(1, 17)))
         assert len(node.bindings) == 2 * asked
+        assert node.last.network == 0
+
+    def test_session_that_asks_again_learns_of_a_mapping_that_was_forgotten(self) -> None:
+        node = Node()
+        node.up()
+        node.gather()
+        asked = len(node.bindings)
+        node.advance(ASKED_AGAIN_S / 2)
+        node.gather()
+        assert len(node.bindings) == asked
+        node.internet.nat.mappings.clear()
+        node.advance(ASKED_AGAIN_S / 2)
+        former = node.addresses(CandidateType.SERVER_REFLEXIVE)
+        node.gather()
+        assert node.addresses(CandidateType.SERVER_REFLEXIVE) != former
+        assert node.last.is_complete
+        # That a mapping has changed is no change of the network: idle ones do.
         assert node.last.network == 0
 
 
