@@ -117,6 +117,8 @@ _COMMON_ROWS = (
     Row(quic_session_pb2.PathSuspected, Keepalive, _SESSION),
     Row(quic_session_pb2.FlowStopped, Keepalive, _SESSION),
     Row(quic_session_pb2.PeerOnPath, Keepalive, _SESSION),
+    Row(quic_session_pb2.PeerOnRelay, Keepalive, _SESSION),
+    Row(quic_session_pb2.PeerOnRelay, PathManager, _SESSION),
     Row(udp_socket_pb2.KeepaliveResponseReceived, Keepalive, _SESSION),
     Row(keepalive_pb2.RelayedStunReceived, Keepalive, _SESSION),
     Row(checklist_pb2.PairNominated, PathManager, _SESSION),
