@@ -26,6 +26,7 @@ from tools.simulate.scenario import MAX_SECONDS, Fault, FaultKind, Scenario, Wor
 from tools.simulate.timeline import Timeline
 from ztna.access.identity import Role
 from ztna.relay.hub import SILENCE_LIMIT_S
+from ztna.relay.quic_carrier import DEAD_AFTER_S
 from ztna.session.connector_table import PEER_LOST_PATIENCE_S
 from ztna.v1 import quic_relay_pb2, session_manager_pb2, types_pb2
 
@@ -46,6 +47,9 @@ FREED_LIMIT_S: Final = PEER_LOST_PATIENCE_S + SILENCE_LIMIT_S + 5.0
 """After a goodbye, each packet of which may be lost."""
 OPENING_EXCUSE_S: Final = 15.0
 """A connection may be refused for so long after a fault, since nobody could serve it yet."""
+DEAD_FAMILY_EXCUSE_S: Final = DEAD_AFTER_S
+"""Who has addresses of a family that leads nowhere, and tries it first, attaches so much later: whoever asks for
+a service before that may be told that there is none."""
 PRESUMED_LOST_S: Final = SILENCE_LIMIT_S - 5.0
 """A node that cannot be heard for so long may have been given up: its packets may have been late before."""
 STALL_LIMIT_S: Final = 0.9
@@ -404,6 +408,9 @@ class Run:
     def _is_excused(self, client: StreamClient) -> bool:
         begun = client.started_at - self._started_at
         ended = (client.lost_at or begun) - self._started_at
+        parties = [self._scenario.sites[name] for name in (client.work.agent, client.work.connector)]
+        if client.answered_at is None and begun < DEAD_FAMILY_EXCUSE_S and any(each.dead for each in parties):
+            return True
         for fault in self._scenario.faults:
             if fault.at > ended:
                 continue
