@@ -54,6 +54,7 @@ class Keepalive(Concern):
         quic_session_pb2.PeerOnPath: "peer_on_path",
         quic_session_pb2.PeerOnRelay: "peer_on_relay",
         udp_socket_pb2.KeepaliveResponseReceived: "keepalive_response_received",
+        keepalive_pb2.ConfirmPeer: "confirm_peer",
         keepalive_pb2.RelayedStunReceived: "relayed_stun_received",
     }
     emits = (
@@ -147,6 +148,11 @@ class Keepalive(Concern):
     def peer_on_relay(self, message: quic_session_pb2.PeerOnRelay) -> None:
         """The relay to watch is another one than the latest."""
         self._core.handle_peer_on_relay(message.intermediate_id, self.now)
+        self._settle()
+
+    def confirm_peer(self, _message: keepalive_pb2.ConfirmPeer) -> None:
+        """Whether the session goes on hangs on the answer."""
+        self._core.handle_suspected(is_direct=True, now=self.now)
         self._settle()
 
     def keepalive_response_received(self, message: udp_socket_pb2.KeepaliveResponseReceived) -> None:

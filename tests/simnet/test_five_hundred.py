@@ -1,6 +1,6 @@
 """Five hundred deployments that seeds decide, of all scenarios; what `make simulate` runs, in chunks.
 
-Each chunk names its scenario and seeds, and what it says of a seed that broke has the command that replays it.
+Each chunk names its scenario and seeds; what it says of one that broke has the command that replays it.
 """
 
 from __future__ import annotations

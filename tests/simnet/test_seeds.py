@@ -90,6 +90,25 @@ def test_what_broke_once_holds(name: str) -> None:
     assert not outcome.violation, "\n".join([outcome.violation, *outcome.lines[-60:]])
 
 
+@pytest.mark.parametrize("party", ["agent-0", "connector-0"])
+def test_party_that_is_cut_off_from_the_intermediate_keeps_its_session_on_the_direct_path(party: str) -> None:
+    cut = [
+        Fault(3.0, FaultKind.CUT, one, 25.0, other)
+        for one, other in ((party, "intermediate-0"), ("intermediate-0", party))
+    ]
+    scenario = replace(
+        deployment(Site((PORT_RESTRICTED,)), Site((PORT_RESTRICTED,)), faults=tuple(cut)),
+        work=(
+            Work(1.5, WorkKind.STREAM, "agent-0", "connector-0", up=40_000, down=40_000, over_s=30.0),
+            # Asked for when the intermediate has long given the party up.
+            Work(22.0, WorkKind.STREAM, "agent-0", "connector-0", up=500, down=500),
+        ),
+    )
+    outcome = run(scenario)
+    assert not outcome.violation, "\n".join([outcome.violation, *outcome.lines[-60:]])
+    assert (outcome.facts["streams"], outcome.facts["excused"]) == (2, 0)
+
+
 # mixed/1001: the connector stayed with the session at the intermediate that the agent had left unheard.
 def test_agent_that_moves_on_while_its_intermediate_stands_still_is_served_soon() -> None:
     freeze = Fault(2.5, FaultKind.FREEZE, "intermediate-0", 6.0)

@@ -48,8 +48,8 @@ FREED_LIMIT_S: Final = PEER_LOST_PATIENCE_S + SILENCE_LIMIT_S + 5.0
 OPENING_EXCUSE_S: Final = 15.0
 """A connection may be refused for so long after a fault, since nobody could serve it yet."""
 DEAD_FAMILY_EXCUSE_S: Final = DEAD_AFTER_S
-"""Who has addresses of a family that leads nowhere, and tries it first, attaches so much later: whoever asks for
-a service before that may be told that there is none."""
+"""Who has addresses of a family that leads nowhere, and tries it first, attaches so much later: whoever asks
+for a service before that may be told that there is none."""
 PRESUMED_LOST_S: Final = SILENCE_LIMIT_S - 5.0
 """A node that cannot be heard for so long may have been given up: its packets may have been late before."""
 STALL_LIMIT_S: Final = 0.9
@@ -432,7 +432,8 @@ class Run:
             # Whoever says nothing for so long is gone, for all that anybody can know.
             return is_party and fault.lasts_s >= PRESUMED_LOST_S
         if fault.kind in _SILENCES and fault.lasts_s >= PRESUMED_LOST_S:
-            # The intermediate presumes a silent node lost and ends its sessions, even those on direct paths.
+            # The intermediate presumes a silent node lost and ends its sessions, unless a direct path keeps
+            # them; whether there was one just then, the scenario does not say.
             ends = {fault.target, fault.other}
             return bool(ends & {work.agent, work.connector}) and (
                 fault.kind is FaultKind.BLOCK_UDP or not ends <= {work.agent, work.connector}
