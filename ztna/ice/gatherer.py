@@ -435,8 +435,10 @@ class CandidateGatherer:
         if not self._sessions:
             return
         gathered = Gathered(self._candidates(), self._is_complete(), self._network, nat)
+        # That mappings are observed anew for another session is no news to one that has its candidates.
+        complete = replace(gathered, is_complete=True)
         for session_id, told in self._sessions.items():
-            if told != gathered:
+            if told not in (gathered, complete):
                 self._sessions[session_id] = gathered
                 self._effects.append(TellSession(session_id, gathered))
 

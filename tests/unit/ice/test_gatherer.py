@@ -374,6 +374,19 @@ class TestNetworkChange:
         # That a mapping has changed is no change of the network: idle ones do.
         assert node.last.network == 0
 
+    def test_session_that_has_its_candidates_hears_nothing_of_another_that_asks_again(self) -> None:
+        node = Node()
+        node.up()
+        other = bytes(range(16))
+        for session_id in (SESSION, other):
+            node.gather(session_id)
+        assert node.last.is_complete
+        node.now += ASKED_AGAIN_S
+        node.core.handle_gather(other, node.now)
+        (told,) = [each for each in node.core.drain() if isinstance(each, TellSession)]
+        assert told.session_id == other
+        assert not told.gathered.is_complete
+
 
 class TestNat:
     @pytest.mark.parametrize("filtering", [EI, AD, APD])
