@@ -52,7 +52,9 @@ class Keepalive(Concern):
         quic_session_pb2.PathSuspected: "path_suspected",
         quic_session_pb2.FlowStopped: "flow_stopped",
         quic_session_pb2.PeerOnPath: "peer_on_path",
+        quic_session_pb2.PeerOnRelay: "peer_on_relay",
         udp_socket_pb2.KeepaliveResponseReceived: "keepalive_response_received",
+        keepalive_pb2.ConfirmPeer: "confirm_peer",
         keepalive_pb2.RelayedStunReceived: "relayed_stun_received",
     }
     emits = (
@@ -141,6 +143,16 @@ class Keepalive(Concern):
         """The peer may have fled from the other path."""
         is_direct = path_kind_from_proto(message.kind) is not PathKind.DIRECT
         self._core.handle_suspected(is_direct=is_direct, now=self.now)
+        self._settle()
+
+    def peer_on_relay(self, message: quic_session_pb2.PeerOnRelay) -> None:
+        """The relay to watch is another one than the latest."""
+        self._core.handle_peer_on_relay(message.intermediate_id, self.now)
+        self._settle()
+
+    def confirm_peer(self, _message: keepalive_pb2.ConfirmPeer) -> None:
+        """Whether the session goes on hangs on the answer."""
+        self._core.handle_suspected(is_direct=True, now=self.now)
         self._settle()
 
     def keepalive_response_received(self, message: udp_socket_pb2.KeepaliveResponseReceived) -> None:

@@ -42,6 +42,7 @@ class PathManager(Concern):
         keepalive_pb2.KeepaliveMissed: "keepalive_missed",
         keepalive_pb2.ConsentExpired: "consent_expired",
         quic_session_pb2.PathSilent: "path_silent",
+        quic_session_pb2.PeerOnRelay: "peer_on_relay",
         quic_session_pb2.SessionStatistics: "session_statistics",
     }
     emits = (
@@ -122,6 +123,11 @@ class PathManager(Concern):
     def path_silent(self, message: quic_session_pb2.PathSilent) -> None:
         """The selected path failed under traffic."""
         self._core.handle_silent(path_kind_from_proto(message.kind), _remote(message), self.now)
+        self._settle()
+
+    def peer_on_relay(self, message: quic_session_pb2.PeerOnRelay) -> None:
+        """The peer has chosen another relay than the latest."""
+        self._core.handle_peer_on_relay(message.intermediate_id, self.now)
         self._settle()
 
     def session_statistics(self, message: quic_session_pb2.SessionStatistics) -> None:

@@ -21,6 +21,7 @@ from ztna.address import TransportAddress
 from ztna.errors import AuthenticationError, LocalProtocolError
 from ztna.path import traffic
 from ztna.path.path import PathKind
+from ztna.path.relays import RelayTrail
 from ztna.quic import demux, events
 from ztna.quic.connection import Connection
 from ztna.quic.endpoint import MIN_CLIENT_CID_BYTES, MIN_INITIAL_BYTES
@@ -102,6 +103,7 @@ class QuicSession(Concern):
         quic_session_pb2.SessionReported,
         quic_session_pb2.FlowStopped,
         quic_session_pb2.PeerOnPath,
+        quic_session_pb2.PeerOnRelay,
         quic_session_pb2.HandshakeDeferred,
         quic_session_pb2.SessionEstablished,
         quic_session_pb2.SessionClosed,
@@ -137,6 +139,7 @@ class QuicSession(Concern):
         self._is_client = is_client
         self._max_stream_id = -STREAM_ID_STEP
         self._traffic = traffic.Traffic()
+        self._trail = RelayTrail()
         self._intermediate_id = ""
         self._max_packet_bytes = 0
         self._direct: TransportAddress | None = None
@@ -171,6 +174,7 @@ class QuicSession(Concern):
             self._early_selection = message
             kind = PathKind.RELAY if message.standby_intermediate_id else PathKind.NONE
         self._intermediate_id = message.intermediate_id or message.standby_intermediate_id
+        self._trail.handle_selected(self._intermediate_id, self.now)
         self._max_packet_bytes = message.max_packet_bytes
         is_switch = self._select(kind, message)
         if kind is PathKind.NONE or self._is_closed:
@@ -226,7 +230,23 @@ class QuicSession(Concern):
             self._knock(list(packets[start:]))
             return
         if packets:
+            before = self._new_packets
             self._receive(packets, PathKind.RELAY)
+            if self._new_packets > before:
+                self._note_relay(message.intermediate_id)
+
+    @property
+    def _new_packets(self) -> int:
+        """Authenticated packets that had not come before."""
+        return 0 if self._connection is None else self._connection.packets_seen[0]
+
+    def _note_relay(self, intermediate_id: str) -> None:
+        """Tell when the peer is at another relay than this end."""
+        if self._trail.handle_new_packet(intermediate_id, self.now):
+            self.log.info("quic_session.peer_on_relay", intermediate=intermediate_id)
+            self.emit(
+                quic_session_pb2.PeerOnRelay(session_id=self._session_id, intermediate_id=intermediate_id)
+            )
 
     def _knock(self, packets: Sequence[bytes]) -> None:
         """Begin the handshake that these packets ask for, or wait at the gate with the first that came."""

@@ -94,6 +94,7 @@ class SessionManager(Concern):
         self._resume_log = BurstLog(self.log, "session_manager.session_not_resumed")
         self._logs = (self._refusal_log, self._grant_log, self._resume_log)
         self._is_changed = False
+        self._changes_seen = 0
         self._report_at = self.now
 
     def node_attached(self, message: signaling_service_pb2.NodeAttached) -> None:
@@ -193,6 +194,9 @@ class SessionManager(Concern):
         self._act()
 
     def _act(self) -> None:
+        # One that waits for a party comes and goes without a word to anybody.
+        self._is_changed |= self._core.changes != self._changes_seen
+        self._changes_seen = self._core.changes
         for effect in self._core.drain():
             self._is_changed = True
             match effect:

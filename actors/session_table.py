@@ -22,6 +22,7 @@ from ztna.session.connector_table import ConnectorSessions
 from ztna.signaling.client import EXPELLED, LEFT
 from ztna.v1 import (
     grant_pb2,
+    keepalive_pb2,
     quic_session_pb2,
     relay_leg_pb2,
     reload_pb2,
@@ -43,6 +44,7 @@ _COMMON_HANDLERS = {
     quic_session_pb2.HandshakeDeferred: "handshake_deferred",
     quic_session_pb2.SessionEstablished: "session_established",
     quic_session_pb2.SessionClosed: "session_closed",
+    keepalive_pb2.PathConfirmed: "path_confirmed",
     session_table_pb2.CloseSessionRequested: "close_session_requested",
 }
 _COMMON_EMITS = (
@@ -50,6 +52,7 @@ _COMMON_EMITS = (
     signaling_client_pb2.KeepResumable,
     relay_leg_pb2.BindChannel,
     relay_leg_pb2.ReleaseChannel,
+    keepalive_pb2.ConfirmPeer,
     quic_session_pb2.CloseQuicSession,
     session_table_pb2.SessionAccessLimited,
 )
@@ -149,6 +152,12 @@ class SessionTable(Concern):
         self._core.handle_closed(message.session_id, message.reason, self.now)
         self._act()
 
+    def path_confirmed(self, message: keepalive_pb2.PathConfirmed) -> None:
+        """The peer lives; an answer that came through a relay says the same as the relay's intermediate."""
+        if message.kind == types_pb2.PATH_KIND_DIRECT:
+            self._core.handle_consent(message.session_id, self.now)
+            self._act()
+
     def close_session_requested(self, message: session_table_pb2.CloseSessionRequested) -> None:
         """Somebody wants a session closed."""
         self._core.handle_close_requested(message.session_id, message.reason, self.now)
@@ -192,6 +201,25 @@ class SessionTable(Concern):
                         session_id=effect.session_id, code=CODE_NO_ERROR, reason=effect.reason
                     )
                 )
+            case effects.ConfirmPeer():
+                self.log.info("session_table.peer_asked", session=effect.session_id.hex())
+                self.emit(keepalive_pb2.ConfirmPeer(session_id=effect.session_id))
+            case (
+                effects.BindChannel()
+                | effects.ReleaseChannel()
+                | effects.ReportClosed()
+                | effects.KeepResumable()
+            ):
+                self._tell_carrier(effect)
+            case _:
+                self._perform_wish(effect)
+
+    def _tell_carrier(
+        self,
+        effect: effects.BindChannel | effects.ReleaseChannel | effects.ReportClosed | effects.KeepResumable,
+    ) -> None:
+        """Tell what concerns one intermediate."""
+        match effect:
             case effects.BindChannel():
                 self.emit(
                     relay_leg_pb2.BindChannel(
@@ -222,8 +250,6 @@ class SessionTable(Concern):
                         grant=_grant(effect.grant),
                     )
                 )
-            case _:
-                self._perform_wish(effect)
 
     def _perform_wish(self, effect: effects.SessionEffect) -> None:
         """Perform what only an agent's core asks for."""

@@ -118,8 +118,11 @@ _COMMON_ROWS = (
     Row(quic_session_pb2.PathSuspected, Keepalive, _SESSION),
     Row(quic_session_pb2.FlowStopped, Keepalive, _SESSION),
     Row(quic_session_pb2.PeerOnPath, Keepalive, _SESSION),
+    Row(quic_session_pb2.PeerOnRelay, Keepalive, _SESSION),
+    Row(quic_session_pb2.PeerOnRelay, PathManager, _SESSION),
     Row(udp_socket_pb2.KeepaliveResponseReceived, Keepalive, _SESSION),
     Row(keepalive_pb2.RelayedStunReceived, Keepalive, _SESSION),
+    Row(keepalive_pb2.ConfirmPeer, Keepalive, _SESSION),
     Row(checklist_pb2.PairNominated, PathManager, _SESSION),
     Row(keepalive_pb2.PathConfirmed, PathManager, _SESSION),
     Row(keepalive_pb2.KeepaliveMissed, PathManager, _SESSION),
@@ -144,6 +147,7 @@ def _session_table_rows(table: type[AgentSessionTable | ConnectorSessionTable]) 
         Row(quic_session_pb2.HandshakeDeferred, table, _NODE),
         Row(quic_session_pb2.SessionEstablished, table, _NODE),
         Row(quic_session_pb2.SessionClosed, table, _NODE),
+        Row(keepalive_pb2.PathConfirmed, table, _NODE),
         # `ztna.v1.ControlService`, and the daemon when it drains.
         Row(session_table_pb2.CloseSessionRequested, table, _NODE),
     )

@@ -88,6 +88,7 @@ def test_doubt_and_failure_of_the_direct_path_have_it_asked_at_once_and_soon() -
     for doubt in (
         quic_session_pb2.PathSuspected(session_id=SESSION, kind=DIRECT),
         quic_session_pb2.PeerOnPath(session_id=SESSION, kind=RELAY),
+        keepalive_pb2.ConfirmPeer(session_id=SESSION),
     ):
         harness = start()
         harness.tell(NOMINATED)

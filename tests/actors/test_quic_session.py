@@ -18,6 +18,7 @@ from tests.pki_fixtures import NOW, verifier
 from tests.unit.quic.identities import AGENT, CONNECTOR, client_options, server_options
 from ztna.access.identity import Role, VerifiedPeer, fingerprint
 from ztna.errors import AuthenticationError
+from ztna.path.relays import FOLLOW_AFTER_S
 from ztna.quic.connection import Connection
 from ztna.quic.options import INNER_IDLE_TIMEOUT_S, PeerVerifier
 from ztna.quic.windows import WindowLimits
@@ -437,6 +438,18 @@ def test_packets_before_the_initial_are_passed_over() -> None:
     )
     world.run(1.0)
     assert len(world.of("server", quic_session_pb2.SessionEstablished)) == 1
+
+
+def test_peer_that_stays_at_another_relay_is_told_to_whoever_selects_paths() -> None:
+    world = World().established()
+    world.server.tell(RESUMED)
+    for _ in range(3):
+        # Each of its packets comes through i1 still.
+        world.client.tell(quic_session_pb2.SendPayload(session_id=SESSION, stream_id=0, data=b"?"))
+        world.run(FOLLOW_AFTER_S * 0.6)
+    told = world.of("server", quic_session_pb2.PeerOnRelay)
+    assert [each.intermediate_id for each in told] == ["i1"]
+    assert world.of("client", quic_session_pb2.PeerOnRelay) == []
 
 
 def test_handshake_that_may_not_begin_is_told_once_and_begins_without_being_asked_again() -> None:

@@ -380,6 +380,21 @@ def test_sessions_are_reported_at_most_once_a_second(manager: Manager) -> None:
     assert len(manager.reports) == count
 
 
+def test_session_that_waits_for_its_other_party_is_reported_until_its_own_leaves(manager: Manager) -> None:
+    _, opened = manager.open()
+    restarted = Manager()
+    restarted.harness.advance(1)
+    restarted.attach(b"2", C1, signaling_pb2.ResumeSession(session_id=opened.session_id, grant=opened.grant))
+    restarted.harness.advance(1)
+    restarted.take()
+    (session,) = restarted.reports[-1].sessions
+    assert (session.state, session.session_id) == ("waiting", opened.session_id)
+    restarted.tell(signaling_service_pb2.NodeDetached(attach_id=b"2", is_clean=True))
+    restarted.harness.advance(1)
+    restarted.take()
+    assert not restarted.reports[-1].sessions
+
+
 # Thousands of sessions
 
 

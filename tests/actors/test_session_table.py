@@ -9,10 +9,11 @@ from actors.burst_log import BURST_S
 from actors.session_table import NOT_STARTED, AgentSessionTable, ConnectorSessionTable, WantedService
 from tests.manual_io import ActorHarness, actor_harness
 from ztna.session.agent_table import WISH_LIMIT_S
-from ztna.session.book import HANDSHAKE_LIMIT_S
+from ztna.session.book import CONSENT_S, HANDSHAKE_LIMIT_S
 from ztna.session.effects import Peer
 from ztna.v1 import (
     grant_pb2,
+    keepalive_pb2,
     quic_session_pb2,
     relay_leg_pb2,
     service_port_pb2,
@@ -312,6 +313,25 @@ def test_revoked_session_is_closed() -> None:
     )
     messages = harness.take_emitted()
     assert [each.reason for each in of(messages, quic_session_pb2.CloseQuicSession)] == ["access_denied"]
+
+
+def test_lost_agent_is_asked_directly_and_its_answers_keep_the_session() -> None:
+    harness = actor_harness(ConnectorTable, Scopes())
+    harness.tell(
+        ATTACHED,
+        offered(),
+        quic_session_pb2.SessionEstablished(session_id=S1),
+        signaling_client_pb2.SessionRevoked(intermediate_id="i1", session_id=S1, code="peer_lost"),
+    )
+    assert [each.session_id for each in of(harness.take_emitted(), keepalive_pb2.ConfirmPeer)] == [S1]
+    harness.tell(keepalive_pb2.PathConfirmed(session_id=S1, kind=types_pb2.PATH_KIND_DIRECT))
+    harness.advance(CONSENT_S - 1.0)
+    # What comes through a relay is no news: the relay itself has gone.
+    harness.tell(keepalive_pb2.PathConfirmed(session_id=S1, kind=types_pb2.PATH_KIND_RELAY))
+    assert of(harness.take_emitted(), quic_session_pb2.CloseQuicSession) == []
+    harness.advance(1.0)
+    (close,) = of(harness.take_emitted(), quic_session_pb2.CloseQuicSession)
+    assert close.reason == "peer_lost"
 
 
 def test_session_that_a_former_table_knew_is_freed_when_it_ends() -> None:

@@ -291,9 +291,10 @@ class Deployment(World):
         intruder = self.daemons[agent]
         foreign = {
             session_id
+            # Of agents alone: a connector is up with the intruder's own sessions before the intruder is.
             for daemon in self.daemons.values()
+            if daemon.role is Role.AGENT and daemon is not intruder and daemon.node is not None
             for session_id in daemon.facts.established
-            if daemon.node is not None and session_id not in intruder.facts.established
         }
         for session_id in sorted(foreign):
             for intermediate in intruder.facts.attached:

@@ -49,6 +49,9 @@ FREED_LIMIT_S: Final = PEER_LOST_PATIENCE_S + SILENCE_LIMIT_S + 5.0
 """After a goodbye, each packet of which may be lost."""
 OPENING_EXCUSE_S: Final = 15.0
 """A connection may be refused for so long after a fault, since nobody could serve it yet."""
+DEAD_FAMILY_EXCUSE_S: Final = DEAD_AFTER_S
+"""Who has addresses of a family that leads nowhere, and tries it first, attaches so much later: whoever asks
+for a service before that may be told that there is none."""
 PRESUMED_LOST_S: Final = SILENCE_LIMIT_S - 5.0
 """A node that cannot be heard for so long may have been given up: its packets may have been late before."""
 STALL_LIMIT_S: Final = 0.9
@@ -505,6 +508,9 @@ class Run:
     def _is_excused(self, client: StreamClient) -> bool:
         begun = client.started_at - self._started_at
         ended = (client.lost_at or begun) - self._started_at
+        parties = [self._scenario.sites[name] for name in (client.work.agent, client.work.connector)]
+        if client.answered_at is None and begun < DEAD_FAMILY_EXCUSE_S and any(each.dead for each in parties):
+            return True
         for fault in self._scenario.faults:
             if self._felt_from(fault) > ended:
                 continue
@@ -545,7 +551,8 @@ class Run:
         if fault.kind in _SILENCES and fault.lasts_s >= PRESUMED_LOST_S:
             if fault.kind is FaultKind.BLOCK_UDP and self._scenario.has_grpc:
                 return False
-            # The intermediate presumes a silent node lost and ends its sessions, even those on direct paths.
+            # The intermediate presumes a silent node lost and ends its sessions, unless a direct path keeps
+            # them; whether there was one just then, the scenario does not say.
             ends = {fault.target, fault.other}
             return bool(ends & {work.agent, work.connector}) and (
                 fault.kind is FaultKind.BLOCK_UDP or not ends <= {work.agent, work.connector}

@@ -244,6 +244,11 @@ class Consent:
         if not is_up or self._relay is None or self._relay.relay != intermediate_id:
             self._watch_relay(now)
 
+    def handle_peer_on_relay(self, intermediate_id: str, now: float) -> None:
+        """The peer is at this relay, which may not be the latest."""
+        if intermediate_id in self._relays:
+            self.handle_relay(intermediate_id, now, is_up=True)
+
     def handle_state(self, remote: TransportAddress, state: PathState, now: float) -> None:
         """Whoever selects paths judges the direct one to this address otherwise."""
         watch = self._direct

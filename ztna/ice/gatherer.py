@@ -22,6 +22,7 @@ from ztna.address import Family, TransportAddress
 from ztna.core import Transmit
 from ztna.ice.candidate import Candidate
 from ztna.ice.local_candidates import Reflexive, build_candidates, host_addresses, is_remote
+from ztna.ice.timing import FAIL_OVER_MIN_S
 from ztna.nat.behaviour import UNKNOWN_BEHAVIOUR, Dependence, NatBehaviour, PortAllocation
 from ztna.nat.discovery import (
     PROBE_SOCKETS,
@@ -45,6 +46,11 @@ still bring candidates."""
 REFRESH_S: Final = 30.0
 """Older mappings are observed anew when somebody asks, and behaviour is discovered anew: the shortest life of
 a mapping that NATs of today give (RFC 4787 §4.3 asks for two minutes)."""
+
+ASKED_AGAIN_S: Final = FAIL_OVER_MIN_S
+"""A session that asks again has lost its path, or found none, perhaps because a NAT forgot a mapping: older
+ones are observed anew then. A path is not given up sooner than this after it fell silent, so whatever is
+younger was observed since."""
 
 DISCOVERY_SPACING_S: Final = 5.0
 """Between two discoveries of behaviour even when the network changed: an interface that flaps shall not make
@@ -158,10 +164,13 @@ class CandidateGatherer:
 
     def handle_gather(self, session_id: bytes, now: float) -> None:
         """Tell this session at once, and at every change."""
+        limit_s = ASKED_AGAIN_S if session_id in self._sessions else REFRESH_S
         self._sessions[session_id] = None
-        if self._tested_at is not None and now >= self._tested_at + REFRESH_S:
+        tested_at = self._tested_at
+        if tested_at is not None and now >= tested_at + limit_s:
             self._test_all(now)
-            self._want_discovery(now)
+            if now >= tested_at + REFRESH_S:
+                self._want_discovery(now)
         self._publish(now)
 
     def handle_stop(self, session_id: bytes) -> None:
@@ -426,8 +435,10 @@ class CandidateGatherer:
         if not self._sessions:
             return
         gathered = Gathered(self._candidates(), self._is_complete(), self._network, nat)
+        # That mappings are observed anew for another session is no news to one that has its candidates.
+        complete = replace(gathered, is_complete=True)
         for session_id, told in self._sessions.items():
-            if told != gathered:
+            if told not in (gathered, complete):
                 self._sessions[session_id] = gathered
                 self._effects.append(TellSession(session_id, gathered))
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from random import Random
 from typing import Final
@@ -408,9 +408,17 @@ class HolePunch:
             self._step(Step.GATHER)
 
     def _gather(self) -> None:
-        if not self._is_gathering:
-            self._is_gathering = True
-            self._effects.append(effects.GatherCandidates())
+        """Ask for our candidates, and for each further generation anew.
+
+        A NAT may have forgotten the mapping that a candidate stands for, which may be why the former
+        generation came to nothing, or its path to an end. More may come until the gatherer has spoken again.
+        """
+        if self._is_gathering and self._current is None:
+            return
+        self._is_gathering = True
+        if self._gathered is not None:
+            self._gathered = replace(self._gathered, is_complete=False)
+        self._effects.append(effects.GatherCandidates())
 
     def _carrier(self, wanted: str) -> str | None:
         """What carries a signal: as wanted, else the session, else the relay that came up last."""
@@ -508,12 +516,12 @@ class HolePunch:
             self.counts["too_many_offers"] += 1
             self._refuse_offer("rate_limited", intermediate_id)
             return
+        self._gather()
         current = self._open_generation(offer.generation, intermediate_id, now)
         self._reason = ""
         current.remote_credentials = offer.credentials
         current.remote_nat = offer.nat
         current.remote = {each.address: each for each in offer.candidates[:MAX_CANDIDATES]}
-        self._gather()
         self._step(Step.EXCHANGE)
         if self._gathered is None:
             self._timers[_Timer.ANSWER] = now + ANSWER_PATIENCE_S

@@ -2,9 +2,10 @@
 
 A session knows its relayed paths by the intermediate that carries them. Of these the latest one to come up
 wins, at both ends: the agent alone decides where it attaches, and a channel is bound at both parties at the
-same time, so the latest channel is the agent's latest choice. A path that comes back after an outage is
-marked as resumed, so that the end-to-end connection forgets its backed-off probe timer (without that, a 15 s
-outage costs another 12 s).
+same time, so the latest channel is the agent's latest choice; where an intermediate was wrong about that, the
+packets of the peer tell (`ztna.path.relays`). A path that comes back after an outage is marked as resumed, so
+that the end-to-end connection forgets its backed-off probe timer (without that, a 15 s outage costs another
+12 s).
 
 Beside them stands the pair that the checks of ICE nominated. The policy decides between the two; a direct
 path that fails hands over to the relay, and is selected again once it has answered for a while, or once ICE
@@ -234,6 +235,13 @@ class PathManager:
         path = self._relays.pop(intermediate_id, None)
         if path is not None:
             self._act(Event.RELAY_DOWN, path, now, "relay_down")
+
+    def handle_peer_on_relay(self, intermediate_id: str, now: float) -> None:
+        """The peer is at this relay, and so not at the latest one: an intermediate was wrong about it."""
+        path = self._relays.pop(intermediate_id, None)
+        if path is not None:
+            self._relays[intermediate_id] = path
+            self._act(Event.RELAY_UP, path, now, "peer_on_relay", is_fresh=True)
 
     def handle_nominated(
         self, remote: TransportAddress, local_host: str, proven_bytes: int, rtt_s: float | None, now: float

@@ -276,8 +276,11 @@ class Traffic:
             self._doubt_if_deserted(now)
         if is_new and kind is not self._peer_path:
             is_first = self._peer_path is PathKind.NONE
+            # Whom we mirror sends over both paths, too, and the faster one delivers first: no move. To hold
+            # losses once more would keep back what the path that died has swallowed.
+            is_copy = kind is self.selected and now < self._mirror_until
             self._peer_path = kind
-            if not is_first and now >= self._peer_reset_at + PEER_RESET_INTERVAL_S:
+            if not (is_first or is_copy) and now >= self._peer_reset_at + PEER_RESET_INTERVAL_S:
                 self._peer_reset_at = now
                 self._act(Event.PEER_MOVED, now)
 

@@ -290,7 +290,7 @@ class AgentSessions(SessionBook):
         if held is None or not held.is_fresh(now):
             return False
         record = self._sessions.get(held.session_id)
-        if record is None or record.state is not SessionState.ESTABLISHED or not record.channels:
+        if record is None or record.state is not SessionState.ESTABLISHED or not record.is_carried:
             return False
         held.is_used = True
         self._effects.append(ServiceReady(service, held.session_id, record.peer.id, held.grant))

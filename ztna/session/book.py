@@ -5,10 +5,14 @@ it is void once the node attaches there anew, or leaves. A session ends when its
 when an intermediate says that it is over and no other intermediate carries it; when it does not come up in
 time; or when the node has been without any intermediate for `max_offline_s`, since nobody could have revoked
 it in that time. A session that merely has no channel waits for one.
+
+An intermediate that lost the peer cannot know whether it is dead, or merely cut off from there. Where there
+is a direct path the peer itself is asked, and its consent (RFC 7675) keeps the session.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -16,6 +20,7 @@ from enum import Enum
 from ztna.session.effects import (
     BindChannel,
     CloseSession,
+    ConfirmPeer,
     ForgetSession,
     KeepResumable,
     LimitAccess,
@@ -32,6 +37,17 @@ FINAL_CODES = frozenset({"access_denied", "peer_closed", "peer_rejected"})
 # An agent starts its handshake as soon as it is told of the session; one that has not finished by then
 # (several retransmissions at 300 ms round trip) has no peer, or no path.
 HANDSHAKE_LIMIT_S = 15.0
+
+# For the answer to a check on the direct path, which is sent at 0, 100, 300 and 700 ms: with less patience a
+# few lost packets would cost the session, with more the clients of a dead peer would hang.
+VOUCH_LIMIT_S = 3.0
+
+# How long consent holds that the peer gave (RFC 7675 §5.1); `ztna.ice.timing.CONSENT_LIMIT_S`.
+CONSENT_S = 30.0
+
+# A session that only its direct path keeps is known to no intermediate, so none can end it when the rules
+# change: it goes on for no longer than a grant lasts (`ztna.access.grant.GRANT_LIFETIME_S`).
+MAX_UNCARRIED_S = 600.0
 
 # An end-to-end connection reports its end at once when told to close. If it says nothing it has crashed, and
 # whatever was started for it is freed all the same.
@@ -58,6 +74,15 @@ class SessionRecord:
     channels: dict[str, int] = field(default_factory=dict)
     allowed: frozenset[str] | None = None  # services; None: whatever is granted
     grant: object | None = None
+    consented_at: float = -math.inf  # the peer answered on a direct path
+    lost_since: float | None = None  # the last intermediate to carry the session has lost the peer
+
+    @property
+    def is_carried(self) -> bool:
+        """Whether something is known that carries it: a relay, or else a peer that answers directly."""
+        if self.channels:
+            return True
+        return self.lost_since is not None and self.consented_at >= self.lost_since
 
 
 class SessionBook:
@@ -66,6 +91,7 @@ class SessionBook:
     def __init__(self, intermediate_ids: Iterable[str], *, max_offline_s: float) -> None:
         self._intermediate_ids = tuple(intermediate_ids)
         self._max_offline_s = max_offline_s
+        self._max_uncarried_s = min(max_offline_s, MAX_UNCARRIED_S)
         self._sessions: dict[bytes, SessionRecord] = {}
         self._attached: dict[str, bytes] = {}  # the latest last
         self._offline_since: float | None = None
@@ -137,6 +163,15 @@ class SessionBook:
         if not record.channels:
             self._handle_uncarried(record, code, now)
 
+    def handle_consent(self, session_id: bytes, now: float) -> None:
+        """Take note that the peer has answered on a direct path."""
+        record = self._sessions.get(session_id)
+        if record is None:
+            return
+        record.consented_at = now
+        if record.lost_since is not None and record.state is SessionState.ESTABLISHED:
+            record.deadline = min(now + CONSENT_S, record.lost_since + self._max_uncarried_s)
+
     def handle_established(self, session_id: bytes, now: float) -> None:
         """Take note that the peer is proven and the session carries data."""
         del now
@@ -202,7 +237,18 @@ class SessionBook:
 
     def _handle_uncarried(self, record: SessionRecord, code: str, now: float) -> None:
         """React to the end of the last intermediate's faith in a session."""
-        self._close(record, code, now)
+        is_direct = now < record.consented_at + CONSENT_S
+        if code == "peer_lost" and record.state is SessionState.ESTABLISHED and is_direct:
+            self._ask_peer(record, VOUCH_LIMIT_S, now)
+        else:
+            self._close(record, code, now)
+
+    def _ask_peer(self, record: SessionRecord, limit_s: float, now: float) -> None:
+        """Wait for a sign of life: a fresh channel, or an answer on a direct path."""
+        if record.lost_since is None:
+            record.lost_since = now
+            record.deadline = now + limit_s
+            self._effects.append(ConfirmPeer(record.session_id))
 
     def _start(self, session_id: bytes, peer: Peer, now: float) -> SessionRecord:
         # Two parties hold one session: with this one, a former one that nobody carries has lost its peer.
@@ -216,6 +262,9 @@ class SessionBook:
 
     def _bind(self, record: SessionRecord, intermediate_id: str, channel: int) -> None:
         record.channels[intermediate_id] = channel
+        record.lost_since = None
+        if record.state is SessionState.ESTABLISHED:
+            record.deadline = None
         self._effects.append(BindChannel(intermediate_id, record.session_id, channel))
 
     def _close(self, record: SessionRecord, reason: str, now: float) -> None:

@@ -32,14 +32,8 @@ class ConnectorSessions(SessionBook):
             return
         self._bind(record, intermediate_id, channel)
 
-    def _bind(self, record: SessionRecord, intermediate_id: str, channel: int) -> None:
-        if record.state is SessionState.ESTABLISHED:
-            record.deadline = None
-        super()._bind(record, intermediate_id, channel)
-
     def _handle_uncarried(self, record: SessionRecord, code: str, now: float) -> None:
         if code == "peer_lost" and record.state is SessionState.ESTABLISHED:
-            if record.deadline is None:
-                record.deadline = now + PEER_LOST_PATIENCE_S
+            self._ask_peer(record, PEER_LOST_PATIENCE_S, now)
         else:
             super()._handle_uncarried(record, code, now)

@@ -62,6 +62,13 @@ class ReleaseChannel:
 
 
 @dataclass(frozen=True, slots=True)
+class ConfirmPeer:
+    """Ask the direct path of the session, if there is one, whether the peer lives."""
+
+    session_id: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class ReportClosed:
     """Tell the intermediate that the session is over."""
 
@@ -139,6 +146,7 @@ SessionEffect = (
     | ForgetSession
     | BindChannel
     | ReleaseChannel
+    | ConfirmPeer
     | ReportClosed
     | KeepResumable
     | AskForSession

@@ -95,7 +95,8 @@ _OTHER: Final = {Role.AGENT: Role.CONNECTOR, Role.CONNECTOR: Role.AGENT}
 class SessionManager:
     """All sessions. `random` is a CSPRNG in production; what a session may carry is decided by `rules`.
 
-    `refused` counts what was not allowed, by reason; `opened_total` and `resumed_total` count sessions.
+    `refused` counts what was not allowed, by reason; `opened_total` and `resumed_total` count sessions,
+    `changes` how often one came, went or was to be bound anew, which not all is told to anybody.
     """
 
     def __init__(
@@ -121,6 +122,7 @@ class SessionManager:
         self.refused: Counter[str] = Counter()
         self.opened_total = 0
         self.resumed_total = 0
+        self.changes = 0
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -454,6 +456,7 @@ class SessionManager:
             # Both parties came back at once. A second answer would make other channels than those that the
             # parties are told of.
             return
+        self.changes += 1
         session.channels = {}
         if len(session.attachments) == len(_OTHER):
             session.state = SessionState.BINDING
@@ -508,6 +511,7 @@ class SessionManager:
             self._effects.append(PunchingStarted(target, session.session_id, generation, delays[role]))
 
     def _end(self, session: Session, code: Code, message: str, *, except_for: Role | None = None) -> None:
+        self.changes += 1
         del self._sessions[session.session_id]
         del self._pairs[session.agent.id, session.connector.id]
         self._deadlines.set(session.session_id, None)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from ztna.v1 import types_pb2 as ztna_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17ztna/v1/keepalive.proto\x12\x07ztna.v1\x1a\x13ztna/v1/types.proto\"\x7f\n\rPathConfirmed\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x1f\n\x04kind\x18\x02 \x01(\x0e\x32\x11.ztna.v1.PathKind\x12)\n\x06remote\x18\x03 \x01(\x0b\x32\x19.ztna.v1.TransportAddress\x12\x0e\n\x06rtt_us\x18\x04 \x01(\r\"\x81\x01\n\x0fKeepaliveMissed\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x1f\n\x04kind\x18\x02 \x01(\x0e\x32\x11.ztna.v1.PathKind\x12)\n\x06remote\x18\x03 \x01(\x0b\x32\x19.ztna.v1.TransportAddress\x12\x0e\n\x06missed\x18\x04 \x01(\r\"O\n\x0e\x43onsentExpired\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12)\n\x06remote\x18\x02 \x01(\x0b\x32\x19.ztna.v1.TransportAddress\"U\n\x13RelayedStunReceived\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x17\n\x0fintermediate_id\x18\x02 \x01(\t\x12\x11\n\tdatagrams\x18\x03 \x03(\x0c\"\x8d\x01\n\x13KeepaliveStatistics\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x13\n\x0b\x63hecks_sent\x18\x02 \x01(\x04\x12\x17\n\x0f\x63hecks_answered\x18\x03 \x01(\x04\x12\x15\n\rchecks_missed\x18\x04 \x01(\x04\x12\x1d\n\x15relay_checks_received\x18\x05 \x01(\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17ztna/v1/keepalive.proto\x12\x07ztna.v1\x1a\x13ztna/v1/types.proto\"\x7f\n\rPathConfirmed\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x1f\n\x04kind\x18\x02 \x01(\x0e\x32\x11.ztna.v1.PathKind\x12)\n\x06remote\x18\x03 \x01(\x0b\x32\x19.ztna.v1.TransportAddress\x12\x0e\n\x06rtt_us\x18\x04 \x01(\r\"!\n\x0b\x43onfirmPeer\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\"\x81\x01\n\x0fKeepaliveMissed\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x1f\n\x04kind\x18\x02 \x01(\x0e\x32\x11.ztna.v1.PathKind\x12)\n\x06remote\x18\x03 \x01(\x0b\x32\x19.ztna.v1.TransportAddress\x12\x0e\n\x06missed\x18\x04 \x01(\r\"O\n\x0e\x43onsentExpired\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12)\n\x06remote\x18\x02 \x01(\x0b\x32\x19.ztna.v1.TransportAddress\"U\n\x13RelayedStunReceived\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x17\n\x0fintermediate_id\x18\x02 \x01(\t\x12\x11\n\tdatagrams\x18\x03 \x03(\x0c\"\x8d\x01\n\x13KeepaliveStatistics\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x13\n\x0b\x63hecks_sent\x18\x02 \x01(\x04\x12\x17\n\x0f\x63hecks_answered\x18\x03 \x01(\x04\x12\x15\n\rchecks_missed\x18\x04 \x01(\x04\x12\x1d\n\x15relay_checks_received\x18\x05 \x01(\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,12 +34,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PATHCONFIRMED']._serialized_start=57
   _globals['_PATHCONFIRMED']._serialized_end=184
-  _globals['_KEEPALIVEMISSED']._serialized_start=187
-  _globals['_KEEPALIVEMISSED']._serialized_end=316
-  _globals['_CONSENTEXPIRED']._serialized_start=318
-  _globals['_CONSENTEXPIRED']._serialized_end=397
-  _globals['_RELAYEDSTUNRECEIVED']._serialized_start=399
-  _globals['_RELAYEDSTUNRECEIVED']._serialized_end=484
-  _globals['_KEEPALIVESTATISTICS']._serialized_start=487
-  _globals['_KEEPALIVESTATISTICS']._serialized_end=628
+  _globals['_CONFIRMPEER']._serialized_start=186
+  _globals['_CONFIRMPEER']._serialized_end=219
+  _globals['_KEEPALIVEMISSED']._serialized_start=222
+  _globals['_KEEPALIVEMISSED']._serialized_end=351
+  _globals['_CONSENTEXPIRED']._serialized_start=353
+  _globals['_CONSENTEXPIRED']._serialized_end=432
+  _globals['_RELAYEDSTUNRECEIVED']._serialized_start=434
+  _globals['_RELAYEDSTUNRECEIVED']._serialized_end=519
+  _globals['_KEEPALIVESTATISTICS']._serialized_start=522
+  _globals['_KEEPALIVESTATISTICS']._serialized_end=663
 # @@protoc_insertion_point(module_scope)

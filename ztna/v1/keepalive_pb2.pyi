@@ -56,6 +56,28 @@ class PathConfirmed(_message.Message):
 Global___PathConfirmed: _TypeAlias = PathConfirmed  # noqa: Y015
 
 @_typing.final
+class ConfirmPeer(_message.Message):
+    """Command: ask the direct path, if there is one, at once: nothing else tells whether the peer lives."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.bytes
+    """16 bytes"""
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["session_id", b"session_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConfirmPeer: _TypeAlias = ConfirmPeer  # noqa: Y015
+
+@_typing.final
 class KeepaliveMissed(_message.Message):
     """Event: a path did not answer a check in time."""
 

@@ -656,6 +656,32 @@ class PeerOnPath(_message.Message):
 Global___PeerOnPath: _TypeAlias = PeerOnPath  # noqa: Y015
 
 @_typing.final
+class PeerOnRelay(_message.Message):
+    """Event: new packets of the peer come through another relay than the one selected here, and through that one none."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    INTERMEDIATE_ID_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.bytes
+    """16 bytes"""
+    intermediate_id: _builtins.str
+    """where they come"""
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.bytes = ...,
+        intermediate_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["intermediate_id", b"intermediate_id", "session_id", b"session_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PeerOnRelay: _TypeAlias = PeerOnRelay  # noqa: Y015
+
+@_typing.final
 class ReportSession(_message.Message):
     """Command: tell how this session is, to an actor that has started anew beside it; answered by SessionReported."""
 

@@ -359,6 +359,16 @@ class TestRelay:
         world.core.handle_relay("i1", world.now, is_up=False)
         assert world.core.next_deadline() is None
 
+    def test_relay_where_the_peer_is_is_asked_if_it_is_known(self) -> None:
+        world = self.up()
+        world.core.handle_relay("i2", world.now, is_up=True)
+        world.settle()
+        world.core.handle_peer_on_relay("i3", world.now)
+        world.core.handle_peer_on_relay("i1", world.now)
+        world.settle()
+        assert isinstance(world.log[-1][1], SendRelayed)
+        assert world.log[-1][1].intermediate_id == "i1"
+
     def test_number_of_relays_is_bounded(self) -> None:
         world = self.up()
         for number in range(MAX_RELAYS + 5):

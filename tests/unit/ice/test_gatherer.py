@@ -21,6 +21,7 @@ from tests.unit.stun.strategies import addresses
 from ztna.address import Family, TransportAddress
 from ztna.ice.candidate import CandidateType
 from ztna.ice.gatherer import (
+    ASKED_AGAIN_S,
     DISCOVERY_SPACING_S,
     GATHERING_LIMIT_S,
     MAX_INTERMEDIATES,
@@ -343,18 +344,48 @@ class TestNetworkChange:
         assert node.changes == []
         assert len(node.bindings) > asked
 
-    def test_who_asks_much_later_has_mappings_observed_anew(self) -> None:
+    def test_another_session_that_asks_much_later_has_mappings_observed_anew(self) -> None:
         node = Node()
         node.up()
         node.gather()
         asked = len(node.bindings)
         node.advance(REFRESH_S - 1)
-        node.gather()
+        node.gather(bytes(range(16)))
         assert len(node.bindings) == asked
         node.advance(1)
-        node.gather()
+        node.gather(bytes(range(1, 17)))
         assert len(node.bindings) == 2 * asked
         assert node.last.network == 0
+
+    def test_session_that_asks_again_learns_of_a_mapping_that_was_forgotten(self) -> None:
+        node = Node()
+        node.up()
+        node.gather()
+        asked = len(node.bindings)
+        node.advance(ASKED_AGAIN_S / 2)
+        node.gather()
+        assert len(node.bindings) == asked
+        node.internet.nat.mappings.clear()
+        node.advance(ASKED_AGAIN_S / 2)
+        former = node.addresses(CandidateType.SERVER_REFLEXIVE)
+        node.gather()
+        assert node.addresses(CandidateType.SERVER_REFLEXIVE) != former
+        assert node.last.is_complete
+        # That a mapping has changed is no change of the network: idle ones do.
+        assert node.last.network == 0
+
+    def test_session_that_has_its_candidates_hears_nothing_of_another_that_asks_again(self) -> None:
+        node = Node()
+        node.up()
+        other = bytes(range(16))
+        for session_id in (SESSION, other):
+            node.gather(session_id)
+        assert node.last.is_complete
+        node.now += ASKED_AGAIN_S
+        node.core.handle_gather(other, node.now)
+        (told,) = [each for each in node.core.drain() if isinstance(each, TellSession)]
+        assert told.session_id == other
+        assert not told.gathered.is_complete
 
 
 class TestNat:

@@ -523,6 +523,24 @@ def test_peer_gets_the_restart_that_it_asks_for_and_not_a_flood_of_them() -> Non
     assert end.wait(1).generation == 4
 
 
+@pytest.mark.parametrize("role", ["agent", "connector"])
+def test_each_further_generation_asks_for_candidates_anew_and_their_end_waits_for_the_answer(
+    role: str,
+) -> None:
+    other = host("198.51.100.7")
+    if role == "agent":
+        end = connected().gathered(OURS, complete=True).restart()
+    else:
+        end = answered().gathered(OURS, complete=True).offer(2)
+    assert end.all(e.GatherCandidates)
+    assert not end.sent(s.EndOfCandidates)
+    # Its mapping was forgotten, and there is another one.
+    assert end.gathered(OURS).last == []
+    end.gathered(OURS, other, complete=True)
+    assert end.sent(s.CandidateAdded) == [s.CandidateAdded(2, other)]
+    assert end.sent(s.EndOfCandidates) == [s.EndOfCandidates(2)]
+
+
 def test_connector_asks_the_agent_for_a_restart() -> None:
     end = answered().began().nominated().restart("path_failed")
     assert end.sent(s.RestartRequested) == [s.RestartRequested("path_failed")]

@@ -68,6 +68,8 @@ def states(manager: PathManager) -> list[PathState]:
             ["+a", "+b", "-a"], [(A, False), (B, True)], id="loss-of-an-unused-path-changes-nothing"
         ),
         pytest.param(["-a"], [], id="loss-of-an-unknown-path-changes-nothing"),
+        pytest.param(["+a", "+b", "@a"], [(A, False), (B, True), (A, True)], id="follows-the-peer"),
+        pytest.param(["+a", "@b"], [(A, False)], id="peer-on-an-unknown-path-changes-nothing"),
     ],
 )
 def test_latest_relay_path_is_selected(
@@ -78,6 +80,8 @@ def test_latest_relay_path_is_selected(
     for each in news:
         if each[0] == "+":
             manager.handle_relay_up(each[1:], 1200, START)
+        elif each[0] == "@":
+            manager.handle_peer_on_relay(each[1:], START)
         else:
             manager.handle_relay_down(each[1:], START)
         found += selections(manager)

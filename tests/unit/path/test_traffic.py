@@ -334,6 +334,25 @@ def test_peer_that_comes_on_both_paths_in_turn_resets_once_in_a_while() -> None:
     assert 2 <= resets <= 100 * 0.03 / PEER_RESET_INTERVAL_S + 1
 
 
+def test_copy_that_comes_first_on_the_selected_path_while_the_peer_is_mirrored_resets_nothing() -> None:
+    world = World()
+    world.receive(DIRECT)
+    world.now += PEER_RESET_INTERVAL_S
+    world.receive(RELAY)
+    assert world.core.drain()
+    world.now += PEER_RESET_INTERVAL_S
+    world.receive(RELAY)  # goes on mirroring
+    world.core.drain()
+    world.receive(DIRECT)
+    assert world.core.drain() == []
+    world.now += MIRROR_S
+    world.receive(RELAY)
+    world.core.drain()
+    world.now += MIRROR_S
+    world.receive(DIRECT)
+    assert world.core.drain() == [ForgetRtt(0.080, 0.010)]
+
+
 class TestReceiverThatOwesNothing:
     """Its peer never owes an acknowledgement: what tells is when packets come, and where."""
 

@@ -19,11 +19,12 @@ from ztna.session.agent_table import (
     WISH_LIMIT_S,
     AgentSessions,
 )
-from ztna.session.book import CLOSE_LIMIT_S, HANDSHAKE_LIMIT_S, SessionState
+from ztna.session.book import CLOSE_LIMIT_S, CONSENT_S, HANDSHAKE_LIMIT_S, VOUCH_LIMIT_S, SessionState
 from ztna.session.effects import (
     AskForSession,
     BindChannel,
     CloseSession,
+    ConfirmPeer,
     ForgetSession,
     GrantRenewed,
     KeepResumable,
@@ -626,6 +627,29 @@ def test_lost_connector_ends_its_session_at_once() -> None:
     world = World.established()
     world.table.handle_revoked("i1", S1, "peer_lost", 1.0)
     assert CloseSession(S1, "peer_lost") in world.take()
+
+
+def test_lost_connector_that_answered_directly_just_before_is_asked_once_more() -> None:
+    world = World.established()
+    world.table.handle_consent(S1, 0.5)
+    world.table.handle_revoked("i1", S1, "peer_lost", 1.0)
+    assert world.take() == [ReleaseChannel("i1", S1), ConfirmPeer(S1)]
+    # Not by a grant of the lost session: perhaps nobody is there.
+    world.want(now=1.5)
+    assert not world.of(ServiceReady)
+    assert CloseSession(S1, "peer_lost") in world.run_until(1.0 + VOUCH_LIMIT_S)
+
+
+def test_lost_connector_that_answers_directly_goes_on_and_serves_new_clients() -> None:
+    world = World.established()
+    world.table.handle_consent(S1, 0.5)
+    world.table.handle_revoked("i1", S1, "peer_lost", 1.0)
+    world.table.handle_consent(S1, 1.2)
+    world.take()
+    world.want(now=5.0)
+    assert len(world.of(ServiceReady)) == 1
+    ended = world.run_until(1.2 + CONSENT_S)
+    assert CloseSession(S1, "peer_lost") in ended
 
 
 def test_new_session_with_a_connector_ends_the_one_that_nobody_carries() -> None:

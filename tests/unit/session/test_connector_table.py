@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import pytest
 
-from ztna.session.book import HANDSHAKE_LIMIT_S
+from ztna.access.grant import GRANT_LIFETIME_S
+from ztna.ice.timing import CONSENT_LIMIT_S
+from ztna.session.book import CONSENT_S, HANDSHAKE_LIMIT_S, MAX_UNCARRIED_S
 from ztna.session.connector_table import MAX_SESSIONS, PEER_LOST_PATIENCE_S, ConnectorSessions
 from ztna.session.effects import (
     BindChannel,
     CloseSession,
+    ConfirmPeer,
     ForgetSession,
     KeepResumable,
     Peer,
@@ -95,7 +98,7 @@ def test_grant_is_kept_wherever_the_session_may_be_resumed_and_forgotten_with_it
 def test_agent_that_was_lost_may_come_through_another_intermediate() -> None:
     table = established()
     table.handle_revoked("i1", S1, "peer_lost", 1.0)
-    assert table.drain() == [ReleaseChannel("i1", S1)]
+    assert table.drain() == [ReleaseChannel("i1", S1), ConfirmPeer(S1)]
     table.handle_rebound("i2", S1, AGENT, 9, 2.0)
     assert table.drain() == [BindChannel("i2", S1, 9)]
     assert table.next_deadline() is None
@@ -110,6 +113,67 @@ def test_agent_that_stays_lost_costs_its_session() -> None:
     table.drain()
     assert table.next_deadline() == 1.0 + PEER_LOST_PATIENCE_S
     assert CloseSession(S1, "peer_lost") in run_until(table, 1.0 + PEER_LOST_PATIENCE_S)
+
+
+def test_lost_agent_that_answers_directly_keeps_its_session_while_it_consents() -> None:
+    table = established()
+    table.handle_revoked("i1", S1, "peer_lost", 1.0)
+    table.drain()
+    for now in (2.0, 20.0, 49.0):
+        assert run_until(table, now) == []
+        table.handle_consent(S1, now)
+    assert run_until(table, 49.0 + CONSENT_S - 0.1) == []
+    assert CloseSession(S1, "peer_lost") in run_until(table, 49.0 + CONSENT_S)
+
+
+def test_session_that_no_intermediate_knows_ends_after_a_while_whatever_the_agent_answers() -> None:
+    table = established()
+    table.handle_revoked("i1", S1, "peer_lost", 1.0)
+    now = 1.0
+    effects: list[SessionEffect] = []
+    while not effects and now < 2 * MAX_UNCARRIED_S:
+        now += 5.0
+        effects = run_until(table, now)
+        table.handle_consent(S1, now)
+    assert CloseSession(S1, "peer_lost") in effects
+    assert now == pytest.approx(1.0 + MAX_UNCARRIED_S, abs=5.0)
+
+
+def test_limits_are_those_of_consent_and_grants() -> None:
+    # The layers of this one know neither.
+    assert (CONSENT_S, MAX_UNCARRIED_S) == (CONSENT_LIMIT_S, GRANT_LIFETIME_S)
+
+
+def test_agent_that_comes_back_is_as_if_it_had_never_been_lost() -> None:
+    table = established()
+    table.handle_revoked("i1", S1, "peer_lost", 1.0)
+    table.handle_consent(S1, 2.0)
+    table.handle_rebound("i1", S1, AGENT, 9, 3.0)
+    table.drain()
+    table.handle_consent(S1, 4.0)
+    assert table.next_deadline() is None
+    table.handle_revoked("i1", S1, "peer_lost", 5.0)
+    assert ConfirmPeer(S1) in table.drain()
+    assert table.next_deadline() == 5.0 + PEER_LOST_PATIENCE_S
+
+
+def test_consent_of_a_session_that_is_not_there_changes_nothing() -> None:
+    table = established()
+    table.handle_consent(S2, 1.0)
+    table.handle_close_requested(S1, "operator", 1.0)
+    deadline = table.next_deadline()
+    table.handle_consent(S1, 2.0)
+    assert table.next_deadline() == deadline
+
+
+@pytest.mark.parametrize("code", ["access_denied", "peer_closed"])
+def test_agent_that_answers_directly_is_no_excuse_for_what_an_intermediate_forbids(code: str) -> None:
+    table = established()
+    table.handle_revoked("i1", S1, "peer_lost", 1.0)
+    table.handle_consent(S1, 2.0)
+    table.drain()
+    table.handle_revoked("i2", S1, code, 3.0)
+    assert CloseSession(S1, code) in table.drain()
 
 
 def test_agent_that_comes_anew_ends_its_lost_session_at_once() -> None:
