@@ -161,6 +161,7 @@ CORNERS = {
     "relay lost, and nothing to check": ("hole punch: waiting_to_start fail",),
     "relay dies during probation": ("path: failed impaired",),
     "restart put off": ("hole punch: connected gave_up",),
+    "check is missed on probation": ("path: recovering impaired",),
     "restart put off without a relay": ("hole punch: connected fail", "rule: checks_failed"),
 }
 

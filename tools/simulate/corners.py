@@ -187,6 +187,16 @@ def _one_check_decides(chance: random.Random) -> Scenario:
     return _scenario(chance, faults, flows_s=16.0, max_missed=(max_missed, max_missed))
 
 
+def _check_is_missed_on_probation(chance: random.Random) -> Scenario:
+    """As before, with a patience that would bear one unanswered check of a path in use."""
+    faults = [
+        *_both_ways(FaultKind.CUT, 4.0, AGENT, CONNECTOR, 2.0),
+        *_both_ways(FaultKind.CUT, 8.0, AGENT, CONNECTOR, 2.0),
+        *_both_ways(FaultKind.CUT, chance.uniform(11.5, 12.5), AGENT, CONNECTOR, 4.0),
+    ]
+    return _scenario(chance, faults, flows_s=16.0)
+
+
 def _relay_dies_during_probation(chance: random.Random) -> Scenario:
     """While the direct path has not earned its place again, the peer's leg is lost."""
     faults = [
@@ -274,5 +284,6 @@ STORIES: Final[dict[str, Story]] = {
     "restart put off": _restart_put_off,
     "restart put off without a relay": _restart_put_off_without_a_relay,
     "everybody comes back at once": _everybody_comes_back_at_once,
+    "check is missed on probation": _check_is_missed_on_probation,
 }
 """By what they are about."""
