@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 
 from actors.quic_session import QuicSession
+from actors.resumption import GRANTS_PER_SLICE
 from tests.simnet.link import LinkConfig
 from tests.simnet.nat import (
     ADDRESS_RESTRICTED,
@@ -21,6 +23,7 @@ from tests.simnet.nat import (
 from tools.simulate import __main__ as command
 from tools.simulate import bounds, coverage, plaintext, timers
 from tools.simulate.apps import MARK, pattern
+from tools.simulate.corners import STORIES
 from tools.simulate.generate import RECIPES, generate
 from tools.simulate.minimise import minimise
 from tools.simulate.oracle import must_be_direct
@@ -146,6 +149,68 @@ def test_transitions_are_counted_and_told() -> None:
     told = dict(line.split(maxsplit=1) for line in coverage.lines(counts) if not line.startswith("hole"))
     assert "never" in told["path"]
     assert "beyond the table" not in "".join(told.values())
+
+
+def test_coverage_says_what_was_never_passed_and_what_was_against_all_arguments() -> None:
+    offered = [each for table in coverage.TABLES.values() for each in table]
+    assert coverage.UNREACHABLE.keys() <= set(offered)
+    complete = Counter(each for each in offered if each not in coverage.UNREACHABLE)
+    assert coverage.shortcomings(complete) == []
+    assert "never" not in "".join(coverage.lines(complete))
+    complete.subtract(["pair: in_progress succeeded"])
+    assert coverage.shortcomings(complete) == ["pair: in_progress succeeded: never passed"]
+    complete.update(["pair: in_progress succeeded", "hole punch: gathering fail", "leg: up idle up"])
+    assert [each.partition(": passed, ")[0] for each in coverage.shortcomings(complete)] == [
+        "hole punch: gathering fail",
+        "leg: up idle up",
+    ]
+
+
+def test_no_deployment_brings_back_more_sessions_than_are_verified_at_once() -> None:
+    # Why `coverage.UNREACHABLE` has a session that waits for both of its parties.
+    most = max(recipe.agents * recipe.connectors for recipe in RECIPES.values())
+    assert 2 * most < GRANTS_PER_SLICE
+
+
+def test_every_other_seed_of_coverage_is_a_storyline_and_no_scenario_is_left_out() -> None:
+    tasks = command.in_turn(range(4 * len(RECIPES)))
+    assert [name for _, name in tasks[::2]] == ["corners"] * (2 * len(RECIPES))
+    assert {name for _, name in tasks} == set(RECIPES)
+    assert len(set(tasks)) == len(tasks)
+
+
+def test_command_fails_while_transitions_are_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["--coverage", "--seeds", "2", "--jobs", "1"]) == command.EXIT_VIOLATION
+    printed = capsys.readouterr().out
+    assert "0 broken" in printed
+    assert "pair: succeeded failed: never passed" in printed
+
+
+# What each of the storylines is there for, and chance hardly ever meets; by its turn.
+CORNERS = {
+    "answer after the path was kept": ("hole punch: signaling kept", "hole punch: connected answered"),
+    "answer after the relay was reported": ("hole punch: fallback_relay answered",),
+    "narrow path is kept": ("hole punch: checking kept", "pair: succeeded failed"),
+    "search without any path": ("hole punch: failed exchange", "hole punch: signaling fail"),
+    "late success without any path": ("hole punch: failed nominated", "pair: failed succeeded"),
+    "direct in spite of the NATs": ("hole punch: waiting_to_start kept",),
+    "no intermediate answers": ("selection: trying pausing", "selection: pausing trying"),
+    "selector fails beside the second": ("attaching: attached idle",),
+    "leg lost before it is up": ("leg: connected waiting", "leg: connected idle"),
+    "restart while punching": ("exchange: punching awaiting_answer",),
+    "relay lost, and nothing to check": ("hole punch: waiting_to_start fail",),
+    "relay dies during probation": ("path: failed impaired",),
+    "restart put off": ("hole punch: connected gave_up",),
+    "check is missed on probation": ("path: recovering impaired",),
+    "restart put off without a relay": ("hole punch: connected fail", "rule: checks_failed"),
+}
+
+
+@pytest.mark.parametrize("story", CORNERS)
+def test_storyline_leads_to_its_corner(story: str) -> None:
+    outcome = run(generate(list(STORIES).index(story), "corners"))
+    assert not outcome.violation, "\n".join([outcome.violation, *outcome.lines[-60:]])
+    assert [each for each in CORNERS[story] if not outcome.coverage[each]] == []
 
 
 def test_table_beyond_its_bound_is_a_violation(monkeypatch: pytest.MonkeyPatch) -> None:

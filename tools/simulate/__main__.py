@@ -1,8 +1,9 @@
 """Simulate deployments: `python -m tools.simulate [--seeds N] [--start S] [--scenario NAME] [--jobs J]`.
 
 `--seed S --trace` replays one seed and prints everything that happened; `--mutation NAME` plants a bug first,
-and `--prove` shows that each planted bug is found. Exit status: 0 when every seed held,
-1 after a violation, 2 for wrong usage, 130 after Ctrl-C.
+and `--prove` shows that each planted bug is found; `--coverage` draws from all scenarios in turn, and wants
+every transition passed. Exit status: 0 when every seed held and nothing was missed, 1 otherwise, 2 for wrong
+usage, 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -54,6 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--mutation", default="", metavar="NAME", help="plant this bug first; see --mutations"
     )
     parser.add_argument("--mutations", action="store_true", help="print every bug that can be planted")
+    parser.add_argument(
+        "--coverage", action="store_true", help="all scenarios in turn; 1 if a transition was never passed"
+    )
     parser.add_argument("--prove", action="store_true", help="find each planted bug, and print the table")
     options = parser.parse_args(arguments)
     if options.mutations or options.list:
@@ -165,17 +169,21 @@ class _Summary:
 
 def _many(options: argparse.Namespace) -> int:
     seeds = range(options.start, options.start + options.seeds)
-    tasks = ((seed, options.scenario) for seed in seeds)
+    tasks = in_turn(seeds) if options.coverage else [(seed, options.scenario) for seed in seeds]
     summary = _Summary()
     status = 0
-    print(f"scenario {options.scenario}, seeds {seeds.start} to {seeds.stop - 1}, {options.jobs} processes")
-    for outcome in outcomes(tasks, options.jobs, options.mutation):
+    name = "in turn" if options.coverage else options.scenario
+    print(f"scenario {name}, seeds {seeds.start} to {seeds.stop - 1}, {options.jobs} processes")
+    for outcome in outcomes(iter(tasks), options.jobs, options.mutation):
         summary.add(outcome)
         if outcome.violation:
             status = EXIT_VIOLATION
             scenario = generate(outcome.seed, outcome.name)
             if options.keep_going:
-                print(f"seed {outcome.seed}: {outcome.violation.splitlines()[0][:300]}", flush=True)
+                print(
+                    f"seed {outcome.seed} of {outcome.name}: {outcome.violation.splitlines()[0][:300]}",
+                    flush=True,
+                )
             else:
                 _report(scenario, outcome, is_minimised=not options.no_minimise, mutation=options.mutation)
                 break
@@ -183,7 +191,22 @@ def _many(options: argparse.Namespace) -> int:
     summary.show()
     if summary.broken:
         print(f"broken: {' '.join(map(str, sorted(summary.broken)))}")
+    if options.coverage:
+        missed = coverage.shortcomings(summary.coverage)
+        print("\n".join(missed or ["every transition was passed"]))
+        status = status or (EXIT_VIOLATION if missed else 0)
     return status
+
+
+def in_turn(seeds: range) -> list[tuple[int, str]]:
+    """Every other time a storyline, else one of the scenarios in turn; each has its own seeds, from 0 on."""
+    names = tuple(name for name, recipe in RECIPES.items() if not recipe.is_story)
+    tasks = []
+    for number in seeds:
+        turn = number // 2
+        is_story = number % 2 == 0
+        tasks.append((turn, "corners") if is_story else (turn // len(names), names[turn % len(names)]))
+    return tasks
 
 
 def _report(scenario: Scenario, outcome: Outcome, *, is_minimised: bool, mutation: str = "") -> None:

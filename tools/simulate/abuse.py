@@ -1,4 +1,8 @@
-"""Strangers: hosts that belong to nobody and send what they should not; nobody may answer them."""
+"""Strangers: hosts that belong to nobody and send what they should not; nobody may answer them.
+
+They overhear everything. Of the checks of ICE they repeat those that were answered: a check that they are the
+first to bring would have to be answered, since nothing tells them from its maker behind a NAT.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +16,21 @@ from tests.simnet.link import Packet
 from tests.simnet.world import QUIC_PORT
 from ztna.access.identity import Role
 from ztna.address import TransportAddress
+from ztna.stun import integrity
 
 if TYPE_CHECKING:
     from tools.simulate.deployment import Deployment
 
 STRANGER_NETWORK: Final = "203.0.113"
 """Of nobody in the deployment."""
-KINDS: Final = ("noise", "stun", "initial", "replay", "reflect")
+KINDS: Final = ("noise", "stun", "stun", "initial", "replay", "replay", "reflect")
+"""Those that take some knowledge are worth more tries."""
 MAX_KEPT: Final = 64
 BURST: Final = 40
 CHECK: Final = b"\x00\x01"
+ANSWER: Final = b"\x01\x01"
+FINGERPRINT_BYTES: Final = 8
+"""Of the whole attribute, which comes last."""
 
 
 class Strangers:
@@ -35,7 +44,8 @@ class Strangers:
         self._io = self._host.io()
         self._socket = self._io.open_udp(TransportAddress("0.0.0.0", 6666), self, may_fragment=True)  # noqa: S104
         self._seen: list[Packet] = []
-        self._checks: deque[bytes] = deque(maxlen=MAX_KEPT)
+        self._checks: dict[str, deque[bytes]] = {}  # by who is to answer them
+        self._answered: dict[str, deque[bytes]] = {}  # by who did
 
     @property
     def address(self) -> str:
@@ -44,17 +54,27 @@ class Strangers:
 
     def overhear(self, packet: Packet) -> None:
         """Keep a packet that may be sent again."""
-        if packet.flag is None and packet.payload[:2] == CHECK:
-            self._checks.append(packet.payload)
-        if packet.flag is None and len(self._seen) < MAX_KEPT:
+        if packet.flag is not None or packet.payload[:2] == CHECK:
+            return
+        if len(self._seen) < MAX_KEPT:
             self._seen.append(packet)
-        elif packet.flag is None and self._random.random() < 0.05:
+        elif self._random.random() < 0.05:
             self._seen[self._random.randrange(MAX_KEPT)] = packet
+
+    def overhear_stun(self, name: str, payload: bytes, *, is_outbound: bool) -> None:
+        """Keep a check that came to a node, and take note of its answer."""
+        if not is_outbound and payload[:2] == CHECK:
+            self._checks.setdefault(name, deque(maxlen=MAX_KEPT)).append(payload)
+        elif is_outbound and payload[:2] == ANSWER:
+            for check in self._checks.get(name, ()):
+                if check[8:20] == payload[8:20]:
+                    self._answered.setdefault(name, deque(maxlen=MAX_KEPT)).append(check)
+                    return
 
     def attack(self, name: str, kind: str, count: float) -> None:
         """Send `count` datagrams of a kind to a node, or to where its NAT has it."""
         for remote in self._targets(name):
-            payloads = [self._payload(kind) for _ in range(int(count) or BURST)]
+            payloads = [self._payload(name, kind) for _ in range(int(count) or BURST)]
             self._socket.send(payloads, remote)
 
     def datagrams_received(self, batches: list[DatagramBatch], now: float) -> None:
@@ -75,17 +95,21 @@ class Strangers:
         found += [TransportAddress(host, address.port) for host in v4 for address in own]
         return found[:4]
 
-    def _payload(self, kind: str) -> bytes:
+    def _payload(self, name: str, kind: str) -> bytes:
         chance = self._random
         match kind:
-            case "stun" if self._checks and chance.random() < 0.5:
-                # What somebody overheard, under another transaction: its integrity is wrong now.
-                check = chance.choice(self._checks)
-                return check[:8] + chance.randbytes(12) + check[20:]
+            case "stun" if name in self._checks and chance.random() < 0.5:
+                return _forged(chance.choice(self._checks[name]), chance.randbytes(12))
+            case "replay" if name in self._answered and chance.random() < 0.5:
+                return chance.choice(self._answered[name])
             case "stun":
                 # A Binding request with a username of chance and nothing that proves anything.
-                name = chance.randbytes(8).hex().encode()[:16]
-                body = struct.pack(">HH", 6, 16) + name + struct.pack(">HHI", 0x24, 4, chance.getrandbits(31))
+                username = chance.randbytes(8).hex().encode()[:16]
+                body = (
+                    struct.pack(">HH", 6, 16)
+                    + username
+                    + struct.pack(">HHI", 0x24, 4, chance.getrandbits(31))
+                )
                 return struct.pack(">HHI", 1, len(body), 0x2112A442) + chance.randbytes(12) + body
             case "initial":
                 head = b"\xc3" + struct.pack(">I", 1) + b"\x08" + chance.randbytes(8) + b"\x00\x00"
@@ -96,3 +120,9 @@ class Strangers:
                 return struct.pack(">HHI", 1, 0, 0x2112A442) + chance.randbytes(12)
             case _:
                 return chance.randbytes(chance.choice((1, 20, 100, 1200)))
+
+
+def _forged(check: bytes, transaction_id: bytes) -> bytes:
+    """A check under another transaction: its integrity is wrong now, but its FINGERPRINT needs no key."""
+    covered = check[:8] + transaction_id + check[integrity.HEADER_BYTES : -FINGERPRINT_BYTES]
+    return covered + check[-FINGERPRINT_BYTES:-4] + struct.pack(">I", integrity.fingerprint(covered))

@@ -1,7 +1,8 @@
 """Counts which states and transitions of the product's machines a run passes.
 
 Nothing of this is in the product: tables are replaced by ones that count what is looked up in them, and
-classes that keep their state in an attribute are watched while they set it. `TABLES` is what there is.
+classes that keep their state in an attribute are watched while they set it. `TABLES` is what there is, and
+`shortcomings` says of the counts of many runs what of it they have not shown.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
+from functools import wraps
 from typing import Any, Final
 
-from ztna.ice import hole_punch, hole_punch_table, pair
+from ztna.ice import consent, hole_punch, hole_punch_table, pair
 from ztna.path import manager, path, rules, traffic
 from ztna.relay import quic_carrier
 from ztna.relay.carrier import LegState
@@ -53,6 +55,7 @@ _LEG_STEPS: Final = (
     (_LEG.CONNECTING, _LEG.IDLE),
     (_LEG.CONNECTED, _LEG.UP),
     (_LEG.CONNECTED, _LEG.WAITING),
+    (_LEG.CONNECTED, _LEG.IDLE),
     (_LEG.UP, _LEG.CONNECTED),
     (_LEG.UP, _LEG.WAITING),
     (_LEG.UP, _LEG.IDLE),
@@ -75,6 +78,7 @@ _SELECTION_STEPS: Final = (
     (_SELECTION.TRYING, _SELECTION.ATTACHED),
     (_SELECTION.TRYING, _SELECTION.PAUSING),
     (_SELECTION.ATTACHED, _SELECTION.TRYING),
+    (_SELECTION.ATTACHED, _SELECTION.PAUSING),
     (_SELECTION.PAUSING, _SELECTION.TRYING),
     (_SELECTION.PAUSING, _SELECTION.ATTACHED),
 )
@@ -85,9 +89,15 @@ _MANAGED_STEPS: Final = (
     (_MANAGED.BINDING, _MANAGED.RELAYED),
     (_MANAGED.BINDING, _MANAGED.WAITING),
     (_MANAGED.RELAYED, _MANAGED.BINDING),
-    (_MANAGED.RELAYED, _MANAGED.WAITING),
 )
 _BOOK: Final = book.SessionState
+_CONSENT: Final = consent._Mode  # noqa: SLF001 - nobody but an instrument looks
+_CONSENT_STEPS: Final = (
+    (_CONSENT.STEADY, _CONSENT.FAILED),
+    (_CONSENT.FAILED, _CONSENT.RECOVERING),
+    (_CONSENT.RECOVERING, _CONSENT.STEADY),
+    (_CONSENT.RECOVERING, _CONSENT.FAILED),
+)
 _EXCHANGE: Final = exchange.ExchangeState
 _EXCHANGE_STEPS: Final = (
     (_EXCHANGE.IDLE, _EXCHANGE.AWAITING_ANSWER),
@@ -106,6 +116,7 @@ _MACHINES: Final[tuple[tuple[str, type, str, Steps], ...]] = (
         "state",
         [(one, other) for one, others in pair.TRANSITIONS.items() for other in others],
     ),
+    ("consent", consent._Watch, "mode", _CONSENT_STEPS),  # noqa: SLF001
     ("leg", quic_carrier.QuicCarrier, "state", _LEG_STEPS),
     ("attaching", client.AttachmentClient, "_state", _CLIENT_STEPS),
     ("selection", selection.IntermediateSelector, "_state", _SELECTION_STEPS),
@@ -141,6 +152,14 @@ TABLES: Final[dict[str, tuple[str, ...]]] = dict(_tables())
 """By machine, every transition that it offers."""
 
 
+UNREACHABLE: Final[Mapping[str, str]] = {
+    "hole punch: gathering gave_up": "the first candidates come at the instant they are asked for",
+    "hole punch: gathering fail": "the same",
+    "session: binding waiting": "takes more grants at once than are verified in one slice",
+}
+"""What no run can pass, and why not; passing it all the same makes the argument wrong."""
+
+
 def install() -> None:
     """Count from now on, in this process; once is enough."""
     if _INSTALLED:
@@ -151,6 +170,7 @@ def install() -> None:
             setattr(module, attribute, _CountingTable(name, table))
     for name, owner, attribute, _ in _MACHINES:
         _watch(name, owner, attribute)
+    _watch_trust()
 
 
 def _watch(name: str, owner: type, attribute: str) -> None:
@@ -166,6 +186,20 @@ def _watch(name: str, owner: type, attribute: str) -> None:
     setattr(owner, "__setattr__", watch)  # noqa: B010 - no plain assignment is of the declared type
 
 
+def _watch_trust() -> None:
+    """The one rule that is no look-up: it is asked for each batch."""
+    routes = traffic.Traffic.routes
+
+    @wraps(routes)
+    def watched(self: traffic.Traffic, now: float) -> traffic.Routes:
+        ways = routes(self, now)
+        if ways == traffic.BOTH and not self.is_suspicious and now >= self._mirror_until:
+            COUNTS["rule: trust_stale"] += 1
+        return ways
+
+    setattr(traffic.Traffic, "routes", watched)  # noqa: B010 - no plain assignment is of the declared type
+
+
 def take() -> Counter[str]:
     """What was counted since the last call."""
     found = Counter(COUNTS)
@@ -173,15 +207,33 @@ def take() -> Counter[str]:
     return found
 
 
+def shortcomings(counts: Mapping[str, int]) -> list[str]:
+    """What the counts of many runs, added up, should show and do not; empty when all is well."""
+    found = [
+        f"{each}: never passed"
+        for offered in TABLES.values()
+        for each in offered
+        if not counts.get(each) and each not in UNREACHABLE
+    ]
+    found += [f"{each}: passed, although {why}" for each, why in UNREACHABLE.items() if counts.get(each)]
+    known = {each for offered in TABLES.values() for each in offered}
+    found += [
+        f"{each}: passed, and in no table" for each, count in counts.items() if count and each not in known
+    ]
+    return found
+
+
 def lines(counts: Mapping[str, int]) -> Iterator[str]:
     """For people: by machine, how much of it was passed, and what was not."""
     for name, offered in TABLES.items():
-        reached = [each for each in offered if counts.get(each)]
-        missing = [each.removeprefix(f"{name}: ") for each in offered if not counts.get(each)]
-        others = [each for each in counts if each.startswith(f"{name}: ") and each not in offered]
-        line = f"{name:<11} {len(reached):>2} of {len(offered)}"
+        reachable = [each for each in offered if each not in UNREACHABLE]
+        missing = [each.removeprefix(f"{name}: ") for each in reachable if not counts.get(each)]
+        others = [each for each in counts if each.startswith(f"{name}: ") and each not in reachable]
+        line = f"{name:<11} {len(reachable) - len(missing):>2} of {len(reachable)}"
+        if len(offered) > len(reachable):
+            line += f", and {len(offered) - len(reachable)} that cannot be reached"
         if missing:
             line += f"; never {', '.join(missing)}"
         if others:
-            line += f"; beyond the table {', '.join(each.removeprefix(f'{name}: ') for each in others)}"
+            line += f"; unexpectedly {', '.join(each.removeprefix(f'{name}: ') for each in others)}"
         yield line

@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 
 from tests.simnet.link import LinkConfig
 from tests.simnet.nat import NatKind
-from tools.simulate import abuse
+from tools.simulate import abuse, corners
 from tools.simulate.scenario import (
     LINK_FAULTS,
     MAX_BYTES,
@@ -117,7 +117,9 @@ class Recipe:
         spread_s: over how long an application spreads what it sends.
         is_steady: streams flow slowly and steadily, and faults of links are those of the direct path.
         agents_share: how likely one more is.
-        is_bulk: flows have many small datagrams in little time.
+        is_bulk: flows have many small datagrams in little time, and faults end in the middle of them.
+        is_relapse: the direct path is cut again and again, and the relay in between.
+        is_story: nothing is drawn from here; `tools.simulate.corners` tells what happens.
         max_bytes: of payload; more than elsewhere where streams are to be large.
         grpc_share: how likely signaling goes over gRPC, and the relay may.
         blocked_share: how likely no UDP ever passes a site, in such a deployment.
@@ -141,6 +143,8 @@ class Recipe:
     is_steady: bool = False
     agents_share: float = 0.3
     is_bulk: bool = False
+    is_relapse: bool = False
+    is_story: bool = False
     max_bytes: int = MAX_BYTES
     grpc_share: float = 0.0
     blocked_share: float = 0.0
@@ -192,9 +196,9 @@ RECIPES: Final[dict[str, Recipe]] = {
     ),
     "abuse": Recipe(
         "strangers send what they should not",
-        faults=(FaultKind.ABUSE, FaultKind.ABUSE, FaultKind.REVOKE, FaultKind.CORRUPTION),
+        faults=(*[FaultKind.ABUSE] * 4, FaultKind.REVOKE, FaultKind.CORRUPTION),
         max_faults=6,
-        min_faults=2,
+        min_faults=4,
         agents=2,
     ),
     "failover": Recipe(
@@ -208,6 +212,20 @@ RECIPES: Final[dict[str, Recipe]] = {
         intermediates=1,
         is_clean=True,
         is_steady=True,
+    ),
+    "relapse": Recipe(
+        "the direct path dies again while it is on probation, or the relay does",
+        faults=(FaultKind.CUT,),
+        max_faults=4,
+        min_faults=3,
+        policies=("prefer_direct",),
+        agents=1,
+        connectors=1,
+        intermediates=1,
+        until_s=25.0,
+        is_clean=True,
+        is_steady=True,
+        is_relapse=True,
     ),
     "bulk": Recipe(
         "many packets at once, while paths become slow",
@@ -249,6 +267,7 @@ RECIPES: Final[dict[str, Recipe]] = {
         is_clean=True,
         is_steady=True,
     ),
+    "corners": Recipe("faults in an order that chance hardly ever meets", until_s=42.0, is_story=True),
     "relay_only": Recipe("no direct path is wanted", policies=("relay_only",), agents=2),
     "certificates": Recipe(
         "certificates end or are revoked under steady streams, and are renewed, or not",
@@ -316,6 +335,8 @@ class _Draw:
 
     def scenario(self) -> Scenario:
         recipe = self._recipe
+        if recipe.is_story:
+            return corners.tell(self._seed, self._name, self._chance)
         intermediates = tuple(
             f"intermediate-{n}" for n in range(self._count(recipe.intermediates, recipe.spare_share))
         )
@@ -432,7 +453,9 @@ class _Draw:
         left = self._recipe.max_bytes
         work: list[Work] = []
         for _ in range(self._chance.randint(2, 7)):
-            each = self._stream(pairs) if self._is(0.7) else self._flow(pairs)
+            each = (
+                self._stream(pairs) if self._is(0.3 if self._recipe.is_bulk else 0.7) else self._flow(pairs)
+            )
             size = each.up + each.down if each.kind is WorkKind.STREAM else 2 * each.up * each.down
             if size <= left:
                 left -= size
@@ -443,7 +466,8 @@ class _Draw:
         agent, connector = self._one(pairs)
         if self._recipe.is_steady:
             size = self._one((40_000, 100_000))
-            return Work(self._moment(0.0, 4.0), WorkKind.STREAM, agent, connector, size, size, over_s=8.0)
+            over_s = 16.0 if self._recipe.is_relapse else 8.0
+            return Work(self._moment(0.0, 4.0), WorkKind.STREAM, agent, connector, size, size, over_s=over_s)
         if self._recipe.max_bytes > MAX_BYTES:
             up, down = self._one((0, 1000, 700_000)), self._one((0, 1000, 700_000))
             at, pause_s = self._moment(0.0, WORK_UNTIL_S), self._one((0.0, 3.0))
@@ -487,6 +511,10 @@ class _Draw:
         if self._name == "certificates":
             # One at a time: a node's first certificate ends once.
             found = list({each.target: each for each in reversed(found)}.values())
+        if recipe.is_relapse:
+            found = self._relapse(draft)
+        if recipe.is_bulk:
+            found = self._end_amid_flows(draft, found)
         return tuple(sorted(found, key=lambda each: each.at))
 
     def _fault(self, draft: Scenario, kind: FaultKind) -> list[Fault]:
@@ -573,6 +601,39 @@ class _Draw:
             told = self._one(("told", ""))
             there, back = replace(there, detail=told), replace(back, detail=told)
         return [there, back] if roll < 0.5 else [there] if roll < 0.75 else [back]
+
+    def _relapse(self, draft: Scenario) -> list[Fault]:
+        """The direct path dies again and again, and the relay while the direct path has not earned its place.
+
+        The second time no search for another one is due, so that its checks alone bring it back.
+        """
+        agent, connector = next(iter(draft.agents)), next(iter(draft.connectors))
+        found: list[Fault] = []
+        at = self._moment(2.5, 3.5)
+        for number in range(self._chance.randint(3, 4)):
+            lasts_s = self._one((0.3, 1.6, 3.0)) if number else 1.6
+            one, other = agent, connector
+            if number > 1:
+                one, other = self._one(
+                    ((agent, connector), *[(each, draft.intermediates[0]) for each in (agent, connector)])
+                )
+            cut = Fault(at, FaultKind.CUT, one, lasts_s, other)
+            found += [cut, replace(cut, target=other, other=one)]
+            # It is back after a second or two, on probation for three.
+            at = round(at + lasts_s + self._one((0.5, 1.5, 2.5, 4.0)), 3)
+        return found
+
+    def _end_amid_flows(self, draft: Scenario, faults: Sequence[Fault]) -> list[Fault]:
+        """Let faults be mended while many datagrams are under way, so that later ones overtake them."""
+        flows = [each for each in draft.work if each.kind is WorkKind.DATAGRAMS]
+        found: list[Fault] = []
+        moments: dict[float, float] = {}  # by that of the fault: both directions share theirs
+        for fault in faults:
+            if flows and fault.at not in moments:
+                flow = self._one(flows)
+                moments[fault.at] = flow.at + flow.over_s * self._chance.uniform(0.2, 0.8) - fault.lasts_s
+            found.append(replace(fault, at=round(max(FAULTS_FROM_S, moments.get(fault.at, fault.at)), 3)))
+        return found
 
     def _actor(self, target: str) -> str:
         if target.startswith("agent"):

@@ -22,6 +22,7 @@ from tools.simulate import plaintext
 from tools.simulate.apps import MARK
 from tools.simulate.bounds import check_bounds, concerns
 from tools.simulate.timers import check_timers
+from tools.simulate.triggered import TriggeredChecks
 from ztna.access.identity import Role
 from ztna.ice.timing import CONSENT_LIMIT_S
 from ztna.stun.attributes import IceControlled, UseCandidate
@@ -41,11 +42,15 @@ if TYPE_CHECKING:
 
 Report = Callable[[str], None]
 
+_NAMES: Final = {types_pb2.PATH_KIND_RELAY: "relay", types_pb2.PATH_KIND_DIRECT: "direct"}
+
 FIRST_QUIC_BYTE: Final = 64
 TOLERANCE_S: Final = 0.001
 AMPLIFICATION_LIMIT: Final = 3
 SEARCH_EVERY: Final = 4
 """Looks at tables, of which one is a search for payload: it touches every object that an intermediate has."""
+SWITCHED_S: Final = 1e-4
+"""All that follows from a message at one instant is done then, and no packet has come since."""
 STUN_REQUEST, STUN_SUCCESS = b"\x00\x01", b"\x01\x01"
 
 
@@ -64,9 +69,12 @@ class Watcher:
         self._proved: dict[tuple[str, str], int] = {}
         self._confirmations: Counter[tuple[str, str]] = Counter()
         self._packets: dict[tuple[str, bytes], tuple[set[int], Counter[str]]] = {}
+        self._doubted: set[tuple[str, bytes]] = set()
+        self._triggered = TriggeredChecks(report)
         self._to_strangers: Counter[str] = Counter()
         self._from_strangers: Counter[str] = Counter()
         self.overhear: Callable[[Packet], None] = lambda _packet: None
+        self.overhear_stun: Callable[..., None] = _ignore
         self.has_been_direct = False
         self.carriers: dict[tuple[str, str], str] = {}
         """What carries the leg of a node to an intermediate, while one is up."""
@@ -86,6 +94,7 @@ class Watcher:
         self._confirmed = {key: at for key, at in self._confirmed.items() if key[0] != name}
         self._selected = {key: path for key, path in self._selected.items() if key[0] != name}
         self.carriers = {key: carrier for key, carrier in self.carriers.items() if key[0] != name}
+        self._doubted = {key for key in self._doubted if key[0] != name}
 
     def selected(self, name: str, session_id: bytes) -> types_pb2.PathKind.ValueType:
         """Which kind of path a session takes at a node."""
@@ -122,8 +131,10 @@ class Watcher:
             self._of_a_node(daemon, message)
 
     def _of_a_node(self, daemon: Daemon, message: Message) -> None:
+        self._triggered.message(daemon, message)
         match message:
             case path_manager_pb2.PathSelected():
+                self._switch(daemon, message)
                 self._selected[daemon.id, message.session_id] = message
                 self.has_been_direct |= message.kind == types_pb2.PATH_KIND_DIRECT
             case keepalive_pb2.PathConfirmed() if message.kind == types_pb2.PATH_KIND_DIRECT:
@@ -137,6 +148,8 @@ class Watcher:
                 self._confirm(daemon, message.pair.remote.address)
             case path_manager_pb2.PathStatistics():
                 self._statistics(daemon, message)
+            case quic_session_pb2.PathSuspected() | quic_session_pb2.PathSilent():
+                self._doubt(daemon, message)
             case quic_session_pb2.SessionClosed():
                 self._selected.pop((daemon.id, message.session_id), None)
             case _:
@@ -150,6 +163,50 @@ class Watcher:
             self.carriers[key] = message.carrier
         elif self.carriers.get(key) == message.carrier:
             del self.carriers[key]
+
+    def _doubt(
+        self, daemon: Daemon, message: quic_session_pb2.PathSuspected | quic_session_pb2.PathSilent
+    ) -> None:
+        """A path is given up once for each time that it was doubted."""
+        key = (daemon.id, message.session_id)
+        if isinstance(message, quic_session_pb2.PathSuspected):
+            self._doubted.add(key)
+        elif key in self._doubted:
+            self._doubted.remove(key)
+        else:
+            self._report(f"{daemon.id}: a path is given up once more, which was not doubted anew")
+
+    @property
+    def _is_undisturbed(self) -> bool:
+        return self._world is not None and not self._world.scenario.faults
+
+    def _switch(self, daemon: Daemon, message: path_manager_pb2.PathSelected) -> None:
+        """Once packets take another path, nothing of the former one's probe timeout may be left."""
+        former = self.selected(daemon.id, message.session_id)
+        if self._world is None or types_pb2.PATH_KIND_UNSPECIFIED in {former, message.kind}:
+            return
+        if former == message.kind:
+            return
+
+        def judge() -> None:
+            session = self._session(daemon, message.session_id)
+            connection = session._connection if session is not None else None  # noqa: SLF001
+            if session is None or connection is None or session._is_closed:  # noqa: SLF001
+                return
+            backoff = connection._engine._loss._pto_count  # noqa: SLF001
+            if backoff and session._traffic.selected.value == _NAMES[message.kind]:  # noqa: SLF001
+                self._report(
+                    f"{daemon.id}: another path, and the probe timeout is backed off {backoff} times"
+                )
+
+        self._world.clock.call_at(self._world.now + SWITCHED_S, judge)
+
+    @staticmethod
+    def _session(daemon: Daemon, session_id: bytes) -> QuicSession | None:
+        if daemon.node is None:
+            return None
+        found = (each for each in concerns(daemon.node) if isinstance(each, QuicSession))
+        return next((each for each in found if each._session_id == session_id), None)  # noqa: SLF001
 
     def _confirm(self, daemon: Daemon, remote: types_pb2.TransportAddress) -> None:
         self._confirmed[daemon.id, _text(remote)] = self._own_time(daemon)
@@ -210,6 +267,9 @@ class Watcher:
             self._judge_direct(daemon, str(other), len(packet.payload))
 
     def _stun(self, daemon: Daemon, packet: Packet, is_outbound: bool) -> None:
+        self.overhear_stun(daemon.id, packet.payload, is_outbound=is_outbound)
+        if self._is_undisturbed and self._world is not None:
+            self._triggered.packet(daemon, packet, self._world.clock, is_outbound=is_outbound)
         kind = packet.payload[:2]
         if kind == STUN_SUCCESS and not is_outbound:
             key = (daemon.id, str(packet.source))
@@ -241,6 +301,11 @@ class Watcher:
                 )
         elif not is_outbound and packet.source.host == self._stranger:
             self._from_strangers[daemon.id] += len(packet.payload)
+
+
+def _ignore(_name: str, _payload: bytes, *, is_outbound: bool) -> None:
+    """Nobody overhears anything."""
+    del is_outbound
 
 
 def _text(address: types_pb2.TransportAddress) -> str:

@@ -27,7 +27,7 @@ from ztna.quic.packet_numbers import PacketNumberWindow
 from ztna.quic.windows import ReceiveWindows
 from ztna.relay.bindings import SessionBindings
 from ztna.relay.hub import RelayHub
-from ztna.relay.queue import FairScheduler, RelayQueue
+from ztna.relay.leg import Leg
 from ztna.service.connector_flows import ConnectorFlows
 from ztna.service.flows import FlowTable
 from ztna.service.fragments import SequenceWindow
@@ -145,7 +145,7 @@ _ALL: Final = (
         "doubt-for-ever",
         "timers",
         "a path that stayed silent is given up again and again: a deadline that lies in the past",
-        "failover",
+        "relapse",
         (Edit(Traffic, "handle_timeout", "suspicion.is_told = True", "pass"),),
     ),
     Mutation(
@@ -280,15 +280,11 @@ _ALL: Final = (
         ),
     ),
     Mutation(
-        "relay-queue-unbounded",
+        "leg-back-untold",
         "relay",
-        "what waits for a slow leg is neither bounded nor given up for its age",
-        "bulk",
-        (
-            Edit(RelayQueue, "push", "len(self._packets) >= self._max_packets", "False"),
-            Edit(RelayQueue, "pop", "now - enqueued_at <= self._max_sojourn_s", "True"),
-            Edit(FairScheduler, "enqueue", "self._size >= MAX_QUEUED_PACKETS", "False"),
-        ),
+        "a leg that is lost and comes back does not say so to its sessions",
+        "resume",
+        (Edit(Leg, "_use", "self._announce(session_id, is_up=True)", "pass"),),
     ),
     Mutation(
         "no-ownership-check",

@@ -6,6 +6,7 @@ mistaken for the planted one.
 
 from __future__ import annotations
 
+import re
 import time
 from contextlib import closing
 
@@ -47,7 +48,14 @@ def _find(mutation: Mutation, seeds: int, jobs: int) -> bool:
 
 
 def _brief(violation: str) -> str:
-    """The line that says what broke; of a traceback the last one."""
+    """The line that says what broke, the same in every run; of a traceback the last one."""
     lines = [line.strip() for line in violation.splitlines() if line.strip()]
     is_traceback = lines[0].startswith("Traceback")
-    return " ".join(lines[-1 if is_traceback else 0].split())[:MAX_VIOLATION_CHARACTERS].replace("|", "/")
+    line = " ".join(lines[-1 if is_traceback else 0].split()).replace("|", "/")
+    # Nothing of where an object lies in memory, and no session or attachment: those are drawn.
+    line = re.sub(r"<bound method (\S+) of <[^>]*>>", r"\1", line)
+    line = re.sub(r"<(\S+) object at 0x[0-9a-f]+>", r"\1", line)
+    line = re.sub(r"\b[0-9a-f]{32}\b", "…", line)
+    if len(line) <= MAX_VIOLATION_CHARACTERS:
+        return line
+    return f"{line[:MAX_VIOLATION_CHARACTERS].rsplit(' ', 1)[0]} …"

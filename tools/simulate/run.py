@@ -192,6 +192,7 @@ class Run:
         self._started_at = world.now
         faults = Faults(world, scenario, lambda what: self._note("", what))
         self._watcher.overhear = faults.strangers.overhear
+        self._watcher.overhear_stun = faults.strangers.overhear_stun
         self._watcher.watch(world, faults.strangers.address)
         for connector in world.services:
             world.services[connector].allows = self._rule_for(connector)

@@ -87,33 +87,27 @@ class PathEvent(Enum):
     """One check was missed, packets are lost, or round trips take much longer."""
     BROKEN = auto()
     """Three checks missed, consent expired, or silent under traffic."""
-    HELD = auto()
-    """It has answered long enough to be trusted again."""
     REPLACED = auto()
-    """The checks of ICE, or a fresh channel, proved it anew."""
+    """The checks of ICE, or a fresh channel, proved it anew; or it answered long enough to be trusted."""
 
 
 TRANSITIONS: dict[tuple[PathState, PathEvent], PathState] = {
     (PathState.ACTIVE, PathEvent.WORKED): PathState.ACTIVE,
     (PathState.ACTIVE, PathEvent.IMPAIRED): PathState.DEGRADED,
     (PathState.ACTIVE, PathEvent.BROKEN): PathState.FAILED,
-    (PathState.ACTIVE, PathEvent.HELD): PathState.ACTIVE,
     (PathState.ACTIVE, PathEvent.REPLACED): PathState.ACTIVE,
     (PathState.DEGRADED, PathEvent.WORKED): PathState.ACTIVE,
     (PathState.DEGRADED, PathEvent.IMPAIRED): PathState.DEGRADED,
     (PathState.DEGRADED, PathEvent.BROKEN): PathState.FAILED,
-    (PathState.DEGRADED, PathEvent.HELD): PathState.DEGRADED,
     (PathState.DEGRADED, PathEvent.REPLACED): PathState.ACTIVE,
     (PathState.FAILED, PathEvent.WORKED): PathState.RECOVERING,
     (PathState.FAILED, PathEvent.IMPAIRED): PathState.FAILED,
     (PathState.FAILED, PathEvent.BROKEN): PathState.FAILED,
-    (PathState.FAILED, PathEvent.HELD): PathState.FAILED,
     (PathState.FAILED, PathEvent.REPLACED): PathState.ACTIVE,
     (PathState.RECOVERING, PathEvent.WORKED): PathState.RECOVERING,
     # What just came back has no credit: one missed check, and it has to begin again.
     (PathState.RECOVERING, PathEvent.IMPAIRED): PathState.FAILED,
     (PathState.RECOVERING, PathEvent.BROKEN): PathState.FAILED,
-    (PathState.RECOVERING, PathEvent.HELD): PathState.ACTIVE,
     (PathState.RECOVERING, PathEvent.REPLACED): PathState.ACTIVE,
 }
 """Every state and every event, so that none is forgotten."""
