@@ -31,6 +31,10 @@ COUNTS = {
 }
 """Seeds of each scenario: more where more is drawn, fewer where each costs more. Others have one chunk."""
 
+LONG_S = {"asleep": 150.0, "udp_blocked": 100.0}
+"""Virtual seconds that a seed may take where more than a minute is what it is about: a machine sleeps for two
+minutes; QUIC is tried again a minute after it failed."""
+
 CHUNKS = [
     pytest.param(name, range(first, first + CHUNK), id=f"{name}-{first}-{first + CHUNK - 1}")
     for name in RECIPES
@@ -50,7 +54,7 @@ def test_every_seed_holds(name: str, seeds: range) -> None:
     for seed in seeds:
         outcome = run(generate(seed, name))
         complaint = outcome.violation.split("\n", 1)[0]
-        if not complaint and outcome.virtual_s > MAX_SECONDS:
+        if not complaint and outcome.virtual_s > LONG_S.get(name, MAX_SECONDS):
             complaint = f"took {outcome.virtual_s:.0f} virtual s"
         if complaint:
             broken.append(

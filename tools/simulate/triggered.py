@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from google.protobuf.message import Message
 
 from tests.simnet.link import Packet
+from ztna.errors import RemoteProtocolError
 from ztna.ice.timing import CHECK_PACING_S
 from ztna.stun.attributes import Username
 from ztna.stun.message import parse
@@ -100,8 +101,11 @@ class TriggeredChecks:
 
 
 def _ufrags(check: bytes) -> tuple[str, str] | None:
-    """Those of the receiver and of the sender."""
-    username = parse(check).find(Username)
+    """Those of the receiver and of the sender; none of a packet that was corrupted on its way."""
+    try:
+        username = parse(check).find(Username)
+    except RemoteProtocolError:
+        return None
     if username is None:
         return None
     receiver, _, sender = username.text.partition(":")

@@ -785,8 +785,11 @@ class Engine(QuicConnection):
         self._builder = builder
         cast("_CoarsePacer", self._loss._pacer).builder = builder
         space = self._spaces[tls.Epoch.ONE_RTT]
-        if space.ack_at is not None and space.ack_at > now and self._may_ack_ride(builder, now):
-            space.ack_at = now
+        due = space.ack_at
+        if due is not None and (due <= now or self._may_ack_ride(builder, now)):
+            # Strictly before now: what is due at this very instant aioquic lets the pacer hold up, and its
+            # timer comes again at once.
+            space.ack_at = math.nextafter(now, -math.inf)
         super()._write_application(builder, network_path, now)
 
     def _may_ack_ride(self, builder: QuicPacketBuilder, now: float) -> bool:
