@@ -33,6 +33,7 @@ class IntermediateSelector(Concern):
         relay_leg_pb2.RedialLeg,
         relay_leg_pb2.ProbeLeg,
         signaling_client_pb2.Reattach,
+        signaling_client_pb2.RecheckIntermediate,
     )
 
     def __init__(
@@ -68,7 +69,9 @@ class IntermediateSelector(Concern):
         self._act()
 
     def configuration_reloaded(self, _message: reload_pb2.ConfigurationReloaded) -> None:
-        """Show a new certificate of ours to the intermediates before the former one expires."""
+        """Show a new certificate of ours to the intermediates, and leave those that are revoked now."""
+        for name in self._intermediate_ids:
+            self.emit(signaling_client_pb2.RecheckIntermediate(intermediate_id=name))
         shown = self._own_certificate()
         if shown == self._shown:
             return

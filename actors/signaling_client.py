@@ -17,7 +17,7 @@ from actors.grpc_carrier import CarrierOwner, GrpcCarrier
 from actors.outage_log import OutageLog
 from ztna import __version__
 from ztna.access.grant import verify_nonce
-from ztna.access.identity import Role
+from ztna.access.identity import Role, VerifiedPeer
 from ztna.errors import AuthenticationError, RemoteProtocolError
 from ztna.relay.carrier import CarrierKind
 from ztna.relay.frame import MAX_CHANNEL, RESERVED_CHANNEL
@@ -64,6 +64,7 @@ class SignalingClient(Concern):
         signaling_client_pb2.Attach: "attach",
         signaling_client_pb2.Detach: "detach",
         signaling_client_pb2.Reattach: "reattach",
+        signaling_client_pb2.RecheckIntermediate: "recheck_intermediate",
         signaling_client_pb2.ReportSessionClosed: "report_session_closed",
         signaling_client_pb2.KeepResumable: "keep_resumable",
         signaling_client_pb2.SendIceSignal: "send_ice_signal",
@@ -79,6 +80,7 @@ class SignalingClient(Concern):
         signaling_client_pb2.SessionAccessReceived,
         signaling_client_pb2.IceSignalReceived,
         relay_leg_pb2.PresentAttachment,
+        relay_leg_pb2.RedialLeg,
         relay_leg_pb2.SendLegSignaling,
     )
 
@@ -100,6 +102,7 @@ class SignalingClient(Concern):
         self._is_leg_connected = False
         self._sequence = 0
         self._attach_id = b""
+        self._peer: VerifiedPeer | None = None
         self._outage = OutageLog(self.log, "signaling_client.detached")
         self._resumable: dict[bytes, SealedGrant] = {}
 
@@ -131,6 +134,18 @@ class SignalingClient(Concern):
         """Show the certificate of now."""
         self._core.reattach(self.now)
         self._act()
+
+    def recheck_intermediate(self, _message: signaling_client_pb2.RecheckIntermediate) -> None:
+        """The revocation list may be another one, and connections that stand are asked for no certificate."""
+        if self._peer is None or self._core.state is not client.ClientState.ATTACHED:
+            return
+        try:
+            self._credentials.verifier.recheck(self._peer, now_wall=self.io.wall_time())
+        except AuthenticationError as error:
+            self._core.handle_untrusted(str(error), self.now)
+            # The leg is the same intermediate's; dialled anew, it is refused.
+            self.emit(relay_leg_pb2.RedialLeg(intermediate_id=self.key))
+            self._act()
 
     def report_session_closed(self, message: signaling_client_pb2.ReportSessionClosed) -> None:
         """Tell the other party, through the intermediate."""
@@ -346,7 +361,7 @@ class SignalingClient(Concern):
         accepted = frame.attach_accepted
         try:
             chain = translate.chain_from_der(accepted.certificate_chain)
-            self._credentials.verifier.verify(
+            peer = self._credentials.verifier.verify(
                 chain,
                 expect=Role.INTERMEDIATE,
                 expect_id=self.key,
@@ -359,6 +374,7 @@ class SignalingClient(Concern):
             return
         if not self._core.handle_accepted(self.now):
             return
+        self._peer = peer
         self.log.info(
             "signaling_client.attached",
             carrier="quic" if self._open_grpc is None else "grpc",

@@ -163,6 +163,7 @@ def _client_rows(
         Row(signaling_client_pb2.Attach, client, _INTERMEDIATE),
         Row(signaling_client_pb2.Detach, client, _INTERMEDIATE),
         Row(signaling_client_pb2.Reattach, client, _INTERMEDIATE),
+        Row(signaling_client_pb2.RecheckIntermediate, client, _INTERMEDIATE),
         Row(signaling_client_pb2.ReportSessionClosed, client, _INTERMEDIATE),
         Row(signaling_client_pb2.KeepResumable, client, _INTERMEDIATE),
         Row(signaling_client_pb2.SendIceSignal, client, _INTERMEDIATE),

@@ -76,11 +76,13 @@ def test_renewed_certificate_is_shown_at_once_and_is_no_reason_to_fail_over() ->
     harness = actor_harness(AgentSelector)
     harness.tell(signaling_client_pb2.Attached(intermediate_id="i1"))
     commands(harness)
+    recheck = [("RecheckIntermediate", "i1"), ("RecheckIntermediate", "i2")]
     harness.tell(reload_pb2.ConfigurationReloaded())
-    assert commands(harness) == []
+    assert commands(harness) == recheck
     harness.concern.certificate = b"second"
     harness.tell(reload_pb2.ConfigurationReloaded())
     assert commands(harness) == [
+        *recheck,
         ("RedialLeg", "i1"),
         ("Reattach", "i1"),
         ("RedialLeg", "i2"),

@@ -17,7 +17,7 @@ from actors.signaling_client import (
     SignalingClient,
 )
 from tests.manual_io import ActorHarness, actor_harness
-from tests.pki_fixtures import NOW, issue, of_unknown_version, pem
+from tests.pki_fixtures import NOW, crl_pem, issue, of_unknown_version, pem
 from ztna.access.grant import sign_nonce
 from ztna.access.identity import Role
 from ztna.pki.authority import Issued
@@ -165,6 +165,24 @@ def test_intermediate_that_cannot_prove_itself_is_left(fault: str) -> None:
     }
     (detached,) = of(world.hear(answers[fault]()), signaling_client_pb2.Detached)
     assert (detached.reason, detached.is_authentication_failure) == ("untrusted_intermediate", True)
+    assert world.carrier.is_closed
+
+
+def test_intermediate_that_a_reload_revokes_is_left_with_its_leg() -> None:
+    world = World().attached()
+    held: Credentials = world.client.concern._credentials
+    recheck = signaling_client_pb2.RecheckIntermediate(intermediate_id="i1")
+    world.client.tell(recheck)
+    assert world.client.take_emitted() == []
+    revoked = crl_pem(issue(Role.INTERMEDIATE, "i1"))
+    own = issue(Role.AGENT, "a1")
+    held.adopt(parse_credentials(own.certificate_pem, own.key_pem, pem(own).ca, revoked, Role.AGENT, NOW))
+    world.client.tell(recheck)
+    messages = world.client.take_emitted()
+    assert relay_leg_pb2.RedialLeg(intermediate_id="i1") in messages
+    (detached,) = of(messages, signaling_client_pb2.Detached)
+    assert (detached.reason, detached.is_authentication_failure) == ("untrusted_intermediate", True)
+    assert "revoked" in detached.detail
     assert world.carrier.is_closed
 
 

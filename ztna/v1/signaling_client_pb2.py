@@ -27,7 +27,7 @@ from ztna.v1 import signaling_pb2 as ztna_dot_v1_dot_signaling__pb2
 from ztna.v1 import types_pb2 as ztna_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eztna/v1/signaling_client.proto\x12\x07ztna.v1\x1a\x13ztna/v1/grant.proto\x1a\x17ztna/v1/signaling.proto\x1a\x13ztna/v1/types.proto\"!\n\x06\x41ttach\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\"1\n\x06\x44\x65tach\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"#\n\x08Reattach\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\"\xab\x01\n\x0eRequestSession\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\x04\x12\x0f\n\x07service\x18\x03 \x01(\t\x12*\n\x08protocol\x18\x04 \x01(\x0e\x32\x18.ztna.v1.ServiceProtocol\x12\x12\n\nconnectors\x18\x05 \x03(\t\x12\x1b\n\x13\x65xcluded_connectors\x18\x06 \x03(\t\"\xa2\x01\n\rOfferServices\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12\x30\n\x08services\x18\x02 \x03(\x0b\x32\x1e.ztna.v1.OfferServices.Service\x1a\x46\n\x07Service\x12\x0f\n\x07service\x18\x01 \x01(\t\x12*\n\x08protocol\x18\x02 \x01(\x0e\x32\x18.ztna.v1.ServiceProtocol\"R\n\x13ReportSessionClosed\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\x0c\x12\x0e\n\x06reason\x18\x03 \x01(\t\"a\n\rKeepResumable\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\x0c\x12#\n\x05grant\x18\x03 \x01(\x0b\x32\x14.ztna.v1.SealedGrant\"`\n\rSendIceSignal\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\x0c\x12\"\n\x06signal\x18\x03 \x01(\x0b\x32\x12.ztna.v1.IceSignal\"P\n\x08\x41ttached\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12\x11\n\tattach_id\x18\x02 \x01(\x0c\x12\x18\n\x10refused_sessions\x18\x03 \x03(\x0c\"z\n\x08\x44\x65tached\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12!\n\x19is_authentication_failure\x18\x04 \x01(\x08\x12\x12\n\nretry_in_s\x18\x05 \x01(\x01\"=\n\x11ServiceRegistered\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12\x0f\n\x07service\x18\x02 \x01(\t\"Z\n\x0fServiceRejected\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12\x0f\n\x07service\x18\x02 \x01(\t\x12\x0c\n\x04\x63ode\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"\xc2\x01\n\x0eSessionGranted\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\x04\x12\x12\n\nsession_id\x18\x03 \x01(\x0c\x12\x0f\n\x07service\x18\x04 \x01(\t\x12(\n\tconnector\x18\x05 \x01(\x0b\x32\x15.ztna.v1.NodeIdentity\x12\x0f\n\x07\x63hannel\x18\x06 \x01(\r\x12#\n\x05grant\x18\x07 \x01(\x0b\x32\x14.ztna.v1.SealedGrant\"t\n\x14SessionRequestFailed\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\x04\x12\x0c\n\x04\x63ode\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x10\n\x08is_final\x18\x05 \x01(\x08\"t\n\x0eSessionOffered\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\x0c\x12$\n\x05\x61gent\x18\x03 \x01(\x0b\x32\x15.ztna.v1.NodeIdentity\x12\x0f\n\x07\x63hannel\x18\x04 \x01(\r\"{\n\x16SessionReboundReceived\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\x0c\x12#\n\x04peer\x18\x03 \x01(\x0b\x32\x15.ztna.v1.NodeIdentity\x12\x0f\n\x07\x63hannel\x18\x04 \x01(\r\"o\n\x15SessionAccessReceived\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\x0c\x12)\n\x07\x61llowed\x18\x03 \x01(\x0b\x32\x18.ztna.v1.AllowedServices\"\\\n\x0eSessionRevoked\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\x0c\x12\x0c\n\x04\x63ode\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"d\n\x11IceSignalReceived\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x17\n\x0fintermediate_id\x18\x02 \x01(\t\x12\"\n\x06signal\x18\x03 \x01(\x0b\x32\x12.ztna.v1.IceSignalb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eztna/v1/signaling_client.proto\x12\x07ztna.v1\x1a\x13ztna/v1/grant.proto\x1a\x17ztna/v1/signaling.proto\x1a\x13ztna/v1/types.proto\"!\n\x06\x41ttach\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\"1\n\x06\x44\x65tach\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"#\n\x08Reattach\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\".\n\x13RecheckIntermediate\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\"\xab\x01\n\x0eRequestSession\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\x04\x12\x0f\n\x07service\x18\x03 \x01(\t\x12*\n\x08protocol\x18\x04 \x01(\x0e\x32\x18.ztna.v1.ServiceProtocol\x12\x12\n\nconnectors\x18\x05 \x03(\t\x12\x1b\n\x13\x65xcluded_connectors\x18\x06 \x03(\t\"\xa2\x01\n\rOfferServices\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12\x30\n\x08services\x18\x02 \x03(\x0b\x32\x1e.ztna.v1.OfferServices.Service\x1a\x46\n\x07Service\x12\x0f\n\x07service\x18\x01 \x01(\t\x12*\n\x08protocol\x18\x02 \x01(\x0e\x32\x18.ztna.v1.ServiceProtocol\"R\n\x13ReportSessionClosed\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\x0c\x12\x0e\n\x06reason\x18\x03 \x01(\t\"a\n\rKeepResumable\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\x0c\x12#\n\x05grant\x18\x03 \x01(\x0b\x32\x14.ztna.v1.SealedGrant\"`\n\rSendIceSignal\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\x0c\x12\"\n\x06signal\x18\x03 \x01(\x0b\x32\x12.ztna.v1.IceSignal\"P\n\x08\x41ttached\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12\x11\n\tattach_id\x18\x02 \x01(\x0c\x12\x18\n\x10refused_sessions\x18\x03 \x03(\x0c\"z\n\x08\x44\x65tached\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12!\n\x19is_authentication_failure\x18\x04 \x01(\x08\x12\x12\n\nretry_in_s\x18\x05 \x01(\x01\"=\n\x11ServiceRegistered\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12\x0f\n\x07service\x18\x02 \x01(\t\"Z\n\x0fServiceRejected\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12\x0f\n\x07service\x18\x02 \x01(\t\x12\x0c\n\x04\x63ode\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"\xc2\x01\n\x0eSessionGranted\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\x04\x12\x12\n\nsession_id\x18\x03 \x01(\x0c\x12\x0f\n\x07service\x18\x04 \x01(\t\x12(\n\tconnector\x18\x05 \x01(\x0b\x32\x15.ztna.v1.NodeIdentity\x12\x0f\n\x07\x63hannel\x18\x06 \x01(\r\x12#\n\x05grant\x18\x07 \x01(\x0b\x32\x14.ztna.v1.SealedGrant\"t\n\x14SessionRequestFailed\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\x04\x12\x0c\n\x04\x63ode\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x10\n\x08is_final\x18\x05 \x01(\x08\"t\n\x0eSessionOffered\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\x0c\x12$\n\x05\x61gent\x18\x03 \x01(\x0b\x32\x15.ztna.v1.NodeIdentity\x12\x0f\n\x07\x63hannel\x18\x04 \x01(\r\"{\n\x16SessionReboundReceived\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\x0c\x12#\n\x04peer\x18\x03 \x01(\x0b\x32\x15.ztna.v1.NodeIdentity\x12\x0f\n\x07\x63hannel\x18\x04 \x01(\r\"o\n\x15SessionAccessReceived\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\x0c\x12)\n\x07\x61llowed\x18\x03 \x01(\x0b\x32\x18.ztna.v1.AllowedServices\"\\\n\x0eSessionRevoked\x12\x17\n\x0fintermediate_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\x0c\x12\x0c\n\x04\x63ode\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"d\n\x11IceSignalReceived\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x17\n\x0fintermediate_id\x18\x02 \x01(\t\x12\"\n\x06signal\x18\x03 \x01(\x0b\x32\x12.ztna.v1.IceSignalb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,38 +40,40 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DETACH']._serialized_end=194
   _globals['_REATTACH']._serialized_start=196
   _globals['_REATTACH']._serialized_end=231
-  _globals['_REQUESTSESSION']._serialized_start=234
-  _globals['_REQUESTSESSION']._serialized_end=405
-  _globals['_OFFERSERVICES']._serialized_start=408
-  _globals['_OFFERSERVICES']._serialized_end=570
-  _globals['_OFFERSERVICES_SERVICE']._serialized_start=500
-  _globals['_OFFERSERVICES_SERVICE']._serialized_end=570
-  _globals['_REPORTSESSIONCLOSED']._serialized_start=572
-  _globals['_REPORTSESSIONCLOSED']._serialized_end=654
-  _globals['_KEEPRESUMABLE']._serialized_start=656
-  _globals['_KEEPRESUMABLE']._serialized_end=753
-  _globals['_SENDICESIGNAL']._serialized_start=755
-  _globals['_SENDICESIGNAL']._serialized_end=851
-  _globals['_ATTACHED']._serialized_start=853
-  _globals['_ATTACHED']._serialized_end=933
-  _globals['_DETACHED']._serialized_start=935
-  _globals['_DETACHED']._serialized_end=1057
-  _globals['_SERVICEREGISTERED']._serialized_start=1059
-  _globals['_SERVICEREGISTERED']._serialized_end=1120
-  _globals['_SERVICEREJECTED']._serialized_start=1122
-  _globals['_SERVICEREJECTED']._serialized_end=1212
-  _globals['_SESSIONGRANTED']._serialized_start=1215
-  _globals['_SESSIONGRANTED']._serialized_end=1409
-  _globals['_SESSIONREQUESTFAILED']._serialized_start=1411
-  _globals['_SESSIONREQUESTFAILED']._serialized_end=1527
-  _globals['_SESSIONOFFERED']._serialized_start=1529
-  _globals['_SESSIONOFFERED']._serialized_end=1645
-  _globals['_SESSIONREBOUNDRECEIVED']._serialized_start=1647
-  _globals['_SESSIONREBOUNDRECEIVED']._serialized_end=1770
-  _globals['_SESSIONACCESSRECEIVED']._serialized_start=1772
-  _globals['_SESSIONACCESSRECEIVED']._serialized_end=1883
-  _globals['_SESSIONREVOKED']._serialized_start=1885
-  _globals['_SESSIONREVOKED']._serialized_end=1977
-  _globals['_ICESIGNALRECEIVED']._serialized_start=1979
-  _globals['_ICESIGNALRECEIVED']._serialized_end=2079
+  _globals['_RECHECKINTERMEDIATE']._serialized_start=233
+  _globals['_RECHECKINTERMEDIATE']._serialized_end=279
+  _globals['_REQUESTSESSION']._serialized_start=282
+  _globals['_REQUESTSESSION']._serialized_end=453
+  _globals['_OFFERSERVICES']._serialized_start=456
+  _globals['_OFFERSERVICES']._serialized_end=618
+  _globals['_OFFERSERVICES_SERVICE']._serialized_start=548
+  _globals['_OFFERSERVICES_SERVICE']._serialized_end=618
+  _globals['_REPORTSESSIONCLOSED']._serialized_start=620
+  _globals['_REPORTSESSIONCLOSED']._serialized_end=702
+  _globals['_KEEPRESUMABLE']._serialized_start=704
+  _globals['_KEEPRESUMABLE']._serialized_end=801
+  _globals['_SENDICESIGNAL']._serialized_start=803
+  _globals['_SENDICESIGNAL']._serialized_end=899
+  _globals['_ATTACHED']._serialized_start=901
+  _globals['_ATTACHED']._serialized_end=981
+  _globals['_DETACHED']._serialized_start=983
+  _globals['_DETACHED']._serialized_end=1105
+  _globals['_SERVICEREGISTERED']._serialized_start=1107
+  _globals['_SERVICEREGISTERED']._serialized_end=1168
+  _globals['_SERVICEREJECTED']._serialized_start=1170
+  _globals['_SERVICEREJECTED']._serialized_end=1260
+  _globals['_SESSIONGRANTED']._serialized_start=1263
+  _globals['_SESSIONGRANTED']._serialized_end=1457
+  _globals['_SESSIONREQUESTFAILED']._serialized_start=1459
+  _globals['_SESSIONREQUESTFAILED']._serialized_end=1575
+  _globals['_SESSIONOFFERED']._serialized_start=1577
+  _globals['_SESSIONOFFERED']._serialized_end=1693
+  _globals['_SESSIONREBOUNDRECEIVED']._serialized_start=1695
+  _globals['_SESSIONREBOUNDRECEIVED']._serialized_end=1818
+  _globals['_SESSIONACCESSRECEIVED']._serialized_start=1820
+  _globals['_SESSIONACCESSRECEIVED']._serialized_end=1931
+  _globals['_SESSIONREVOKED']._serialized_start=1933
+  _globals['_SESSIONREVOKED']._serialized_end=2025
+  _globals['_ICESIGNALRECEIVED']._serialized_start=2027
+  _globals['_ICESIGNALRECEIVED']._serialized_end=2127
 # @@protoc_insertion_point(module_scope)

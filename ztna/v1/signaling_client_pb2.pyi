@@ -92,6 +92,28 @@ class Reattach(_message.Message):
 Global___Reattach: _TypeAlias = Reattach  # noqa: Y015
 
 @_typing.final
+class RecheckIntermediate(_message.Message):
+    """Command: judge the intermediate's certificate again, by what is true now; leave it if that fails."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INTERMEDIATE_ID_FIELD_NUMBER: _builtins.int
+    intermediate_id: _builtins.str
+    """id of the intermediate, a DNS label"""
+    def __init__(
+        self,
+        *,
+        intermediate_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["intermediate_id", b"intermediate_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecheckIntermediate: _TypeAlias = RecheckIntermediate  # noqa: Y015
+
+@_typing.final
 class RequestSession(_message.Message):
     """Command: ask for a session that reaches a service, or for a new grant."""
 
