@@ -100,3 +100,20 @@ def test_small_packets_and_acknowledgements_hold_up_nothing(pair: Pair) -> None:
         assert client.transmit(pair.now)
     client.send_datagram(b"at once")
     assert len(client.transmit(pair.now)) == 1
+
+
+def test_acknowledgement_that_is_due_now_passes_the_pacer(pair: Pair) -> None:
+    """Otherwise its timer comes again at once, and again, for as long as the pacer holds."""
+    client, server = pair.client.connection, pair.server.connection
+    client.send_stream(0, bytes(100_000))
+    client.transmit(pair.now)
+    assert client._engine._loss._pacer.next_send_time(now=pair.now) is not None
+    assert client._engine._loss.bytes_in_flight < client._engine._loss.congestion_window - 2400
+    server.send_stream(0, b"lost")
+    server.transmit(pair.now)
+    server.send_stream(0, b"after a gap")
+    assert client.receive(server.transmit(pair.now), pair.now)
+    client.transmit(pair.now)
+    due = client.next_deadline()
+    assert due is not None
+    assert due > pair.now
