@@ -11,8 +11,11 @@ BURST_S = 5.0
 """Long enough that a client which retries each second does not fill the log, short enough to be news."""
 
 MAX_BURSTS = 256
-"""Bursts remembered at a time: services times reasons of any sane configuration. Beyond it, lines are
-written unthinned rather than lost."""
+"""Bursts remembered at a time: services times reasons of any sane configuration."""
+MAX_VARIANTS = 8
+"""Of them, with the same first word of their key. The rest of a key may be a stranger's, who says something
+else each time: beyond this many, and beyond `MAX_BURSTS`, events are one burst together."""
+OTHERS = ""
 
 
 class BurstLog:
@@ -25,6 +28,7 @@ class BurstLog:
 
     def note(self, now: float, key: tuple[str, ...], **facts: object) -> None:
         """Log the event, unless one of the same key was logged within `BURST_S`; `now` in seconds."""
+        key = self._place(key)
         burst = self._bursts.get(key)
         if burst is not None and now < burst[0]:
             self._bursts[key] = (burst[0], burst[1] + 1, facts)
@@ -32,8 +36,7 @@ class BurstLog:
         if burst is not None:
             self._close(key)
         self._write(self._event, **facts)
-        if len(self._bursts) < MAX_BURSTS:
-            self._bursts[key] = (now + BURST_S, 0, facts)
+        self._bursts[key] = (now + BURST_S, 0, facts)
 
     def handle_timeout(self, now: float) -> None:
         """Sum up the bursts that are over."""
@@ -43,6 +46,14 @@ class BurstLog:
     def next_deadline(self) -> float | None:
         """When the first burst is over, or None."""
         return min((ends_at for ends_at, _, _ in self._bursts.values()), default=None)
+
+    def _place(self, key: tuple[str, ...]) -> tuple[str, ...]:
+        """Where an event is counted: by its own key, or with others."""
+        if key not in self._bursts and sum(each[0] == key[0] for each in self._bursts) >= MAX_VARIANTS:
+            key = (key[0], OTHERS)
+        if key not in self._bursts and len(self._bursts) >= MAX_BURSTS:
+            key = (OTHERS,)
+        return key
 
     def _close(self, key: tuple[str, ...]) -> None:
         _, count, facts = self._bursts.pop(key)

@@ -6,7 +6,7 @@ import structlog
 from structlog.testing import LogCapture
 from structlog.typing import FilteringBoundLogger
 
-from actors.burst_log import BURST_S, MAX_BURSTS, BurstLog
+from actors.burst_log import BURST_S, MAX_BURSTS, MAX_VARIANTS, BurstLog
 
 
 def make(*, is_warning: bool = False) -> tuple[BurstLog, LogCapture]:
@@ -51,13 +51,26 @@ def test_next_burst_begins_with_a_line_and_closes_the_last() -> None:
     ]
 
 
-def test_kinds_beyond_the_bound_are_logged_each_time() -> None:
+def test_kinds_beyond_the_bound_are_one_burst_together() -> None:
     bursts, capture = make()
     for index in range(MAX_BURSTS):
-        bursts.note(0.0, (str(index),))
-    for _ in range(3):
-        bursts.note(0.0, ("one more",))
-    assert len(capture.entries) == MAX_BURSTS + 3
+        bursts.note(0.0, (f"kind {index}",))
+    for index in range(300):
+        bursts.note(0.0, (f"one more, {index}",))
+    assert len(capture.entries) == MAX_BURSTS + 1
+    bursts.handle_timeout(BURST_S)
+    assert capture.entries[-1]["count"] == 299
+
+
+def test_whoever_says_something_else_each_time_fills_no_log() -> None:
+    bursts, capture = make()
+    for index in range(1000):
+        bursts.note(0.0, ("foreign_ca", f"I am agent {index}"))
+    bursts.note(0.0, ("expired", "agent 7"))
+    assert len(capture.entries) == MAX_VARIANTS + 2
+    bursts.handle_timeout(BURST_S)
+    (summary,) = [each for each in capture.entries if each["event"].endswith("_repeated")]
+    assert summary["count"] == 1000 - MAX_VARIANTS - 1
 
 
 def test_bursts_of_warnings_are_summed_up_as_warnings_when_they_are_due() -> None:

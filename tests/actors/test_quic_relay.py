@@ -105,7 +105,15 @@ class Site:
     def now(self) -> float:
         return self.harness.io.time()
 
-    def dial(self, role: Role, name: str, *, port: int = 0, issued: Issued | None = None) -> Node:
+    def dial(
+        self,
+        role: Role,
+        name: str,
+        *,
+        port: int = 0,
+        issued: Issued | None = None,
+        has_certificate: bool = True,
+    ) -> Node:
         issued = issued or issue(role, name)
         self.advance(DIAL_INTERVAL_S)
         address = TransportAddress("192.0.2.1", port or 5000 + len(self.nodes))
@@ -118,6 +126,8 @@ class Site:
         )
         node = Node(issued, address, Connection.client(options))
         self.nodes[address] = node
+        if not has_certificate:
+            node.connection._engine._configuration.certificate = None
         node.connection.connect(self.now)
         assert (node.connection.open_stream(), node.connection.open_stream()) == (0, 4)
         self.run()
@@ -363,6 +373,15 @@ def test_certificate_of_a_foreign_ca_gets_no_leg(site: Site) -> None:
     assert node.closed.is_authentication_failure
     site.advance(1.1)
     assert site.take(quic_relay_pb2.RelayStatistics)[-1].refused["unknown_ca"] == 1
+
+
+def test_node_without_certificate_gets_no_leg_and_both_ends_hear_why(site: Site) -> None:
+    node = site.dial(Role.AGENT, "a1", has_certificate=False)
+    assert node.closed is not None
+    assert node.closed.reason is events.CloseReason.CERTIFICATE_REQUIRED
+    assert not node.control
+    site.advance(1.1)
+    assert site.take(quic_relay_pb2.RelayStatistics)[-1].refused["certificate_required"] == 1
 
 
 def test_channels_move_with_a_leg_that_was_dialled_anew(site: Site) -> None:

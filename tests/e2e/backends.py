@@ -10,6 +10,7 @@ import socketserver
 import struct
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
 
@@ -167,6 +168,35 @@ def download(
                 on_progress(received)
     assert received == size
     return digest.hexdigest()
+
+
+class HeldDownload:
+    """A download in a thread of its own that runs at least until `finish`.
+
+    Its second half is read at a megabyte per second, so that bytes flow all the time, and the last ones once
+    it may end.
+    """
+
+    def __init__(self, port: int, size: int) -> None:
+        self._size = size
+        self._may_end = threading.Event()
+        self._pool = ThreadPoolExecutor(1)
+        self._digest = self._pool.submit(download, port, size, 60.0, self._pace)
+
+    def finish(self, timeout_s: float = 90.0) -> str:
+        """The SHA-256. Raises `AssertionError` if it was over before, or the error of the download."""
+        assert not self._digest.done(), "the download was over before"
+        self._may_end.set()
+        try:
+            return self._digest.result(timeout_s)
+        finally:
+            self._pool.shutdown(wait=False)
+
+    def _pace(self, received: int) -> None:
+        if received >= self._size - CHUNK_BYTES:
+            self._may_end.wait(90.0)
+        elif received >= self._size // 2:
+            self._may_end.wait(CHUNK_BYTES / (1 << 20))
 
 
 def upload(port: int, size: int, timeout_s: float = 60.0) -> tuple[int, str]:

@@ -82,7 +82,7 @@ def test_bad_yaml_ends_with_2_and_the_line(deployment: Deployment, connector: Da
     assert f"{connector.config_path}:" in line
 
 
-@pytest.mark.parametrize("missing", ["config", "cert", "crl"])
+@pytest.mark.parametrize("missing", ["config", "cert", "key", "ca", "crl"])
 def test_missing_file_ends_with_2_and_is_named(
     deployment: Deployment, connector: Daemon, missing: str
 ) -> None:

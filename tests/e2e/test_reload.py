@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import signal
 import socket
-import threading
 import time
 from typing import Any
 
 import pytest
 import yaml
 
-from tests.e2e.backends import connect, content_digest, download
+from tests.e2e.backends import HeldDownload, connect, content_digest, download
 from tests.e2e.conftest import Site
 from tools.deployment import Deployment, control_channel, free_port
 from ztna.access.identity import Role
@@ -203,14 +202,11 @@ def test_services_of_an_agent_follow_its_configuration(site: Site) -> None:
 
 def test_download_runs_through_a_hundred_reloads_of_every_daemon(site: Site) -> None:
     size = 64 * MIB
-    digests: list[str] = []
-    loader = threading.Thread(target=lambda: digests.append(download(site.tcp_port, size)))
-    loader.start()
+    running = HeldDownload(site.tcp_port, size)
     for _ in range(100):
         for name in site.deployment.daemons:
             reload_now(site.deployment, name)
-    loader.join(60)
-    assert digests == [content_digest(size)]
+    assert running.finish() == content_digest(size)
 
 
 def test_reload_command_names_the_fault_and_nothing_changes(site: Site) -> None:
@@ -229,19 +225,16 @@ def test_reload_command_names_the_fault_and_nothing_changes(site: Site) -> None:
 def test_certificates_renewed_under_load_cost_no_connection(site: Site) -> None:
     deployment = site.deployment
     size = 64 * MIB
-    digests: list[str] = []
-    loader = threading.Thread(target=lambda: digests.append(download(site.tcp_port, size)))
     with connect(site.tcp_port) as client:
         client.sendall(b"HOLD\n")
         assert client.recv(100) == b"held\n"
         sessions = session_ids(deployment)
-        loader.start()
+        running = HeldDownload(site.tcp_port, size)
         for name, daemon in deployment.daemons.items():
             issue = ("pki", "issue", daemon.kind, name, "--dir", str(deployment.directory / "pki"))
             deployment.ztna(*issue, "--out", str(deployment.directory / name), "--force")
             reload_now(deployment, name)
-        loader.join(60)
-        assert digests == [content_digest(size)]
+        assert running.finish() == content_digest(size)
         # With the new keys, in the session of the old ones.
         assert download(site.tcp_port, MIB) == content_digest(MIB)
         assert session_ids(deployment) == sessions

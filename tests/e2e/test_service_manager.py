@@ -14,6 +14,23 @@ import pytest
 from tools.deployment import Daemon, Deployment
 
 WATCHDOG_S = 1.0
+HARDENING = (
+    "NoNewPrivileges",
+    "ProtectSystem",
+    "ProtectHome",
+    "PrivateTmp",
+    "PrivateDevices",
+    "PrivateUsers",
+    "ProtectKernelModules",
+    "ProtectKernelTunables",
+    "ProtectControlGroups",
+    "RestrictAddressFamilies",
+    "RestrictNamespaces",
+    "MemoryDenyWriteExecute",
+    "SystemCallFilter",
+    "LimitNOFILE",
+    "MemoryMax",
+)
 LIMIT_S = 20.0
 UNITS = Path(__file__).parents[2] / "config" / "systemd"
 
@@ -111,5 +128,8 @@ def test_unit_file_names_what_the_daemon_does(kind: str) -> None:
     assert service["ExecStart"] == f"/opt/ztna/bin/ztna {kind} -c /etc/ztna/{kind}.yaml"
     assert service["Type"] == "notify"
     assert int(service["WatchdogSec"]) > 0
+    assert service["Restart"] == "on-failure", "a watchdog's kill counts as a failure"
+    for hardening in HARDENING:
+        assert service[hardening] not in {"", "no", "false"}, hardening
     assert service["RestartPreventExitStatus"].split() == ["2", "3"]
     assert service["RuntimeDirectory"] == f"ztna-{kind}"

@@ -71,6 +71,10 @@ class Connection:
         self._is_timed_out = False
         self._handshake_deadline: float | None = None
         self._minimum_reset_at: float | None = None
+        # A peer that is heard and acknowledges nothing keeps what it was sent in memory here.
+        self._unacknowledged_since: float | None = None
+        self._acknowledged = -1
+        self._is_unacknowledged = False
         self._next_ping = 0
         self._last_words: list[tuple[bytes, PeerAddress]] = []
         self._is_repeat_due = False
@@ -272,6 +276,7 @@ class Connection:
             if was_established:
                 self._engine.hasten_acknowledgement(seen, largest, now)
             self._collect(now)
+            self._watch_acknowledgements(now)
         return not (was_established and self.is_established) or self._engine.may_send_after_receiving(now)
 
     def handle_timeout(self, now: float) -> None:
@@ -291,6 +296,11 @@ class Connection:
         except Exception as error:  # noqa: BLE001 - a broken connection must not take the others along
             self._fail(error, now)
             return
+        since = self._unacknowledged_since
+        if since is not None and now >= since + self.idle_timeout_s and not self._engine.is_ending:
+            # It is heard, or it would have been given up as silent.
+            self._is_unacknowledged = True
+            self._engine.close(error_code=NO_ERROR, reason_phrase="nothing is acknowledged")
         self._collect(now)
 
     def next_deadline(self) -> float | None:
@@ -299,7 +309,9 @@ class Connection:
             return None
         deadline = self._engine.get_timer()
         if not self._is_closed:
-            for own in (self._handshake_deadline, self._minimum_reset_at):
+            since = self._unacknowledged_since
+            patience = None if since is None else since + self.idle_timeout_s
+            for own in (self._handshake_deadline, self._minimum_reset_at, patience):
                 if own is not None and (deadline is None or own < deadline):
                     deadline = own
         return deadline
@@ -333,6 +345,7 @@ class Connection:
             if self._engine.is_peer_validated:
                 self._last_words = sent
         self._collect(now)
+        self._watch_acknowledgements(now)
         return self._count_sent(sent)
 
     def events(self) -> list[Event]:
@@ -434,6 +447,7 @@ class Connection:
     def reset_recovery_and_ping(self, now: float) -> None:
         """Forget RTT and backoff and ping, after an outage or a switch of paths."""
         self._engine.forget_rtt()
+        self._unacknowledged_since = None
         self.ping(now)
         if not self._engine.is_ending:
             self._engine.probe()
@@ -475,6 +489,14 @@ class Connection:
             self._translate(event)
         if self._engine.is_ending:
             self._note_closed()
+
+    def _watch_acknowledgements(self, now: float) -> None:
+        acknowledged = self._engine.largest_acknowledged
+        if not self._is_established or not self._engine.awaits_acknowledgement:
+            self._unacknowledged_since = None
+        elif self._unacknowledged_since is None or acknowledged != self._acknowledged:
+            self._unacknowledged_since = now
+        self._acknowledged = acknowledged
 
     def _note_handshake(self) -> None:
         if self._engine.is_handshake_confirmed:
@@ -560,6 +582,8 @@ class Connection:
             return CloseReason.IDLE_TIMEOUT
         if self._is_timed_out:
             return CloseReason.HANDSHAKE_TIMEOUT
+        if self._is_unacknowledged:
+            return CloseReason.UNACKNOWLEDGED
         if self._engine.is_version_failure:
             return CloseReason.VERSION_NEGOTIATION
         return reason_of(code, is_application=is_application)

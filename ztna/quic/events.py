@@ -12,6 +12,7 @@ class CloseReason(StrEnum):
     CLOSED = "closed"
     """Closed on purpose by an application, with or without an application error code."""
     IDLE_TIMEOUT = "idle_timeout"
+    UNACKNOWLEDGED = "unacknowledged"
     HANDSHAKE_TIMEOUT = "handshake_timeout"
     VERSION_NEGOTIATION = "version_negotiation"
     CERTIFICATE_REQUIRED = "certificate_required"

@@ -587,6 +587,49 @@ def test_silent_peer_ends_in_an_idle_timeout() -> None:
         assert end.connection.is_terminated
 
 
+def test_peer_that_is_heard_and_acknowledges_nothing_is_given_up_like_a_silent_one() -> None:
+    pair = Pair().established()
+    server = pair.server.connection
+    pair.client.connection.send_stream(pair.client.connection.open_stream(), b"request")
+    pair.flush()
+    pair.run(1.0)
+    # From now on the client does not even know that there is anything to acknowledge.
+    pair.downlink.is_up = False
+    server.send_stream(0, bytes(500_000))
+    pair.flush()
+    sent_at = pair.now
+    while not pair.server.of(ConnectionClosed) and pair.now < sent_at + 2 * SERVER_OPTIONS.idle_timeout_s:
+        pair.client.connection.send_datagram(b"still here")
+        pair.flush()
+        pair.run(10.0)
+    event = closed(pair.server.events)
+    assert event.reason is CloseReason.UNACKNOWLEDGED
+    assert not event.is_remote
+    assert pair.now - sent_at == pytest.approx(SERVER_OPTIONS.idle_timeout_s, abs=11)
+
+
+def test_one_acknowledgement_now_and_then_keeps_the_connection() -> None:
+    pair = Pair().established()
+    server = pair.server.connection
+    pair.client.connection.send_stream(pair.client.connection.open_stream(), b"request")
+    pair.flush()
+    pair.run(1.0)
+    server.send_stream(0, bytes(500_000))
+    for _ in range(4):
+        pair.downlink.is_up = False
+        pair.flush()
+        for _ in range(20):
+            pair.client.connection.send_datagram(b"still here")
+            pair.flush()
+            pair.run(SERVER_OPTIONS.idle_timeout_s / 25)
+        pair.downlink.is_up = True
+        server.probe(pair.now)
+        pair.client.connection.send_datagram(b"acknowledged, too")
+        pair.flush()
+        pair.run(0.1)
+    assert not pair.server.of(ConnectionClosed)
+
+
 def test_handshake_without_an_answer_times_out() -> None:
     pair = Pair(client_options(handshake_timeout_s=3.0))
     pair.uplink.is_up = False
