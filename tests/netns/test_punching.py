@@ -16,7 +16,7 @@ from tools.natlab.plan import pair
 DELAY_MS = 20.0
 ROUND_TRIP_MS = 4 * DELAY_MS
 # A machine with other work is late by as much.
-AIR_MS = 1000.0
+AIR_MS = 400.0
 # As many restarts as a connector grants an agent in a burst.
 PUNCHES = 5
 # What a search that finds nothing may take before the relay is reported (10 s from the offer), and some air.

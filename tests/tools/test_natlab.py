@@ -285,9 +285,12 @@ def cell(
     sha256_ok: bool = True,
     reason: str = "why",
     slow_ms: float = 82.4,
+    answered_ms: float = 50.1,
 ) -> Cell:
-    found_ms, succeeded_ms = (82.4, 50.1) if path == "direct" else (None, None)
-    return Cell(a, b, path, expected, reason, "why", found_ms, succeeded_ms, sha256_ok, (82.4, slow_ms))
+    found_ms, succeeded_ms = (82.4, answered_ms) if path == "direct" else (None, None)
+    return Cell(
+        a, b, path, expected, reason, "why", found_ms, succeeded_ms, sha256_ok, (82.4, slow_ms), 260.0
+    )
 
 
 CELLS = [
@@ -314,6 +317,8 @@ def test_scorecard_marks_what_is_not_as_expected() -> None:
 def test_direct_path_that_took_too_long_and_relay_without_a_reason_are_not_as_expected() -> None:
     assert cell("open", "open", "direct", "direct", slow_ms=5000.0).is_as_expected
     assert not cell("open", "open", "direct", "direct", slow_ms=5000.1).is_as_expected
+    assert cell("open", "open", "direct", "direct", answered_ms=260.0).is_as_expected
+    assert not cell("open", "open", "direct", "direct", answered_ms=260.1).is_as_expected
     assert cell("open", "open", "relay", "relay").is_as_expected
     assert not cell("open", "open", "relay", "relay", reason="").is_as_expected
 

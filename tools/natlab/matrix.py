@@ -51,6 +51,11 @@ class Options:
     delay_ms: float = 20.0
     limit_s: float = 8.0
 
+    @property
+    def answer_limit_ms(self) -> float:
+        """From the answer to a pair that succeeded at both ends: two round trips of the sites and 100 ms."""
+        return 2 * 4 * self.delay_ms + 100
+
 
 @dataclass(frozen=True, slots=True)
 class Cell:
@@ -58,7 +63,8 @@ class Cell:
 
     `time_to_direct_ms` and `answer_to_succeeded_ms` are medians of the punches that succeeded, the latter at
     whichever end was later; `path` is direct only if all of them did. `reason` is what the agent says,
-    `expected_reason` what RFC 4787 logic says, each in its own words.
+    `expected_reason` what RFC 4787 logic says, each in its own words. `answer_limit_ms` bounds the median of
+    `answer_to_succeeded_ms`.
     """
 
     a: str
@@ -71,6 +77,7 @@ class Cell:
     answer_to_succeeded_ms: float | None
     sha256_ok: bool
     punches_ms: tuple[float | None, ...]
+    answer_limit_ms: float
 
     @property
     def is_as_expected(self) -> bool:
@@ -78,7 +85,12 @@ class Cell:
         if self.path != self.expected or not self.sha256_ok:
             return False
         if self.path == DIRECT:
-            return all(each is not None and each <= DIRECT_LIMIT_MS for each in self.punches_ms)
+            answered_ms = self.answer_to_succeeded_ms
+            return (
+                all(each is not None and each <= DIRECT_LIMIT_MS for each in self.punches_ms)
+                and answered_ms is not None
+                and answered_ms <= self.answer_limit_ms
+            )
         return bool(self.reason)
 
 
@@ -114,6 +126,7 @@ def run_cell(a: str, b: str, options: Options) -> Cell:
         answer_to_succeeded_ms=None,
         sha256_ok=False,
         punches_ms=(),
+        answer_limit_ms=options.answer_limit_ms,
     )
     with tempfile.TemporaryDirectory(prefix="ztna-") as name:
         directory = Path(name)
