@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Literal
 
 import pytest
 
-from tests.netns.nodes import AGENT, CONNECTOR, Nodes, running, short_path
+from tests.netns.nodes import AGENT, LIMIT_S, POLL_INTERVAL_S, Nodes, running, short_path
 from tests.netns.probes import udp
 from tools.natlab.cell import DIRECT
 from tools.natlab.kinds import Access, Kind
@@ -96,9 +97,10 @@ def test_reflexive_candidates_are_the_nats_own_translations(nodes: Nodes, access
             assert text(candidate.address) in translations(nodes.lab, site, base, INTERMEDIATE_ADDRESS)
     # And whom the connector found by itself, where mappings vary.
     (base,) = bases
-    status = nodes.deployment.daemon_status(CONNECTOR)
-    assert status is not None
-    (theirs,) = [each for each in status.sessions if each.session_id == session.session_id]
+    deadline = time.monotonic() + LIMIT_S
+    while (theirs := nodes.session_at_connector(agent_of(access))).path != DIRECT:
+        assert time.monotonic() < deadline, f"the connector does not follow\n{nodes.logs()}"
+        time.sleep(POLL_INTERVAL_S)
     seen = text(theirs.direct_path.selected_pair.remote.address)
     assert {seen} == translations(nodes.lab, site, base, nodes.lab.address("b"))
 

@@ -206,11 +206,20 @@ CORNERS = {
 }
 
 
+TELLINGS = 8
+
+
 @pytest.mark.parametrize("story", CORNERS)
 def test_storyline_leads_to_its_corner(story: str) -> None:
-    outcome = run(generate(list(STORIES).index(story), "corners"))
-    assert not outcome.violation, "\n".join([outcome.violation, *outcome.lines[-60:]])
-    assert [each for each in CORNERS[story] if not outcome.coverage[each]] == []
+    """Told a few times if need be: some corners depend on who is faster."""
+    missing = set(CORNERS[story])
+    for telling in range(TELLINGS):
+        outcome = run(generate(list(STORIES).index(story) + telling * len(STORIES), "corners"))
+        assert not outcome.violation, "\n".join([outcome.violation, *outcome.lines[-60:]])
+        missing -= {each for each in missing if outcome.coverage[each]}
+        if not missing:
+            return
+    assert not missing
 
 
 def test_table_beyond_its_bound_is_a_violation(monkeypatch: pytest.MonkeyPatch) -> None:
