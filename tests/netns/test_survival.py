@@ -43,6 +43,10 @@ WAKE_UPS = 8
 # Twice what 200 MB take over this link.
 DOWNLOAD_LIMIT_S = 400.0
 PACKETS_PER_S = 500
+# A relay gives up what has waited for 100 ms (`relay.queue_ms`). Where the machine stood still for the half of
+# it, a lost packet says nothing of the change of paths, and the change is made again.
+STANDSTILL_S = 0.05
+UPGRADES = 3
 Report = Callable[[str, str], None]
 
 
@@ -230,10 +234,8 @@ def test_upload_survives_rebinding_hand_over_and_the_death_of_the_intermediate(
     report_figure("longest stall of an upload", stalls.check())
 
 
-def test_udp_service_loses_nothing_in_an_upgrade_and_in_a_cut_what_its_detection_takes(
-    nodes: Nodes, lateness: Lateness, report_figure: Report
-) -> None:
-    # On the relay first.
+def upgraded(nodes: Nodes) -> PacketStream:
+    """A stream of packets that began on the relay and ended on the direct path; what the service got is clear."""
     nodes.lab.cut("a", towards="b")
     nodes.wait_relayed()
     nodes.udp.received.clear()
@@ -243,7 +245,18 @@ def test_udp_service_loses_nothing_in_an_upgrade_and_in_a_cut_what_its_detection
         stream.wait_for_echo(PACKETS_PER_S)
         stream.stop()
         stream.wait_for_last_echo()
-    count = len(stream.sent_at)
+    return stream
+
+
+def test_udp_service_loses_nothing_in_an_upgrade_and_in_a_cut_what_its_detection_takes(
+    nodes: Nodes, lateness: Lateness, report_figure: Report
+) -> None:
+    for _ in range(UPGRADES):
+        lateness.begin()
+        stream = upgraded(nodes)
+        count = len(stream.sent_at)
+        if len(nodes.udp.received) == count or lateness.longest_s < STANDSTILL_S:
+            break
     assert sorted(nodes.udp.received) == list(range(count)), "nothing is lost or doubled at the service"
     assert sorted(stream.echoed) == list(range(count)), "nor at the client"
     report_figure("UDP packets from the relay to the direct path", f"{count} sent, 0 lost, 0 doubled")
