@@ -43,7 +43,7 @@ WAKE_UPS = 8
 # Twice what 200 MB take over this link.
 DOWNLOAD_LIMIT_S = 400.0
 PACKETS_PER_S = 500
-# A relay gives up what has waited for 100 ms (`relay.queue_ms`). Where the machine stood still for the half of
+# A relay gives up what has waited for 100 ms (`relay.queue_ms`). Where the machine stood still for half of
 # it, a lost packet says nothing of the change of paths, and the change is made again.
 STANDSTILL_S = 0.05
 UPGRADES = 3
@@ -235,7 +235,7 @@ def test_upload_survives_rebinding_hand_over_and_the_death_of_the_intermediate(
 
 
 def upgraded(nodes: Nodes) -> PacketStream:
-    """A stream of packets that began on the relay and ended on the direct path; what the service got is clear."""
+    """A stream of packets that began on the relay and ended on the direct path."""
     nodes.lab.cut("a", towards="b")
     nodes.wait_relayed()
     nodes.udp.received.clear()
