@@ -149,7 +149,7 @@ class QuicSession(Concern):
         self._direct_bytes_sent = self._direct_bytes_received = self._payload_bytes = 0
         self._has_told_ids = False
         self._is_drained = False  # all that could be sent was, when the connection was last driven
-        self._opened_at = self._received_at = self.now
+        self._opened_at = self.now
         self._is_closed = False
         self._end: _End | None = None
         self._was_established = False
@@ -322,19 +322,24 @@ class QuicSession(Concern):
                 connection.send_datagram(payload)
         self._drive(connection)
 
-    def ping_session(self, message: quic_session_pb2.PingSession) -> None:
+    def ping_session(self, _message: quic_session_pb2.PingSession) -> None:
         """Have the peer show that it is there; its answer keeps both ends from timing out."""
         connection = self._live
-        if connection is None or not connection.is_established:
-            return
-        if self.now - self._received_at >= message.within_s:
+        if connection is not None and connection.is_established:
             connection.ping(self.now)
             self._drive(connection)
 
-    def recheck_peer(self, _message: quic_session_pb2.RecheckPeer) -> None:
-        """Who may trust whom has changed; otherwise it would be noticed with the next statistics."""
-        if not self._is_closed:
-            self._recheck_peer()
+    def recheck_peer(self, _message: quic_session_pb2.RecheckPeer | None = None) -> None:
+        """Judge the peer again: now and then, since certificates end, and when it is known who is trusted."""
+        connection = self._live
+        peer = connection.peer if connection is not None else None
+        if not isinstance(peer, VerifiedPeer):
+            return
+        try:
+            self._recheck(peer)
+        except AuthenticationError as error:
+            self._end = self._end or _End(error.reason, str(error), is_authentication_failure=True)
+            self._close(ACCESS_DENIED, error.reason)
 
     def close_quic_session(self, message: quic_session_pb2.CloseQuicSession) -> None:
         """End the session."""
@@ -352,7 +357,7 @@ class QuicSession(Concern):
         if self._report_at is not None and now >= self._report_at:
             self._report_at = now + STATISTICS_INTERVAL_S
             self._report()
-            self._recheck_peer()
+            self.recheck_peer()
 
     def next_deadline(self) -> float | None:
         """The earliest of QUIC's deadline, the next doubt about the path, and the next report."""
@@ -394,7 +399,6 @@ class QuicSession(Concern):
         connection = self._connection
         if connection is None:
             return
-        self._received_at = self.now
         has_news = connection.receive(packets, self.now)
         self._traffic.handle_received(kind, connection.packets_seen, self.now)
         is_asked = self._act(connection)
@@ -495,16 +499,6 @@ class QuicSession(Concern):
                         )
                     )
         return bool(effects)
-
-    def _recheck_peer(self) -> None:
-        peer = self._connection.peer if self._connection is not None else None
-        if not isinstance(peer, VerifiedPeer):
-            return
-        try:
-            self._recheck(peer)
-        except AuthenticationError as error:
-            self._end = self._end or _End(error.reason, str(error), is_authentication_failure=True)
-            self._close(ACCESS_DENIED, error.reason)
 
     def _close(self, code: int, reason: str) -> None:
         if self._is_closed:

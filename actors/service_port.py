@@ -466,21 +466,16 @@ class ServicePort(ServiceConcern[AgentSession]):
         """Keep the session alive while something runs over it, close it when it is needed no more."""
         due = session.flows.next_deadline()
         if session.is_open and not session.is_leaving and not self._is_stopping:
-            match session.lease.look(self.now, is_used=not session.is_idle):
-                case LeaseWish.PING:
-                    self.emit(
-                        quic_session_pb2.PingSession(
-                            session_id=session.session_id, within_s=session.lease.ping_interval_s
-                        )
-                    )
-                case LeaseWish.CLOSE:
-                    self._leave(session, IDLE)
-            if session.is_draining and session.is_idle:
+            wish = session.lease.look(self.now, is_used=not session.is_idle)
+            if wish is LeaseWish.PING:
+                self.emit(quic_session_pb2.PingSession(session_id=session.session_id))
+            elif wish is LeaseWish.CLOSE:
+                self._leave(session, IDLE)
+            elif session.is_draining and session.is_idle:
                 self._leave(session, DRAINED)
             due = min(session.lease.next_deadline, math.inf if due is None else due)
         self._deadlines.set(session, due)
 
     def _leave(self, session: AgentSession, reason: str) -> None:
-        if not session.is_leaving:
-            session.is_leaving = True
-            self.emit(session_table_pb2.CloseSessionRequested(session_id=session.session_id, reason=reason))
+        session.is_leaving = True
+        self.emit(session_table_pb2.CloseSessionRequested(session_id=session.session_id, reason=reason))

@@ -10,6 +10,7 @@ connector has forgotten it.
 from __future__ import annotations
 
 import enum
+import math
 from typing import Final
 
 # Two lost PINGs, with what QUIC does to repeat them, still leave a third of the time.
@@ -26,34 +27,28 @@ class LeaseWish(enum.Enum):
 
 
 class SessionLease:
-    """Of one session; `now` is monotonic seconds."""
+    """Of one session; `now` is monotonic seconds.
+
+    Attributes:
+        next_deadline: when to look again.
+    """
 
     def __init__(self, idle_timeout_s: float) -> None:
         """`idle_timeout_s` is the smaller of both ends."""
-        self.ping_interval_s = idle_timeout_s / PINGS_PER_TIMEOUT
+        self._ping_interval_s = idle_timeout_s / PINGS_PER_TIMEOUT
         self._keep_s = idle_timeout_s * CLOSE_AT_SHARE
-        self._unused_since: float | None = None
-        self._ping_at: float | None = None
+        self._was_used: bool | None = None
+        self.next_deadline = math.inf
 
     def look(self, now: float, *, is_used: bool) -> LeaseWish | None:
         """What is to be done; to be asked whenever `is_used` may have changed, and at `next_deadline`."""
-        if is_used:
-            self._unused_since = None
-            if self._ping_at is not None and now >= self._ping_at:
-                self._ping_at = now + self.ping_interval_s
-                return LeaseWish.PING
-            self._ping_at = self._ping_at or now + self.ping_interval_s
+        is_due = now >= self.next_deadline
+        if is_used is not self._was_used:
+            self._was_used, is_due = is_used, False
+            self.next_deadline = now + (self._ping_interval_s if is_used else self._keep_s)
+        if not is_due:
             return None
-        self._ping_at = None
-        if self._unused_since is None:
-            self._unused_since = now
-        return LeaseWish.CLOSE if now >= self._unused_since + self._keep_s else None
-
-    @property
-    def next_deadline(self) -> float:
-        """When to look again; valid once `look` was called."""
-        if self._ping_at is not None:
-            return self._ping_at
-        if self._unused_since is None:
-            raise RuntimeError("nobody has looked yet")
-        return self._unused_since + self._keep_s
+        if not is_used:
+            return LeaseWish.CLOSE
+        self.next_deadline = now + self._ping_interval_s
+        return LeaseWish.PING

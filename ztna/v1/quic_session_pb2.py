@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from ztna.v1 import types_pb2 as ztna_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aztna/v1/quic_session.proto\x12\x07ztna.v1\x1a\x13ztna/v1/types.proto\"Y\n\x0bSendPayload\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x11\n\tstream_id\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x15\n\rend_of_stream\x18\x04 \x01(\x08\"L\n\x0fPayloadConsumed\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x11\n\tstream_id\x18\x02 \x01(\x04\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\"_\n\x0b\x41\x62ortStream\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x11\n\tstream_id\x18\x02 \x01(\x04\x12\x0c\n\x04\x63ode\x18\x03 \x01(\r\x12\r\n\x05reset\x18\x04 \x01(\x08\x12\x0c\n\x04stop\x18\x05 \x01(\x08\"<\n\x14SendDatagramPayloads\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x10\n\x08payloads\x18\x02 \x03(\x0c\"D\n\x10\x43loseQuicSession\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x0c\n\x04\x63ode\x18\x02 \x01(\r\x12\x0e\n\x06reason\x18\x03 \x01(\t\"!\n\x0bRecheckPeer\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\"3\n\x0bPingSession\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x10\n\x08within_s\x18\x02 \x01(\x01\"\x9f\x01\n\x12SessionEstablished\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12#\n\x04peer\x18\x02 \x01(\x0b\x32\x15.ztna.v1.NodeIdentity\x12\"\n\x1amax_datagram_payload_bytes\x18\x03 \x01(\r\x12\x14\n\x0chandshake_ms\x18\x04 \x01(\x01\x12\x16\n\x0eidle_timeout_s\x18\x05 \x01(\x01\"7\n\x11HandshakeDeferred\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x93\x01\n\rSessionClosed\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x11\n\tis_remote\x18\x04 \x01(\x08\x12\x17\n\x0fwas_established\x18\x05 \x01(\x08\x12!\n\x19is_authentication_failure\x18\x06 \x01(\x08\"]\n\x0fPayloadReceived\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x11\n\tstream_id\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x15\n\rend_of_stream\x18\x04 \x01(\x08\"P\n\x13PayloadAcknowledged\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x11\n\tstream_id\x18\x02 \x01(\x04\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\"V\n\rStreamAborted\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x11\n\tstream_id\x18\x02 \x01(\x04\x12\x0c\n\x04\x63ode\x18\x03 \x01(\x04\x12\x10\n\x08is_reset\x18\x04 \x01(\x08\"@\n\x18\x44\x61tagramPayloadsReceived\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x10\n\x08payloads\x18\x02 \x03(\x0c\"\xca\x02\n\x11SessionStatistics\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x0e\n\x06rtt_ms\x18\x02 \x01(\x01\x12\x12\n\nbytes_sent\x18\x03 \x01(\x04\x12\x16\n\x0e\x62ytes_received\x18\x04 \x01(\x04\x12\x14\n\x0cpackets_sent\x18\x05 \x01(\x04\x12\x18\n\x10packets_received\x18\x06 \x01(\x04\x12\x14\n\x0cpackets_lost\x18\x07 \x01(\x04\x12\x19\n\x11\x64\x61tagrams_dropped\x18\x08 \x01(\x04\x12\x1f\n\x17\x63ongestion_window_bytes\x18\t \x01(\x04\x12\x15\n\rpayload_bytes\x18\n \x01(\x04\x12\x12\n\ndual_sends\x18\x0b \x01(\x04\x12\x19\n\x11\x64irect_bytes_sent\x18\x0c \x01(\x04\x12\x1d\n\x15\x64irect_bytes_received\x18\r \x01(\x04\"W\n\rPathSuspected\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x1f\n\x04kind\x18\x02 \x01(\x0e\x32\x11.ztna.v1.PathKind\x12\x11\n\tsilent_ms\x18\x03 \x01(\r\"\x7f\n\nPathSilent\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x1f\n\x04kind\x18\x02 \x01(\x0e\x32\x11.ztna.v1.PathKind\x12)\n\x06remote\x18\x03 \x01(\x0b\x32\x19.ztna.v1.TransportAddress\x12\x11\n\tsilent_ms\x18\x04 \x01(\r\"U\n\x0b\x46lowStopped\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x1f\n\x04kind\x18\x02 \x01(\x0e\x32\x11.ztna.v1.PathKind\x12\x11\n\tsilent_ms\x18\x03 \x01(\r\"A\n\nPeerOnPath\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x1f\n\x04kind\x18\x02 \x01(\x0e\x32\x11.ztna.v1.PathKind\":\n\x0bPeerOnRelay\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x17\n\x0fintermediate_id\x18\x02 \x01(\t\"#\n\rReportSession\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\"p\n\x0fSessionReported\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x16\n\x0eis_established\x18\x02 \x01(\x08\x12\x17\n\x0fintermediate_id\x18\x03 \x01(\t\x12\x18\n\x10max_packet_bytes\x18\x04 \x01(\rb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aztna/v1/quic_session.proto\x12\x07ztna.v1\x1a\x13ztna/v1/types.proto\"Y\n\x0bSendPayload\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x11\n\tstream_id\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x15\n\rend_of_stream\x18\x04 \x01(\x08\"L\n\x0fPayloadConsumed\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x11\n\tstream_id\x18\x02 \x01(\x04\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\"_\n\x0b\x41\x62ortStream\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x11\n\tstream_id\x18\x02 \x01(\x04\x12\x0c\n\x04\x63ode\x18\x03 \x01(\r\x12\r\n\x05reset\x18\x04 \x01(\x08\x12\x0c\n\x04stop\x18\x05 \x01(\x08\"<\n\x14SendDatagramPayloads\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x10\n\x08payloads\x18\x02 \x03(\x0c\"D\n\x10\x43loseQuicSession\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x0c\n\x04\x63ode\x18\x02 \x01(\r\x12\x0e\n\x06reason\x18\x03 \x01(\t\"!\n\x0bRecheckPeer\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\"!\n\x0bPingSession\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\"\x9f\x01\n\x12SessionEstablished\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12#\n\x04peer\x18\x02 \x01(\x0b\x32\x15.ztna.v1.NodeIdentity\x12\"\n\x1amax_datagram_payload_bytes\x18\x03 \x01(\r\x12\x14\n\x0chandshake_ms\x18\x04 \x01(\x01\x12\x16\n\x0eidle_timeout_s\x18\x05 \x01(\x01\"7\n\x11HandshakeDeferred\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x93\x01\n\rSessionClosed\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x11\n\tis_remote\x18\x04 \x01(\x08\x12\x17\n\x0fwas_established\x18\x05 \x01(\x08\x12!\n\x19is_authentication_failure\x18\x06 \x01(\x08\"]\n\x0fPayloadReceived\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x11\n\tstream_id\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x15\n\rend_of_stream\x18\x04 \x01(\x08\"P\n\x13PayloadAcknowledged\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x11\n\tstream_id\x18\x02 \x01(\x04\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\"V\n\rStreamAborted\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x11\n\tstream_id\x18\x02 \x01(\x04\x12\x0c\n\x04\x63ode\x18\x03 \x01(\x04\x12\x10\n\x08is_reset\x18\x04 \x01(\x08\"@\n\x18\x44\x61tagramPayloadsReceived\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x10\n\x08payloads\x18\x02 \x03(\x0c\"\xca\x02\n\x11SessionStatistics\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x0e\n\x06rtt_ms\x18\x02 \x01(\x01\x12\x12\n\nbytes_sent\x18\x03 \x01(\x04\x12\x16\n\x0e\x62ytes_received\x18\x04 \x01(\x04\x12\x14\n\x0cpackets_sent\x18\x05 \x01(\x04\x12\x18\n\x10packets_received\x18\x06 \x01(\x04\x12\x14\n\x0cpackets_lost\x18\x07 \x01(\x04\x12\x19\n\x11\x64\x61tagrams_dropped\x18\x08 \x01(\x04\x12\x1f\n\x17\x63ongestion_window_bytes\x18\t \x01(\x04\x12\x15\n\rpayload_bytes\x18\n \x01(\x04\x12\x12\n\ndual_sends\x18\x0b \x01(\x04\x12\x19\n\x11\x64irect_bytes_sent\x18\x0c \x01(\x04\x12\x1d\n\x15\x64irect_bytes_received\x18\r \x01(\x04\"W\n\rPathSuspected\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x1f\n\x04kind\x18\x02 \x01(\x0e\x32\x11.ztna.v1.PathKind\x12\x11\n\tsilent_ms\x18\x03 \x01(\r\"\x7f\n\nPathSilent\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x1f\n\x04kind\x18\x02 \x01(\x0e\x32\x11.ztna.v1.PathKind\x12)\n\x06remote\x18\x03 \x01(\x0b\x32\x19.ztna.v1.TransportAddress\x12\x11\n\tsilent_ms\x18\x04 \x01(\r\"U\n\x0b\x46lowStopped\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x1f\n\x04kind\x18\x02 \x01(\x0e\x32\x11.ztna.v1.PathKind\x12\x11\n\tsilent_ms\x18\x03 \x01(\r\"A\n\nPeerOnPath\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x1f\n\x04kind\x18\x02 \x01(\x0e\x32\x11.ztna.v1.PathKind\":\n\x0bPeerOnRelay\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x17\n\x0fintermediate_id\x18\x02 \x01(\t\"#\n\rReportSession\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\"p\n\x0fSessionReported\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x16\n\x0eis_established\x18\x02 \x01(\x08\x12\x17\n\x0fintermediate_id\x18\x03 \x01(\t\x12\x18\n\x10max_packet_bytes\x18\x04 \x01(\rb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,35 +45,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RECHECKPEER']._serialized_start=458
   _globals['_RECHECKPEER']._serialized_end=491
   _globals['_PINGSESSION']._serialized_start=493
-  _globals['_PINGSESSION']._serialized_end=544
-  _globals['_SESSIONESTABLISHED']._serialized_start=547
-  _globals['_SESSIONESTABLISHED']._serialized_end=706
-  _globals['_HANDSHAKEDEFERRED']._serialized_start=708
-  _globals['_HANDSHAKEDEFERRED']._serialized_end=763
-  _globals['_SESSIONCLOSED']._serialized_start=766
-  _globals['_SESSIONCLOSED']._serialized_end=913
-  _globals['_PAYLOADRECEIVED']._serialized_start=915
-  _globals['_PAYLOADRECEIVED']._serialized_end=1008
-  _globals['_PAYLOADACKNOWLEDGED']._serialized_start=1010
-  _globals['_PAYLOADACKNOWLEDGED']._serialized_end=1090
-  _globals['_STREAMABORTED']._serialized_start=1092
-  _globals['_STREAMABORTED']._serialized_end=1178
-  _globals['_DATAGRAMPAYLOADSRECEIVED']._serialized_start=1180
-  _globals['_DATAGRAMPAYLOADSRECEIVED']._serialized_end=1244
-  _globals['_SESSIONSTATISTICS']._serialized_start=1247
-  _globals['_SESSIONSTATISTICS']._serialized_end=1577
-  _globals['_PATHSUSPECTED']._serialized_start=1579
-  _globals['_PATHSUSPECTED']._serialized_end=1666
-  _globals['_PATHSILENT']._serialized_start=1668
-  _globals['_PATHSILENT']._serialized_end=1795
-  _globals['_FLOWSTOPPED']._serialized_start=1797
-  _globals['_FLOWSTOPPED']._serialized_end=1882
-  _globals['_PEERONPATH']._serialized_start=1884
-  _globals['_PEERONPATH']._serialized_end=1949
-  _globals['_PEERONRELAY']._serialized_start=1951
-  _globals['_PEERONRELAY']._serialized_end=2009
-  _globals['_REPORTSESSION']._serialized_start=2011
-  _globals['_REPORTSESSION']._serialized_end=2046
-  _globals['_SESSIONREPORTED']._serialized_start=2048
-  _globals['_SESSIONREPORTED']._serialized_end=2160
+  _globals['_PINGSESSION']._serialized_end=526
+  _globals['_SESSIONESTABLISHED']._serialized_start=529
+  _globals['_SESSIONESTABLISHED']._serialized_end=688
+  _globals['_HANDSHAKEDEFERRED']._serialized_start=690
+  _globals['_HANDSHAKEDEFERRED']._serialized_end=745
+  _globals['_SESSIONCLOSED']._serialized_start=748
+  _globals['_SESSIONCLOSED']._serialized_end=895
+  _globals['_PAYLOADRECEIVED']._serialized_start=897
+  _globals['_PAYLOADRECEIVED']._serialized_end=990
+  _globals['_PAYLOADACKNOWLEDGED']._serialized_start=992
+  _globals['_PAYLOADACKNOWLEDGED']._serialized_end=1072
+  _globals['_STREAMABORTED']._serialized_start=1074
+  _globals['_STREAMABORTED']._serialized_end=1160
+  _globals['_DATAGRAMPAYLOADSRECEIVED']._serialized_start=1162
+  _globals['_DATAGRAMPAYLOADSRECEIVED']._serialized_end=1226
+  _globals['_SESSIONSTATISTICS']._serialized_start=1229
+  _globals['_SESSIONSTATISTICS']._serialized_end=1559
+  _globals['_PATHSUSPECTED']._serialized_start=1561
+  _globals['_PATHSUSPECTED']._serialized_end=1648
+  _globals['_PATHSILENT']._serialized_start=1650
+  _globals['_PATHSILENT']._serialized_end=1777
+  _globals['_FLOWSTOPPED']._serialized_start=1779
+  _globals['_FLOWSTOPPED']._serialized_end=1864
+  _globals['_PEERONPATH']._serialized_start=1866
+  _globals['_PEERONPATH']._serialized_end=1931
+  _globals['_PEERONRELAY']._serialized_start=1933
+  _globals['_PEERONRELAY']._serialized_end=1991
+  _globals['_REPORTSESSION']._serialized_start=1993
+  _globals['_REPORTSESSION']._serialized_end=2028
+  _globals['_SESSIONREPORTED']._serialized_start=2030
+  _globals['_SESSIONREPORTED']._serialized_end=2142
 # @@protoc_insertion_point(module_scope)

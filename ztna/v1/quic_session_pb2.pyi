@@ -203,25 +203,21 @@ Global___RecheckPeer: _TypeAlias = RecheckPeer  # noqa: Y015
 
 @_typing.final
 class PingSession(_message.Message):
-    """Command: ask the peer for a sign of life, unless it gave one lately: something runs over the session."""
+    """Command: ask the peer for a sign of life, since something runs over the session."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SESSION_ID_FIELD_NUMBER: _builtins.int
-    WITHIN_S_FIELD_NUMBER: _builtins.int
     session_id: _builtins.bytes
     """16 bytes"""
-    within_s: _builtins.float
-    """what counts as lately"""
     def __init__(
         self,
         *,
         session_id: _builtins.bytes = ...,
-        within_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["session_id", b"session_id", "within_s", b"within_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["session_id", b"session_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
