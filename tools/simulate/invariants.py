@@ -193,7 +193,7 @@ class Watcher:
             connection = session._connection if session is not None else None  # noqa: SLF001
             if session is None or connection is None or session._is_closed:  # noqa: SLF001
                 return
-            backoff = connection._engine._loss._pto_count  # noqa: SLF001
+            backoff = connection.probe_backoff
             if backoff and session._traffic.selected.value == _NAMES[message.kind]:  # noqa: SLF001
                 self._report(
                     f"{daemon.id}: another path, and the probe timeout is backed off {backoff} times"

@@ -538,6 +538,11 @@ class Engine(QuicConnection):
         return (window.added, window.repeated) if isinstance(window, PacketNumberWindow) else (0, 0)
 
     @property
+    def probe_backoff(self) -> int:
+        """Probe timeouts in a row that nothing has answered; each doubles the next."""
+        return self._loss._pto_count
+
+    @property
     def largest_received(self) -> int:
         """Highest number of a 1-RTT packet of the peer, -1 before the first."""
         return self._spaces[tls.Epoch.ONE_RTT].largest_received_packet if self._spaces else -1
@@ -814,9 +819,10 @@ class Engine(QuicConnection):
         return self._builder is not None and self._builder.remaining_flight_space >= MIN_STREAM_ROOM_BYTES
 
     def _has_work(self, stream: QuicStream) -> bool:
-        if stream.stream_id not in self._streams or stream.is_blocked:
-            return False
-        return stream.is_finished or self._has_frames(stream)
+        if self._has_frames(stream):
+            return True
+        # It is discarded by the walk.
+        return stream.is_finished and stream.stream_id in self._streams and not stream.is_blocked
 
     def _has_frames(self, stream: QuicStream) -> bool:
         sender = stream.sender

@@ -209,6 +209,11 @@ class Connection:
         return self._engine.largest_acknowledged
 
     @property
+    def probe_backoff(self) -> int:
+        """Probe timeouts in a row that nothing has answered (RFC 9002 §6.2.1)."""
+        return self._engine.probe_backoff
+
+    @property
     def next_packet_number(self) -> int:
         """Number of the next packet to be sent."""
         return self._engine.next_packet_number

@@ -155,8 +155,7 @@ class QuicCarrier:
             connection = self._connection
             may_send = connection.receive(datagrams, now)
             if self.take_events(now) or may_send:
-                self.transmit(now)
-                self.take_events(now)
+                self._flush(now)
             elif connection is self._connection:
                 self._watch_silence(connection, now)
 
@@ -210,6 +209,9 @@ class QuicCarrier:
     def finish(self, now: float) -> None:
         """Take what the connection tells and send what it has: the end of each turn."""
         self.take_events(now)
+        self._flush(now)
+
+    def _flush(self, now: float) -> None:
         self.transmit(now)
         # Connection IDs are issued while transmitting; a packet for one of them may be the next to arrive.
         self.take_events(now)

@@ -590,8 +590,7 @@ def test_silent_peer_ends_in_an_idle_timeout() -> None:
 def test_peer_that_is_heard_and_acknowledges_nothing_is_given_up_like_a_silent_one() -> None:
     pair = Pair().established()
     server = pair.server.connection
-    pair.client.connection.send_stream(pair.client.connection.open_stream(), b"request")
-    pair.flush()
+    send(pair, pair.client.connection.open_stream(), b"request")
     pair.run(1.0)
     # From now on the client does not even know that there is anything to acknowledge.
     pair.downlink.is_up = False
@@ -611,8 +610,7 @@ def test_peer_that_is_heard_and_acknowledges_nothing_is_given_up_like_a_silent_o
 def test_one_acknowledgement_now_and_then_keeps_the_connection() -> None:
     pair = Pair().established()
     server = pair.server.connection
-    pair.client.connection.send_stream(pair.client.connection.open_stream(), b"request")
-    pair.flush()
+    send(pair, pair.client.connection.open_stream(), b"request")
     pair.run(1.0)
     server.send_stream(0, bytes(500_000))
     for _ in range(4):
