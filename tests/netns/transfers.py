@@ -11,6 +11,7 @@ import random
 import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
@@ -69,16 +70,45 @@ class Meter:
         self._longest_s = max(self._longest_s, time.monotonic() - self._since)
 
 
-class Lateness:
+class _Running:
+    """Threads that run until the context is left, or until each sees that `_is_over`."""
+
+    def __init__(self, *functions: Callable[[], None]) -> None:
+        self._is_over = threading.Event()
+        self._threads = [threading.Thread(target=function) for function in functions]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._end()
+        for thread in self._threads:
+            thread.join()
+        self._close()
+
+    def _end(self) -> None:
+        self._is_over.set()
+
+    def _close(self) -> None:
+        """Once no thread runs."""
+
+
+class Lateness(_Running):
     """How late this process is woken at most, since the last `begin`; a context manager.
 
     What the daemons do waits for the same processors: a pause that the machine makes is seen here, too.
     """
 
     def __init__(self) -> None:
+        super().__init__(self._watch)
         self._longest_s = 0.0
-        self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
 
     def begin(self) -> None:
         """Measure anew."""
@@ -95,19 +125,6 @@ class Lateness:
             now = time.monotonic()
             self._longest_s = max(self._longest_s, now - due)
             due = now + WAKE_UP_S
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        exception_type: type[BaseException] | None,
-        exception: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._is_over.set()
-        self._thread.join()
 
 
 class _End:
@@ -266,15 +283,14 @@ def _prepare(connection: socket.socket) -> None:
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
 
 
-class Echo:
+class Echo(_Running):
     """A UDP service on a host that sends back what it gets; a context manager."""
 
     def __init__(self, lab: Lab, host: str = "b") -> None:
         self._socket = lab.socket(host)
         self._socket.bind((LOOPBACK, 0))
         self._socket.settimeout(0.1)
-        self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._serve)
+        super().__init__(self._serve)
         self.received: list[int] = []
 
     @property
@@ -289,22 +305,11 @@ class Echo:
                 self.received.append(int.from_bytes(data[:4], "big"))
                 self._socket.sendto(data, source)
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        exception_type: type[BaseException] | None,
-        exception: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._is_over.set()
-        self._thread.join()
+    def _close(self) -> None:
         self._socket.close()
 
 
-class PacketStream:
+class PacketStream(_Running):
     """Numbered packets to a UDP service through an agent, at a steady rate; a context manager.
 
     The rate begins when the first one has come back: what comes while a flow opens waits in a short queue.
@@ -315,28 +320,17 @@ class PacketStream:
         self._socket.connect((LOOPBACK, port))
         self._socket.settimeout(0.1)
         self._interval_s = 1 / packets_per_s
-        self._is_over, self._is_deaf = threading.Event(), threading.Event()
+        super().__init__(self._send, self._receive)
+        self._is_deaf = threading.Event()
         self._has_news = threading.Event()
-        self._sender = threading.Thread(target=self._send)
-        self._receiver = threading.Thread(target=self._receive)
         self.sent_at: list[float] = []
         self.echoed: list[int] = []
 
-    def __enter__(self) -> Self:
-        self._sender.start()
-        self._receiver.start()
-        return self
-
-    def __exit__(
-        self,
-        exception_type: type[BaseException] | None,
-        exception: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._is_over.set()
+    def _end(self) -> None:
+        super()._end()
         self._is_deaf.set()
-        self._sender.join()
-        self._receiver.join()
+
+    def _close(self) -> None:
         self._socket.close()
 
     def wait_for_echo(self, count: int) -> None:
@@ -365,7 +359,8 @@ class PacketStream:
     def stop(self) -> None:
         """Send no more; what is under way still arrives."""
         self._is_over.set()
-        self._sender.join()
+        sender, _ = self._threads
+        sender.join()
 
     def _send(self) -> None:
         due = time.monotonic()

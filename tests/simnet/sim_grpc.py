@@ -14,7 +14,7 @@ from __future__ import annotations
 import struct
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, ClassVar, Final, Generic, TypeVar
 
 import grpc
 from cryptography import x509
@@ -32,6 +32,8 @@ from ztna.access.identity import Identity, Role, Verifier
 from ztna.address import TransportAddress
 from ztna.errors import AuthenticationError
 from ztna.v1 import relay_pb2, signaling_pb2
+
+OwnerT = TypeVar("OwnerT")
 
 RECORD: Final = struct.Struct(">cI")
 HELLO, CERTIFICATE, CALL, METADATA, FRAME, STATUS = b"H", b"C", b"L", b"M", b"F", b"S"
@@ -251,8 +253,11 @@ class _Attempt:
             self._dialling.failed(error)
 
 
-class _ClientStream:
-    """A node's end of one call."""
+class _ClientStream(Generic[OwnerT]):
+    """A node's end of one call; subclasses say of which, and how many frames may wait."""
+
+    method: ClassVar[bytes]
+    max_queued: ClassVar[int]
 
     def __init__(
         self,
@@ -260,16 +265,15 @@ class _ClientStream:
         target: TransportAddress | tuple[str, int],
         intermediate_id: str,
         credentials: Credentials,
-        method: bytes,
-        max_queued: int,
+        owner: OwnerT,
     ) -> None:
         """Dial `target` at once."""
+        self._owner = owner
         self._credentials = credentials
         self._intermediate_id = intermediate_id
-        self._method = method
         self._has_received = self._is_closed = self._is_calling = False
         self._early: list[Any] = []
-        self._wire = wire = _Wire(io, CLIENT_KEEPALIVE_S, max_queued)
+        self._wire = wire = _Wire(io, CLIENT_KEEPALIVE_S, self.max_queued)
         wire.on_connected = lambda: wire.write(HELLO, b"")
         wire.on_record = self._record
         wire.on_lost = lambda why: self._ended(grpc.StatusCode.UNAVAILABLE, why)
@@ -321,7 +325,7 @@ class _ClientStream:
             self._report("untrusted_intermediate", str(error), True)
             return
         self._is_calling = True
-        self._wire.write(CALL, self._method + own.certificate_pem)
+        self._wire.write(CALL, self.method + own.certificate_pem)
         for frame in self._early:
             self._wire.write(FRAME, frame.SerializeToString(), frame)
         self._early.clear()
@@ -353,20 +357,11 @@ class _ClientStream:
         raise NotImplementedError
 
 
-class SimCarrier(_ClientStream):
+class SimCarrier(_ClientStream[CarrierOwner]):
     """An `Attach` stream."""
 
-    def __init__(
-        self,
-        io: SimIo,
-        target: TransportAddress | tuple[str, int],
-        intermediate_id: str,
-        credentials: Credentials,
-        owner: CarrierOwner,
-    ) -> None:
-        """Dial `target` at once."""
-        self._owner = owner
-        super().__init__(io, target, intermediate_id, credentials, ATTACH, MAX_QUEUED_FRAMES)
+    method = ATTACH
+    max_queued = MAX_QUEUED_FRAMES
 
     def _tell_frame(self, body: bytes) -> None:
         self._owner.carrier_frame(self, signaling_pb2.SignalingFrame.FromString(body))
@@ -375,20 +370,11 @@ class SimCarrier(_ClientStream):
         self._owner.carrier_closed(self, reason, detail, is_authentication)
 
 
-class SimRelayStream(_ClientStream):
+class SimRelayStream(_ClientStream[RelayStreamOwner]):
     """A `Relay` stream."""
 
-    def __init__(
-        self,
-        io: SimIo,
-        target: TransportAddress | tuple[str, int],
-        intermediate_id: str,
-        credentials: Credentials,
-        owner: RelayStreamOwner,
-    ) -> None:
-        """Dial `target` at once."""
-        self._owner = owner
-        super().__init__(io, target, intermediate_id, credentials, RELAY, MAX_QUEUED_RELAY_FRAMES)
+    method = RELAY
+    max_queued = MAX_QUEUED_RELAY_FRAMES
 
     def _tell_opened(self) -> None:
         self._owner.stream_opened(self)
