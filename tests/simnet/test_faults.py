@@ -93,7 +93,7 @@ def test_grant_of_an_intermediate_whose_certificate_had_ended_is_replaced_soon_a
 def test_stream_that_goes_on_beyond_the_end_of_a_certificate_is_a_violation(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("actors.quic_session.QuicSession._recheck_peer", lambda _session: None)
+    monkeypatch.setattr("actors.quic_session.QuicSession.recheck_peer", lambda _session: None)
     violation = run(scenario(Fault(5.2, EXPIRE, "agent-0", lasts_s=8.0))).violation
     assert "may not come here any more" in violation
 

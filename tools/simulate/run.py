@@ -14,7 +14,6 @@ from typing import Final
 import pykka
 from google.protobuf.message import Message
 
-from actors.signaling_service import RECHECK_INTERVAL_S
 from tests.simnet.world import Daemon
 from tools.simulate import coverage, plaintext
 from tools.simulate.apps import FlowClient, StreamClient
@@ -60,10 +59,8 @@ REVOKED_LIMIT_S: Final = 3.0
 """After an agent lost its rights, nothing of it reaches a service any more: one way to each party, and time
 for what was lost."""
 CERTIFICATE_LIMIT_S: Final = 3.0
-"""After a certificate ended, or a party was given the list that names it: each end judges the other once a
-second; what is on its way arrives."""
-EXPULSION_LIMIT_S: Final = RECHECK_INTERVAL_S + REVOKED_LIMIT_S
-"""The same where only an intermediate knows, which looks at its nodes every five seconds."""
+"""After a certificate ended, or a party or intermediate was given the list that names it: each end judges the
+other once a second, and whoever loads a list at once; what is on its way arrives."""
 QUIC_LIMIT_S: Final = QUIC_RETRY_S + 2 * DEAD_AFTER_S + 1.0
 """From the moment that UDP passes until a leg that went over gRPC has left it: a round of both addresses that
 has just begun is in vain, and the next one may begin with the family that leads nowhere."""
@@ -281,10 +278,8 @@ class Run:
                 late_s = since + world.daemons[judge].host.skew_s - fault.at
                 if late_s > CERTIFICATE_LIMIT_S:
                     return True
-            elif fault.kind is FaultKind.WITHDRAW:
-                limit_s = EXPULSION_LIMIT_S if fault.detail == "intermediates" else CERTIFICATE_LIMIT_S
-                if since > fault.at + limit_s:
-                    return True
+            elif fault.kind is FaultKind.WITHDRAW and since > fault.at + CERTIFICATE_LIMIT_S:
+                return True
         return False
 
     def _is_out(self, name: str) -> bool:
