@@ -146,6 +146,7 @@ class HolePunch:
         self._state = HolePunchState.IDLE
         self._reason = ""
         self._relays: dict[str, None] = {}
+        self._lost_relays: set[str] = set()
         self._is_established = False
         self._is_direct = False
         self._rtt_s = 0.0
@@ -196,10 +197,12 @@ class HolePunch:
         """The session can, or can no longer, be reached through an intermediate."""
         self._relays.pop(intermediate_id, None)
         if not is_up:
+            self._lost_relays.add(intermediate_id)
             if not self._relays and self._state is HolePunchState.FALLBACK_RELAY and not self._is_direct:
                 self._reason = "no_path"
                 self._step(Step.FAIL)
             return
+        self._lost_relays.discard(intermediate_id)
         self._relays[intermediate_id] = None
         if self._state is HolePunchState.IDLE:
             self._begin(now)
@@ -421,8 +424,11 @@ class HolePunch:
         self._effects.append(effects.GatherCandidates())
 
     def _carrier(self, wanted: str) -> str | None:
-        """What carries a signal: as wanted, else the session, else the relay that came up last."""
-        if wanted in self._relays or (not wanted and self._is_established):
+        """What carries a signal: as wanted, else the session, else the relay that came up last.
+
+        An offer may come through an intermediate whose relay is not up yet: it takes the answer all the same.
+        """
+        if (self._is_established and not wanted) or (wanted and wanted not in self._lost_relays):
             return wanted
         return "" if self._is_established else next(reversed(self._relays), None)
 

@@ -578,6 +578,14 @@ def test_connector_answers_at_once_with_what_it_has() -> None:
     assert again.sent(s.Answer)
 
 
+def test_offer_that_comes_before_the_relay_is_up_is_answered_where_it_came_from() -> None:
+    end = End(agent=False).gathered().offer()
+    assert [each.intermediate_id for each in end.all(e.SendSignal)] == ["i1"]
+    assert end.sent(s.Answer)
+    trickled = end.gathered(OURS, more := host("192.0.2.7"))
+    assert trickled.all(e.SendSignal) == [e.SendSignal(s.CandidateAdded(1, more), "i1")]
+
+
 def test_connector_waits_a_moment_for_its_first_candidates_and_no_longer() -> None:
     end = connector().offer()
     assert end.all(e.GatherCandidates)
