@@ -24,7 +24,7 @@ test: env
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	@$(BIN)/python -m compileall -q actors tools ztna  # daemons start hundreds of times
-	$(BIN)/python -m pytest --numprocesses auto --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto $(ARGS)
 
 # Without the end-to-end tests: their daemons are other processes, which would not be measured.
 coverage: env

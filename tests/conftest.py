@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +11,8 @@ from pathlib import Path
 import pykka
 import pytest
 from hypothesis import settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling, Scheduling
 
 # A shell starts what runs in the background with SIGINT ignored, and children inherit that. Tests that
 # interrupt a child mean a child of a terminal.
@@ -37,13 +41,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-# First, because xdist reads the marks in the same hook.
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep together what a machine bears only one of at a time."""
-    for item in items:
-        if item.path.relative_to(ROOT).parts[0] in ALONE:
-            item.add_marker(pytest.mark.xdist_group("daemons"))
+def is_alone(nodeid: str) -> bool:
+    """Whether a test starts daemons."""
+    root, folder, *_ = nodeid.split("/", 2)
+    return root == ROOT.name and folder in ALONE
+
+
+class OneDeploymentAtATime(LoadScopeScheduling):  # type: ignore[misc]
+    """Hands out each test by itself, except for those that a machine bears only one of at a time.
+
+    `xdist_group` would say the same, but xdist reads it from node ids that pytest no longer lets it change.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "daemons" if is_alone(nodeid) else nodeid
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling:
+    """Which process runs what; the tests of daemons begin first."""
+    return OneDeploymentAtATime(config, log)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -59,6 +76,23 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("measured in the NAT lab")
         for name, figure in figures:
             terminalreporter.write_line(f"{name}: {figure}")
+
+
+@pytest.fixture(autouse=True)
+def _one_deployment_at_a_time(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """Fail where two processes of a run start daemons at once: what is measured would be worth nothing."""
+    if not is_alone(request.node.nodeid) or "PYTEST_XDIST_WORKER" not in os.environ:
+        yield
+        return
+    # The directory of this process is below that of the run.
+    with (tmp_path_factory.getbasetemp().parent / "daemons.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pytest.fail("another process of this run starts daemons as well")
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -14,10 +14,14 @@ from tools.natlab.availability import missing_packages, unavailable_reason
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Everything in this folder needs network namespaces."""
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.netns)
+    """Everything in this folder needs network namespaces; some of it waits while the rest runs."""
+    places = [place for place, item in enumerate(items) if Path(__file__).parent in item.path.parents]
+    ours = [items[place] for place in places]
+    for item in ours:
+        item.add_marker(pytest.mark.netns)
+    ours.sort(key=lambda item: item.get_closest_marker("last") is not None)
+    for place, item in zip(places, ours, strict=True):
+        items[place] = item
 
 
 @pytest.fixture(scope="session", autouse=True)
