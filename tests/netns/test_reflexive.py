@@ -1,6 +1,6 @@
 """What nodes find out of the NATs before them: the NAT's own tables say the same, and so does coturn.
 
-Agents know one intermediate, of one address, as all nodes do by default; a few connectors know two.
+Most agents know one intermediate, of one address, as all nodes do by default; a few nodes know two.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
@@ -105,8 +105,8 @@ def test_reflexive_candidates_are_the_nats_own_translations(nodes: Nodes, access
     assert {seen} == translations(nodes.lab, site, base, nodes.lab.address("b"))
 
 
-def wait_for_mapping(nodes: Nodes, node: str, verdict: str) -> None:
-    nodes.deployment.wait_for(node, lambda status: status["nat"]["mapping"] == verdict, verdict)
+def wait_for_mapping(nodes: Nodes, node: str, verdict: str) -> dict[str, Any]:
+    return nodes.deployment.wait_for(node, lambda status: status["nat"]["mapping"] == verdict, verdict)
 
 
 @pytest.mark.parametrize("access", VERDICTS)
@@ -116,6 +116,9 @@ def test_mapping_is_told_in_full_by_two_addresses_and_as_far_as_it_can_by_one(
     by_two, by_one = VERDICTS[access]
     wait_for_mapping(nodes, f"connector-{SITES[access]}", by_two)
     wait_for_mapping(nodes, agent_of(access), by_one)
+    # An agent is attached to the first of its intermediates, and asks the other one all the same.
+    status = wait_for_mapping(nodes, f"witness-{SITES[access]}", by_two)
+    assert [each["state"] for each in status["intermediates"]] == ["attached", "idle"]
 
 
 # What each of coturn's words may be in ours: our intermediate has one address, coturn two.
