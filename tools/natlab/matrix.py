@@ -62,9 +62,9 @@ class Cell:
     """What came of the agent behind `a` and the connector behind `b`.
 
     `time_to_direct_ms` and `answer_to_succeeded_ms` are medians of the punches that succeeded, the latter at
-    whichever end was later; `path` is direct only if all of them did. `reason` is what the agent says,
-    `expected_reason` what RFC 4787 logic says, each in its own words. `answer_limit_ms` bounds the median of
-    `answer_to_succeeded_ms`.
+    whichever end was later; `path` is direct only if all of them did. `reason` is the agent's word for a
+    relayed one, or what went wrong; `expected_reason` that of RFC 4787 logic. `answer_limit_ms` bounds the
+    median of `answer_to_succeeded_ms`.
     """
 
     a: str
@@ -81,7 +81,7 @@ class Cell:
 
     @property
     def is_as_expected(self) -> bool:
-        """Whether the path is the one that RFC 4787 asks for, in time or explained, and the data right."""
+        """Whether the path is what RFC 4787 asks for, in time or for the right reason, and the data right."""
         if self.path != self.expected or not self.sha256_ok:
             return False
         if self.path == DIRECT:
@@ -91,7 +91,12 @@ class Cell:
                 and answered_ms is not None
                 and answered_ms <= self.answer_limit_ms
             )
-        return bool(self.reason)
+        return self.has_expected_reason
+
+    @property
+    def has_expected_reason(self) -> bool:
+        """Whether the agent names what rules a direct path out by RFC 4787 logic."""
+        return self.reason == self.expected_reason
 
 
 def run(
@@ -253,7 +258,12 @@ def _text(cell: Cell | None) -> str:
         text += " ms"
     if not cell.sha256_ok:
         text += ", data wrong"
-    return text if cell.is_as_expected else f"**{text}, expected {cell.expected}**"
+    if cell.is_as_expected:
+        return text
+    expected = cell.expected
+    if cell.path == cell.expected == RELAY and not cell.has_expected_reason:
+        text, expected = f"{text} for {cell.reason or 'no reason'}", f"{expected} for {cell.expected_reason}"
+    return f"**{text}, expected {expected}**"
 
 
 def write_scorecard(path: Path, table: str) -> None:
