@@ -314,6 +314,14 @@ def test_scorecard_marks_what_is_not_as_expected() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("kind", "is_needed"), [("adm-apdf", True), ("eim-apdf/adm-apdf", True), ("apdm-random", False)]
+)
+def test_second_intermediate_is_there_where_it_takes_two_addresses(kind: str, is_needed: bool) -> None:
+    plan = matrix.plan_of((Access.parse("open"), Access.parse(kind)), matrix.Options())
+    assert (plan.second_intermediate is not None) == is_needed
+
+
 def test_relay_for_another_reason_shows_both() -> None:
     cells = [
         cell("open", "open", "relay", "relay", reason="no_answer"),

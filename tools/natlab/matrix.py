@@ -16,10 +16,11 @@ from typing import Any, Final
 from tools.deployment import DeploymentError
 from tools.natlab.cell import DIRECT, NONE, RELAY, restart_ice, session_path, wait_for_punch
 from tools.natlab.deployment import LabDeployment
-from tools.natlab.kinds import Access, direct_path_possible, obstacle
+from tools.natlab.kinds import Access, MappingBehaviour, direct_path_possible, obstacle
 from tools.natlab.lab import Lab
 from tools.natlab.namespaces import LabError
-from tools.natlab.plan import pair
+from tools.natlab.plan import Link, Plan, pair
+from tools.natlab.topology import SECOND_INTERMEDIATE
 
 KINDS: Final = (
     "open",
@@ -137,12 +138,20 @@ def run_cell(a: str, b: str, options: Options) -> Cell:
         directory = Path(name)
         try:
             with (
-                Lab(pair(*accesses, delay_ms=options.delay_ms)) as lab,
+                Lab(plan_of(accesses, options)) as lab,
                 LabDeployment(directory / "d", lab) as deployment,
             ):
                 return _measured(blank, deployment, directory, options)
         except (LabError, DeploymentError) as error:
             return replace(blank, reason=str(error).partition("\n")[0])
+
+
+def plan_of(accesses: tuple[Access, Access], options: Options) -> Plan:
+    """The lab of a cell: where a mapping depends on the address, it takes two addresses to know that."""
+    plan = pair(*accesses, delay_ms=options.delay_ms)
+    if MappingBehaviour.ADDRESS_DEPENDENT in {each.behaviour.mapping for each in accesses}:
+        return replace(plan, second_intermediate=Link())
+    return plan
 
 
 def _measured(cell: Cell, deployment: LabDeployment, directory: Path, options: Options) -> Cell:
@@ -151,6 +160,8 @@ def _measured(cell: Cell, deployment: LabDeployment, directory: Path, options: O
     served.mkdir()
     (served / "file").write_bytes(content)
     deployment.add_intermediate()
+    if deployment.lab.plan.second_intermediate is not None:
+        deployment.add_intermediate("intermediate-2", host=SECOND_INTERMEDIATE)
     backend = deployment.serve_files("b", served)
     deployment.add_connector("connector-1", [{"id": "files", "protocol": "tcp", "backend": backend}])
     deployment.add_agent(AGENT, [{"id": "files", "protocol": "tcp", "listen": f"127.0.0.1:{AGENT_PORT}"}])
