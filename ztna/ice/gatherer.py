@@ -293,11 +293,9 @@ class CandidateGatherer:
     def handle_leg_over_tcp(self, intermediate_id: str, now: float) -> None:
         """Take note that a leg came up without UDP, which has no answer: what it told is void."""
         known = self._intermediate(intermediate_id)
-        hosts = {server.host for server in (known.remote, *known.others) if server is not None}
-        self._mappings = {server: seen for server, seen in self._mappings.items() if server.host not in hosts}
-        for server in self._client.questions():
-            if server.host in hosts:
-                self._client.forget(server)
+        for server in self._ports_of(known):
+            self._mappings.pop(server, None)
+            self._client.forget(server)
         had_failed = known.has_failed
         known.is_up, known.has_failed, known.observed = False, True, None
         if not had_failed:

@@ -578,6 +578,15 @@ class TestIntermediatesWithoutLeg:
         node.gather()
         assert node.addresses(CandidateType.SERVER_REFLEXIVE) == [str(OBSERVED)]
 
+    def test_neighbour_on_the_same_host_keeps_what_it_told(self) -> None:
+        neighbour = FakeServer(ports=(4478, 4479))
+        node = Node(servers=[SERVER, neighbour], names={"i2": [neighbour.primary]})
+        node.up()
+        node.core.handle_leg_over_tcp("i1", node.now)
+        node.perform()
+        node.gather()
+        assert node.addresses(CandidateType.SERVER_REFLEXIVE) == [str(OBSERVED)]
+
     def test_it_is_asked_again_when_the_leg_has_no_answer_any_more(self) -> None:
         names = {"i1": [SERVER.primary], "i2": [FAR_SERVER.primary]}
         node = Node(servers=[SERVER, FAR_SERVER], names=names)
