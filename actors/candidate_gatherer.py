@@ -3,11 +3,13 @@
 Takes what the sockets, the legs and the system say, and emits candidates, changes of the network and what is
 known of NATs. Its tests of NATs have a few fresh sockets of their own, one purpose each, closed at once
 (`ztna.nat.discovery` says why they cannot share the main one); everything else goes through `udp_socket`.
+Names of intermediates are looked up here as their legs do it: an agent has one leg, and asks all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import ClassVar, Final
 
 from google.protobuf.message import Message
@@ -23,6 +25,7 @@ from ztna.ice.gatherer import (
 from ztna.ice.gatherer import (
     Gathered,
     GathererEffect,
+    LookUp,
     NatLearned,
     NetworkChanged,
     SendBinding,
@@ -64,18 +67,23 @@ class CandidateGatherer(Concern):
         context: Context,
         intermediate_ids: Sequence[str] = (),
         *,
+        relays: Mapping[str, tuple[str, int]] | None = None,
         loopback: bool = False,
         advertise: Sequence[TransportAddress] = (),
     ) -> None:
-        """`intermediate_ids` are those that are asked how their legs are.
+        """`intermediate_ids` are those whose legs are asked how they are.
 
+        `relays` has, by intermediate, host and port of those that are asked for our address even without leg.
         `loopback`: loopback addresses are candidates; `advertise`: addresses that are forwarded to us.
 
         An advertised address with port 0 is forwarded under the port of our socket.
         """
         super().__init__(context)
         self._intermediate_ids = tuple(intermediate_ids)
-        self._core = Core(self.io.random, self.now, loopback=loopback, advertise=advertise)
+        self._relays = dict(relays or {})
+        self._core = Core(
+            self.io.random, self.now, loopback=loopback, advertise=advertise, names=self._relays
+        )
         self._bound: dict[Family, TransportAddress] = {}
         self._probes: dict[int, Socket] = {}
         self._cancel_watch = _nothing
@@ -168,6 +176,18 @@ class CandidateGatherer(Concern):
         return self._core.next_deadline()
 
     @loop_callback
+    def _resolved(
+        self, intermediate_id: str, addresses: list[TransportAddress], error: OSError | None
+    ) -> None:
+        if error is not None:
+            # The leg that needs the name says so where people look.
+            self.log.debug(
+                "candidate_gatherer.name_not_found", intermediate=intermediate_id, error=str(error)
+            )
+        self._core.handle_looked_up(intermediate_id, addresses, self.now)
+        self._process()
+
+    @loop_callback
     def network_changed(self) -> None:
         """Look at the network again; told by the I/O port."""
         self._look_at_network()
@@ -203,6 +223,9 @@ class CandidateGatherer(Concern):
                     datagram=effect.transmit.data,
                 )
             )
+        elif isinstance(effect, LookUp):
+            host, port = self._relays[effect.intermediate_id]
+            self.io.resolve(host, port, partial(self._resolved, effect.intermediate_id))
         elif isinstance(effect, TellSession):
             self.emit(_gathered(effect.session_id, effect.gathered))
         elif isinstance(effect, NetworkChanged):

@@ -82,7 +82,7 @@ from ztna.settings import (
 )
 from ztna.settings.live import Change, take_over
 from ztna.settings.loader import load
-from ztna.settings.values import PathPolicy
+from ztna.settings.values import PathPolicy, RelayCarrier
 from ztna.v1 import types_pb2
 
 SettingsT = TypeVar("SettingsT", bound=DaemonSettings)
@@ -237,6 +237,7 @@ class NodePlan(_Configured[PeerSettingsT]):
                 lambda context: CandidateGatherer(
                     context,
                     [each.id for each in settings.intermediates],
+                    relays=self._udp_relays(),
                     loopback=settings.ice.loopback,
                     advertise=settings.ice.advertise,
                 ),
@@ -378,6 +379,12 @@ class NodePlan(_Configured[PeerSettingsT]):
                 restart_from="path_manager",
             ),
         )
+
+    def _udp_relays(self) -> dict[str, tuple[str, int]]:
+        """Whom to ask for our address: nobody, where UDP is not to be used."""
+        if self._settings.relay.carrier is RelayCarrier.GRPC:
+            return {}
+        return {each.id: (each.quic.host, each.quic.port) for each in self._settings.intermediates}
 
     def _intermediate_addresses(self) -> frozenset[TransportAddress]:
         """Those written as addresses: no peer may have us check them."""

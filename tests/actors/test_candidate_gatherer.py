@@ -11,14 +11,16 @@ from actors.candidate_gatherer import CandidateGatherer
 from actors.io import DatagramBatch, InterfaceAddress, UdpOwner
 from actors.io import UdpSocket as Socket
 from tests.manual_io import ActorHarness, ManualIo, actor_harness
-from tests.unit.nat.fake_nat import APD, EI, FakeInternet, FakeNat, FakeServer
+from tests.unit.nat.fake_nat import AD, APD, EI, FakeInternet, FakeNat, FakeServer
 from ztna.address import Family, TransportAddress
+from ztna.ice.gatherer import REFRESH_S
 from ztna.v1 import candidate_gatherer_pb2, relay_leg_pb2, types_pb2, udp_socket_pb2
 
 MessageT = TypeVar("MessageT", bound=Message)
 SESSION = b"s" * 16
 HOST = "10.0.0.2"
 SERVER = FakeServer()
+FAR_SERVER = FakeServer(host="192.0.2.9")
 Harness = ActorHarness[CandidateGatherer]
 
 
@@ -30,6 +32,12 @@ class Gatherer(CandidateGatherer):
 class LoopbackGatherer(CandidateGatherer):
     def __init__(self, context: Context) -> None:
         super().__init__(context, loopback=True)
+
+
+class NamedGatherer(CandidateGatherer):
+    def __init__(self, context: Context) -> None:
+        relays = {"i1": (SERVER.host, SERVER.primary.port), "i2": ("far.example", FAR_SERVER.primary.port)}
+        super().__init__(context, ["i1", "i2"], relays=relays)
 
 
 class IoWithoutRoom(ManualIo):
@@ -201,6 +209,36 @@ def test_loopback_is_a_candidate_where_it_is_wanted() -> None:
     harness.tell(gather())
     (told,) = of(harness.take_emitted(), candidate_gatherer_pb2.CandidatesGathered)
     assert [each.address.host for each in told.candidates] == [HOST, "127.0.0.1"]
+
+
+def test_intermediate_without_leg_is_asked_where_its_name_leads() -> None:
+    io = ManualIo()
+    io.names["far.example"] = [FAR_SERVER.host]
+    harness = started(io, NamedGatherer)
+    harness.tell(gather(), leg_connected())
+    emitted = answer_all(harness, FakeInternet(FakeNat(AD, APD), [SERVER, FAR_SERVER]))
+    nat = of(emitted, candidate_gatherer_pb2.NatBehaviourLearned)[-1].nat
+    assert nat.mapping == types_pb2.NAT_DEPENDENCE_ADDRESS_DEPENDENT
+    told = of(emitted, candidate_gatherer_pb2.CandidatesGathered)[-1]
+    reflexive = [each for each in told.candidates if each.type == types_pb2.Candidate.TYPE_SERVER_REFLEXIVE]
+    assert len(reflexive) == 2
+    assert told.is_complete
+
+
+def test_name_that_leads_nowhere_is_looked_up_again_when_a_session_asks_later() -> None:
+    io = ManualIo()
+    harness = started(io, NamedGatherer)
+    harness.tell(leg_connected())
+    internet = FakeInternet(FakeNat(AD, APD), [SERVER, FAR_SERVER])
+    emitted = answer_all(harness, internet, seconds=REFRESH_S)
+    nat = of(emitted, candidate_gatherer_pb2.NatBehaviourLearned)[-1].nat
+    assert nat.mapping == types_pb2.NAT_DEPENDENCE_NOT_PORT_DEPENDENT
+    io.names["far.example"] = [FAR_SERVER.host]
+    io.advance(REFRESH_S)
+    harness.tell(gather())
+    emitted = answer_all(harness, internet)
+    nat = of(emitted, candidate_gatherer_pb2.NatBehaviourLearned)[-1].nat
+    assert nat.mapping == types_pb2.NAT_DEPENDENCE_ADDRESS_DEPENDENT
 
 
 def test_stopping_ends_the_watch_and_closes_probes() -> None:

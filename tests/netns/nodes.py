@@ -25,6 +25,7 @@ AGENT, CONNECTOR, INTERMEDIATE = "agent-1", "connector-1", "intermediate-1"
 SECOND_INTERMEDIATE = "intermediate-2"
 BOTH = (AGENT, CONNECTOR)
 TCP_PORT, UDP_PORT = 8000, 8001
+WITNESS_PORT = 8002
 LIMIT_S = 60.0
 POLL_INTERVAL_S = 0.05
 
@@ -128,7 +129,7 @@ def running(
     """Build the lab and start everything; ends all of it. Settings are those of the configuration files.
 
     Each of the `others`, sites, has an agent of its own, named after it. Each of the `witnesses` has a
-    connector, named after it, that alone knows the second intermediate of the plan, too.
+    connector and one more agent, named after it, that alone know the second intermediate of the plan, too.
     """
     with (
         Lab(plan) as lab,
@@ -154,6 +155,8 @@ def running(
         for site in witnesses:
             service = {"id": f"files-{site}", "protocol": "tcp", "backend": tcp.address}
             deployment.add_connector(f"connector-{site}", [service], host=site)
+            listener = {"id": "files", "protocol": "tcp", "listen": f"127.0.0.1:{WITNESS_PORT}"}
+            deployment.add_agent(f"witness-{site}", [listener], host=site)
         deployment.start()
         deployment.wait_ready()
         nodes = Nodes(lab, deployment, tcp, udp)

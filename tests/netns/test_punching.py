@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.netns.nodes import AGENT, BOTH, Nodes, running
+from tests.netns.nodes import AGENT, BOTH, CONNECTOR, Nodes, running
+from tests.netns.verdicts import wait_for_nat
 from tools.natlab.cell import DIRECT, RELAY, SessionPath, wait_for_punch
-from tools.natlab.kinds import Access, direct_path_possible
+from tools.natlab.kinds import Access, obstacle
 from tools.natlab.plan import pair
+from ztna.ice.reasons import sentence
 
 DELAY_MS = 20.0
 ROUND_TRIP_MS = 4 * DELAY_MS
@@ -34,18 +36,27 @@ def punch(nodes: Nodes, above: int) -> SessionPath:
     return wait_for_punch(nodes.deployment, BOTH, above, LIMIT_S)
 
 
+def wait_for_verdicts(nodes: Nodes, a: str, b: str) -> None:
+    """Both ends say of their NATs what is true."""
+    wait_for_nat(nodes, AGENT, a)
+    wait_for_nat(nodes, CONNECTOR, b)
+
+
 @pytest.mark.parametrize(("a", "b"), CELLS)
 def test_pair_goes_direct_exactly_when_its_nats_allow_it(
     a: str, b: str, short_directory: Path, report_figure: Callable[[str, str], None]
 ) -> None:
-    is_possible = direct_path_possible(Access.parse(a), Access.parse(b))
+    expected_reason = obstacle(Access.parse(a), Access.parse(b))
     with running(pair(a, b, delay_ms=DELAY_MS), short_directory, agent={"connect": "eager"}) as nodes:
         found = punch(nodes, 0)
-        if not is_possible:
+        if expected_reason:
             assert found.path == RELAY
-            for session in nodes.wait_relayed():
-                assert session.path_reason.startswith("no direct path was found: The NAT of one side")
-                assert session.direct_path.reason
+            for session in nodes.wait_until(
+                lambda session: session.direct_path.reason == expected_reason, expected_reason
+            ):
+                assert session.path == RELAY
+                assert session.path_reason == f"no direct path was found: {sentence(expected_reason)}"
+            wait_for_verdicts(nodes, a, b)
             return
         first_ms = found.time_to_direct_ms
         assert found.path == DIRECT
@@ -59,6 +70,7 @@ def test_pair_goes_direct_exactly_when_its_nats_allow_it(
             assert len({session.direct_path.generation for session in sessions}) == 1
             times_ms.append(max(session.direct_path.answer_to_succeeded_ms for session in sessions))
         assert nodes.session(AGENT).direct_path.successes == PUNCHES
+        wait_for_verdicts(nodes, a, b)
     median_ms = statistics.median(times_ms)
     report_figure(
         f"{a} x {b}",

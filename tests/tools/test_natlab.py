@@ -314,13 +314,33 @@ def test_scorecard_marks_what_is_not_as_expected() -> None:
     ]
 
 
-def test_direct_path_that_took_too_long_and_relay_without_a_reason_are_not_as_expected() -> None:
+@pytest.mark.parametrize(
+    ("kind", "is_needed"), [("adm-apdf", True), ("eim-apdf/adm-apdf", True), ("apdm-random", False)]
+)
+def test_second_intermediate_is_there_where_it_takes_two_addresses(kind: str, is_needed: bool) -> None:
+    plan = matrix.plan_of((Access.parse("open"), Access.parse(kind)), matrix.Options())
+    assert (plan.second_intermediate is not None) == is_needed
+
+
+def test_relay_for_another_reason_shows_both() -> None:
+    cells = [
+        cell("open", "open", "relay", "relay", reason="no_answer"),
+        cell("open", "eim-apdf", "relay", "relay", reason=""),
+    ]
+    assert scorecard(["open", "eim-apdf"], cells).splitlines()[2] == (
+        "| open | **relay for no_answer, expected relay for why** "
+        "| **relay for no reason, expected relay for why** |"
+    )
+
+
+def test_direct_path_that_took_too_long_and_relay_for_another_reason_are_not_as_expected() -> None:
     assert cell("open", "open", "direct", "direct", slow_ms=5000.0).is_as_expected
     assert not cell("open", "open", "direct", "direct", slow_ms=5000.1).is_as_expected
     assert cell("open", "open", "direct", "direct", answered_ms=260.0).is_as_expected
     assert not cell("open", "open", "direct", "direct", answered_ms=260.1).is_as_expected
     assert cell("open", "open", "relay", "relay").is_as_expected
     assert not cell("open", "open", "relay", "relay", reason="").is_as_expected
+    assert not cell("open", "open", "relay", "relay", reason="no_answer").is_as_expected
 
 
 @pytest.mark.parametrize(("cells", "status"), [(CELLS, 1), (CELLS[:1], 0)])

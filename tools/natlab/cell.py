@@ -29,7 +29,10 @@ _ENDED: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class SessionPath:
-    """Which path a session is on, and why; `generation` of the candidates that it was searched with."""
+    """Which path a session is on, and why; `generation` of the candidates that it was searched with.
+
+    `reason` is the word of the search for a direct path, and a sentence where it has none.
+    """
 
     path: str
     reason: str
@@ -85,10 +88,11 @@ def _has_ended(session: control_pb2.SessionStatus | None, above: int) -> bool:
 
 def _path(session: control_pb2.SessionStatus) -> SessionPath:
     direct_path = session.direct_path
+    reason = "" if session.path == DIRECT else direct_path.reason or session.path_reason
     is_connected = direct_path.state == hole_punch_pb2.HOLE_PUNCH_STATE_CONNECTED
     return SessionPath(
         session.path or NONE,
-        session.path_reason,
+        reason,
         direct_path.generation,
         round(direct_path.time_to_direct_ms, 1) if is_connected else None,
         round(direct_path.answer_to_succeeded_ms, 1) if is_connected else None,

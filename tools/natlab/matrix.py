@@ -16,10 +16,11 @@ from typing import Any, Final
 from tools.deployment import DeploymentError
 from tools.natlab.cell import DIRECT, NONE, RELAY, restart_ice, session_path, wait_for_punch
 from tools.natlab.deployment import LabDeployment
-from tools.natlab.kinds import Access, direct_path_possible, obstacle
+from tools.natlab.kinds import Access, MappingBehaviour, direct_path_possible, obstacle
 from tools.natlab.lab import Lab
 from tools.natlab.namespaces import LabError
-from tools.natlab.plan import pair
+from tools.natlab.plan import Link, Plan, pair
+from tools.natlab.topology import SECOND_INTERMEDIATE
 
 KINDS: Final = (
     "open",
@@ -62,9 +63,9 @@ class Cell:
     """What came of the agent behind `a` and the connector behind `b`.
 
     `time_to_direct_ms` and `answer_to_succeeded_ms` are medians of the punches that succeeded, the latter at
-    whichever end was later; `path` is direct only if all of them did. `reason` is what the agent says,
-    `expected_reason` what RFC 4787 logic says, each in its own words. `answer_limit_ms` bounds the median of
-    `answer_to_succeeded_ms`.
+    whichever end was later; `path` is direct only if all of them did. `reason` is the agent's word for a
+    relayed one, or what went wrong; `expected_reason` that of RFC 4787 logic. `answer_limit_ms` bounds the
+    median of `answer_to_succeeded_ms`.
     """
 
     a: str
@@ -81,7 +82,7 @@ class Cell:
 
     @property
     def is_as_expected(self) -> bool:
-        """Whether the path is the one that RFC 4787 asks for, in time or explained, and the data right."""
+        """Whether the path is what RFC 4787 asks for, in time or for the right reason, and the data right."""
         if self.path != self.expected or not self.sha256_ok:
             return False
         if self.path == DIRECT:
@@ -91,7 +92,12 @@ class Cell:
                 and answered_ms is not None
                 and answered_ms <= self.answer_limit_ms
             )
-        return bool(self.reason)
+        return self.has_expected_reason
+
+    @property
+    def has_expected_reason(self) -> bool:
+        """Whether the agent names what rules a direct path out by RFC 4787 logic."""
+        return self.reason == self.expected_reason
 
 
 def run(
@@ -132,12 +138,20 @@ def run_cell(a: str, b: str, options: Options) -> Cell:
         directory = Path(name)
         try:
             with (
-                Lab(pair(*accesses, delay_ms=options.delay_ms)) as lab,
+                Lab(plan_of(accesses, options)) as lab,
                 LabDeployment(directory / "d", lab) as deployment,
             ):
                 return _measured(blank, deployment, directory, options)
         except (LabError, DeploymentError) as error:
             return replace(blank, reason=str(error).partition("\n")[0])
+
+
+def plan_of(accesses: tuple[Access, Access], options: Options) -> Plan:
+    """The lab of a cell: where a mapping depends on the address, it takes two addresses to know that."""
+    plan = pair(*accesses, delay_ms=options.delay_ms)
+    if MappingBehaviour.ADDRESS_DEPENDENT in {each.behaviour.mapping for each in accesses}:
+        return replace(plan, second_intermediate=Link())
+    return plan
 
 
 def _measured(cell: Cell, deployment: LabDeployment, directory: Path, options: Options) -> Cell:
@@ -146,6 +160,8 @@ def _measured(cell: Cell, deployment: LabDeployment, directory: Path, options: O
     served.mkdir()
     (served / "file").write_bytes(content)
     deployment.add_intermediate()
+    if deployment.lab.plan.second_intermediate is not None:
+        deployment.add_intermediate("intermediate-2", host=SECOND_INTERMEDIATE)
     backend = deployment.serve_files("b", served)
     deployment.add_connector("connector-1", [{"id": "files", "protocol": "tcp", "backend": backend}])
     deployment.add_agent(AGENT, [{"id": "files", "protocol": "tcp", "listen": f"127.0.0.1:{AGENT_PORT}"}])
@@ -253,7 +269,12 @@ def _text(cell: Cell | None) -> str:
         text += " ms"
     if not cell.sha256_ok:
         text += ", data wrong"
-    return text if cell.is_as_expected else f"**{text}, expected {cell.expected}**"
+    if cell.is_as_expected:
+        return text
+    expected = cell.expected
+    if cell.path == cell.expected == RELAY and not cell.has_expected_reason:
+        text, expected = f"{text} for {cell.reason or 'no reason'}", f"{expected} for {cell.expected_reason}"
+    return f"**{text}, expected {expected}**"
 
 
 def write_scorecard(path: Path, table: str) -> None:

@@ -1,10 +1,13 @@
 """Gathers the candidates of a node (RFC 8445 §5.1.1), and what can be known of its NATs on the way.
 
 Sources: the interfaces; what each intermediate sees of our leg (address discovery of QUIC); Binding requests
-from the main socket to every port of every intermediate that we know (RFC 8489); and what the operator
+from the main socket to every port of every configured intermediate (RFC 8489); and what the operator
 advertises. Whoever asks is told at once of what is there, and again whenever it changes: nothing waits for a
 test. Binding requests leave from the address that the kernel chooses; bases other than that one have host
 candidates alone, since packets from a pinned address leave by the same route.
+
+An intermediate without a leg is asked where its name leads. It may be off, or out of reach from here, so its
+silence says nothing, and nobody waits for it.
 
 The mappings of one socket to several ports and addresses also show the mapping behaviour; once those tests
 are over, `ztna.nat.discovery` finds out about filters and ports. With both families at work the behaviour
@@ -22,6 +25,7 @@ from ztna.address import Family, TransportAddress
 from ztna.core import Transmit
 from ztna.ice.candidate import Candidate
 from ztna.ice.local_candidates import Reflexive, build_candidates, host_addresses, is_remote
+from ztna.ice.lookups import Lookups
 from ztna.ice.timing import FAIL_OVER_MIN_S
 from ztna.nat.behaviour import UNKNOWN_BEHAVIOUR, Dependence, NatBehaviour, PortAllocation
 from ztna.nat.discovery import (
@@ -37,7 +41,7 @@ from ztna.nat.mapping import mapping_dependence
 from ztna.stun.binding import Answered, Ask, BindingClient
 
 MAX_INTERMEDIATES: Final = 16
-"""A deployment has a handful; further ones take the place of the oldest."""
+"""A deployment has a handful; a further leg takes the place of who has none, or of the oldest."""
 
 GATHERING_LIMIT_S: Final = 5.0
 """Then candidates count as complete, whoever has not answered; a check is given up no sooner. Late answers
@@ -45,7 +49,7 @@ still bring candidates."""
 
 REFRESH_S: Final = 30.0
 """Older mappings are observed anew when somebody asks, and behaviour is discovered anew: the shortest life of
-a mapping that NATs of today give (RFC 4787 §4.3 asks for two minutes)."""
+a mapping that NATs of today give (RFC 4787 §4.3 asks for two minutes). Names are looked up anew with them."""
 
 ASKED_AGAIN_S: Final = FAIL_OVER_MIN_S
 """A session that asks again has lost its path, or found none, perhaps because a NAT forgot a mapping: older
@@ -54,7 +58,7 @@ younger was observed since."""
 
 DISCOVERY_SPACING_S: Final = 5.0
 """Between two discoveries of behaviour even when the network changed: an interface that flaps shall not make
-us a nuisance to the intermediate."""
+us a nuisance to the intermediate, nor to the name server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,13 @@ class SendBinding:
 
     transmit: Transmit
     transaction_id: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LookUp:
+    """Look up where the UDP relay of this intermediate is, and say so (`handle_looked_up`)."""
+
+    intermediate_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +112,9 @@ class NatLearned:
     nat: NatBehaviour
 
 
-GathererEffect = SendBinding | TellSession | NetworkChanged | NatLearned | OpenProbe | SendProbe | CloseProbe
+GathererEffect = (
+    SendBinding | LookUp | TellSession | NetworkChanged | NatLearned | OpenProbe | SendProbe | CloseProbe
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,14 +122,17 @@ class _Observation:
     mapped: TransportAddress
     base_host: str
     """Where the answer arrived; empty when that is not known."""
+    at: float
 
 
 @dataclass(slots=True)
 class _Intermediate:
     remote: TransportAddress | None = None
-    """Where it was reached last."""
+    """Where a leg reached it last."""
     others: tuple[TransportAddress, ...] = ()
-    """Where it is said to be in the other families."""
+    """Where it is said to be in the other families, or in all of them."""
+    has_leg: bool = False
+    """There has been news of a leg; otherwise only its name is known."""
     is_up: bool = False
     has_failed: bool = False
     """The leg went down, or never came up, for want of answers."""
@@ -127,11 +143,18 @@ class CandidateGatherer:
     """All candidates of one node. `now` is monotonic seconds."""
 
     def __init__(
-        self, chance: random.Random, now: float, *, loopback: bool, advertise: Sequence[TransportAddress] = ()
+        self,
+        chance: random.Random,
+        now: float,
+        *,
+        loopback: bool,
+        advertise: Sequence[TransportAddress] = (),
+        names: Iterable[str] = (),
     ) -> None:
         """`loopback`: loopback addresses are candidates; `chance` gives transaction ids.
 
         `advertise` are addresses that the operator forwards to us, best first; port 0: under our own port.
+        `names` are the intermediates that can be looked up, and are asked with or without a leg.
         """
         self._chance = chance
         self._loopback = loopback
@@ -142,6 +165,7 @@ class CandidateGatherer:
         self._sources: dict[Family, str] = {}
         self._bases: tuple[TransportAddress, ...] = ()
         self._intermediates: dict[str, _Intermediate] = {}
+        self._lookups = Lookups(names, now)
         self._client: BindingClient[TransportAddress] = BindingClient(chance)
         self._mappings: dict[TransportAddress, _Observation] = {}  # by server
         self._others: dict[TransportAddress, TransportAddress] = {}  # second addresses, by server
@@ -166,6 +190,7 @@ class CandidateGatherer:
         """Tell this session at once, and at every change."""
         limit_s = ASKED_AGAIN_S if session_id in self._sessions else REFRESH_S
         self._sessions[session_id] = None
+        self._lookups.want(now, REFRESH_S)
         tested_at = self._tested_at
         if tested_at is not None and now >= tested_at + limit_s:
             self._test_all(now)
@@ -214,27 +239,67 @@ class CandidateGatherer:
         `others` are its addresses of other families: a leg has one, and a peer may have only another.
         """
         known = self._intermediate(intermediate_id)
-        former = (known.remote, known.others)
+        former, was_up = (known.remote, known.others), known.is_up
         known.remote, known.others, known.is_up, known.has_failed = remote, tuple(others), True, False
         if former != (known.remote, known.others):
             self._forget_strays()
         for server in self._servers_of(known):
-            if server not in self._mappings and not self._client.is_asking(server):
+            seen = self._mappings.get(server)
+            if seen is not None and (was_up or now < seen.at + REFRESH_S):
+                # It was asked before its leg came up.
+                self._tested_at = seen.at if self._tested_at is None else self._tested_at
+            elif not self._client.is_asking(server):
                 self._test(server, now)
+            elif not was_up:
+                self._await_answers(now)
+        # Where names could not be looked up before, they can be now.
+        self._lookups.want(now, REFRESH_S)
+        self._publish(now)
+
+    def handle_looked_up(
+        self, intermediate_id: str, addresses: Sequence[TransportAddress], now: float
+    ) -> None:
+        """Take note of where the name of an intermediate leads, best first; nowhere: it is not known now.
+
+        A leg knows better while it is up. Whoever rotates his addresses is asked at the same one again.
+        """
+        self._lookups.end(intermediate_id)
+        usable = [each for each in addresses if is_remote(each.host, loopback=True)]
+        known = self._intermediates.get(intermediate_id)
+        if known is None and usable and len(self._intermediates) < MAX_INTERMEDIATES:
+            known = self._intermediates[intermediate_id] = _Intermediate()
+        if known is not None and usable and not known.is_up:
+            former = [each for each in (known.remote, *known.others) if each is not None]
+            chosen: dict[Family, TransportAddress] = {}
+            for each in (*(each for each in former if each in usable), *usable):
+                chosen.setdefault(each.family, each)
+            known.remote = known.remote if known.remote in usable else None
+            known.others = tuple(each for each in chosen.values() if each != known.remote)
+            self._forget_strays()
+            for server in self._servers_of(known):
+                if server not in self._mappings and not self._client.is_asking(server):
+                    self._test(server, now, is_awaited=False)
         self._publish(now)
 
     def handle_leg_down(self, intermediate_id: str, now: float, *, is_refusal: bool) -> None:
         """Take note that a leg is gone or does not come up; `is_refusal`: somebody did answer."""
         known = self._intermediate(intermediate_id)
+        had_failed = known.has_failed
         known.is_up, known.has_failed = False, not is_refusal
+        if known.has_failed and not had_failed:
+            self._doubt_udp(known, now)
         self._publish(now)
 
     def handle_leg_over_tcp(self, intermediate_id: str, now: float) -> None:
         """Take note that a leg came up without UDP, which has no answer: what it told is void."""
         known = self._intermediate(intermediate_id)
-        hosts = {server.host for server in (known.remote, *known.others) if server is not None}
-        self._mappings = {server: seen for server, seen in self._mappings.items() if server.host not in hosts}
+        for server in self._ports_of(known):
+            self._mappings.pop(server, None)
+            self._client.forget(server)
+        had_failed = known.has_failed
         known.is_up, known.has_failed, known.observed = False, True, None
+        if not had_failed:
+            self._doubt_udp(known, now)
         self._publish(now)
 
     def handle_observed(self, intermediate_id: str, address: TransportAddress, now: float) -> None:
@@ -286,8 +351,9 @@ class CandidateGatherer:
             deadlines.append(self._complete_at)
         if self._tests is not None:
             deadlines.append(self._tests.next_deadline())
-        elif self._can_discover() and not len(self._client):
+        elif self._can_discover() and not self._is_waiting():
             deadlines.append(self._discover_at)
+        deadlines.append(self._lookups.next_deadline())
         return min((each for each in deadlines if each is not None), default=None)
 
     def drain(self) -> list[GathererEffect]:
@@ -313,6 +379,7 @@ class CandidateGatherer:
             self._tests.give_up()
         self._test_all(now)
         if moved:
+            self._lookups.want(now, DISCOVERY_SPACING_S)
             earliest = -1.0 if self._discovery_began is None else self._discovery_began + DISCOVERY_SPACING_S
             self._discover_at = max(now, earliest)
         else:
@@ -326,20 +393,57 @@ class CandidateGatherer:
     def _test_all(self, now: float) -> None:
         for known in self._intermediates.values():
             for server in self._servers_of(known):
-                self._test(server, now)
+                self._test(server, now, is_awaited=known.has_leg)
+
+    def _doubt_udp(self, known: _Intermediate, now: float) -> None:
+        """Where no leg has answers any more, see whether the other intermediates still have some."""
+        if not self._have_all_legs_failed():
+            return
+        for each in self._intermediates.values():
+            for server in self._servers_of(each):
+                if each is not known and not self._client.is_asking(server):
+                    self._test(server, now, is_awaited=False)
 
     def _servers_of(self, known: _Intermediate) -> list[TransportAddress]:
-        """Where to ask an intermediate, in the families that lead out of here."""
-        others = [each for each in known.others if each.family in self._sources]
+        """Where to ask an intermediate, in the families that lead out of here, or on this machine."""
+        others = [
+            each
+            for each in known.others
+            if each.family in self._sources or not is_remote(each.host, loopback=False)
+        ]
         return others if known.remote is None else [known.remote, *others]
 
-    def _test(self, server: TransportAddress, now: float) -> None:
+    def _ports_of(self, known: _Intermediate) -> list[TransportAddress]:
+        """All that is asked at an intermediate: also its other port, and its second address."""
+        found: list[TransportAddress] = []
+        for server in self._servers_of(known):
+            found.append(server)
+            other = self._others.get(server)
+            if other is not None:
+                found += [other, TransportAddress(other.host, server.port)]
+        return found
+
+    def _test(self, server: TransportAddress, now: float, *, is_awaited: bool = True) -> None:
         if not any(local.family is server.family for local in self._bound):
             return
+        if is_awaited:
+            self._await_answers(now)
+        self._client.ask(server, server, now)
+
+    def _await_answers(self, now: float) -> None:
         self._tested_at = now
         self._complete_at = now + GATHERING_LIMIT_S
         self._is_timed_out = False
-        self._client.ask(server, server, now)
+
+    def _is_waiting(self) -> bool:
+        """Whether answers are awaited: those of the intermediates that do answer, as far as we know.
+
+        Until a leg is up that is anybody who has had one, and before the first news of a leg everybody.
+        """
+        everybody = [*self._intermediates.values()]
+        awaited = [each for each in everybody if each.is_up]
+        awaited = awaited or [each for each in everybody if each.has_leg] or everybody
+        return any(self._client.is_asking(server) for known in awaited for server in self._ports_of(known))
 
     def _take_answers(self, local_host: str, now: float) -> None:
         while effects := self._client.drain():
@@ -347,17 +451,25 @@ class CandidateGatherer:
                 if isinstance(effect, Ask):
                     self._effects.append(SendBinding(effect.transmit, effect.transaction_id))
                 elif isinstance(effect, Answered):
-                    self._mappings[effect.key] = _Observation(effect.mapped, local_host)
+                    self._mappings[effect.key] = _Observation(effect.mapped, local_host, now)
                     if effect.other is not None:
                         self._ask_others(effect.key, effect.other, now)
                 else:
-                    self._mappings.pop(effect.key, None)
+                    self._forget_mappings(effect.key)
 
     def _ask_others(self, server: TransportAddress, other: TransportAddress, now: float) -> None:
-        """Ask the other port, and where there is one the other address under both ports (RFC 5780 §4.3)."""
-        is_primary = any(server in self._servers_of(known) for known in self._intermediates.values())
+        """Ask the other port, and where there is one the other address under both ports (RFC 5780 §4.3).
+
+        Anybody on the way can write an answer; so where no leg has proved whose the server is, we are not
+        sent to another host.
+        """
+        owner = next(
+            (known for known in self._intermediates.values() if server in self._servers_of(known)), None
+        )
         is_loopback = not is_remote(server.host, loopback=False)
-        if not is_primary or other.family is not server.family:
+        if owner is None or other.family is not server.family:
+            return
+        if owner.remote is None and other.host != server.host:
             return
         if not is_remote(other.host, loopback=is_loopback):
             return
@@ -365,13 +477,23 @@ class CandidateGatherer:
         for each in {other, TransportAddress(other.host, server.port)} - {server}:
             self._client.ask(each, each, now)
 
+    def _forget_mappings(self, server: TransportAddress) -> None:
+        """Forget what a server that does not answer told, and its other ports, which were not asked now."""
+        self._mappings.pop(server, None)
+        other = self._others.pop(server, None)
+        if other is not None:
+            for each in (other, TransportAddress(other.host, server.port)):
+                self._mappings.pop(each, None)
+
     def _forget_strays(self) -> None:
-        """Forget what servers said that no intermediate has any more."""
+        """Forget what servers said that no intermediate has any more, and ask them no more."""
         remotes = {server for known in self._intermediates.values() for server in self._servers_of(known)}
         self._others = {server: other for server, other in self._others.items() if server in remotes}
-        servers = remotes | {*self._others.values()}
-        servers |= {TransportAddress(other.host, server.port) for server, other in self._others.items()}
+        servers = {port for known in self._intermediates.values() for port in self._ports_of(known)}
         self._mappings = {server: seen for server, seen in self._mappings.items() if server in servers}
+        for server in self._client.questions():
+            if server not in servers:
+                self._client.forget(server)
 
     def _can_discover(self) -> bool:
         return self._discover_at is not None and self._tests is None and self._server() is not None
@@ -380,7 +502,7 @@ class CandidateGatherer:
         """The server for tests of behaviour: one that answers, and has the most to offer."""
         answering = [
             server
-            for known in self._intermediates.values()
+            for known in sorted(self._intermediates.values(), key=lambda known: not known.is_up)
             for server in self._servers_of(known)
             if server in self._mappings
         ]
@@ -393,7 +515,7 @@ class CandidateGatherer:
         return max(answering, key=worth, default=None)
 
     def _discover(self, now: float) -> None:
-        if self._discover_at is None or now < self._discover_at or len(self._client):
+        if self._discover_at is None or now < self._discover_at or self._is_waiting():
             return
         server = self._server()
         if server is None or self._tests is not None:
@@ -422,7 +544,16 @@ class CandidateGatherer:
 
     # What is told
 
+    def _look_up(self, now: float) -> None:
+        while (name := self._lookups.take(now)) is not None:
+            known = self._intermediates.get(name)
+            if len(self._intermediates) < MAX_INTERMEDIATES if known is None else not known.is_up:
+                self._effects.append(LookUp(name))
+            else:
+                self._lookups.end(name)  # its leg says where it is, or there are enough of them
+
     def _publish(self, now: float) -> None:
+        self._look_up(now)
         self._take_answers("", now)
         self._take_discovered()
         self._discover(now)
@@ -448,7 +579,7 @@ class CandidateGatherer:
         has_asked = self._tested_at is not None or any(
             known.has_failed for known in self._intermediates.values()
         )
-        return has_asked and not len(self._client)
+        return has_asked and not self._is_waiting()
 
     def _candidates(self) -> tuple[Candidate, ...]:
         up = [known for known in self._intermediates.values() if known.is_up]
@@ -456,22 +587,24 @@ class CandidateGatherer:
         reflexives: list[Reflexive] = []
         for known in (*up, *down):
             if known.observed is not None and known.remote is not None:
-                self._add_reflexive(reflexives, _Observation(known.observed, ""), known.remote)
-        for server, seen in self._mappings.items():
-            self._add_reflexive(reflexives, seen, server)
+                self._add_reflexive(reflexives, known.observed, "", known.remote)
+        for server in dict.fromkeys(port for known in (*up, *down) for port in self._ports_of(known)):
+            if server in self._mappings:
+                seen = self._mappings[server]
+                self._add_reflexive(reflexives, seen.mapped, seen.base_host, server)
         relays = [known.remote for known in up if known.remote is not None]
         return build_candidates(self._bases, reflexives, self._advertise, relays)
 
     def _add_reflexive(
-        self, reflexives: list[Reflexive], seen: _Observation, server: TransportAddress
+        self, reflexives: list[Reflexive], mapped: TransportAddress, base_host: str, server: TransportAddress
     ) -> None:
-        base = self._base(seen, server.family)
+        base = self._base(base_host, server.family)
         if base is not None:
-            reflexives.append(Reflexive(seen.mapped, base, server.host))
+            reflexives.append(Reflexive(mapped, base, server.host))
 
-    def _base(self, seen: _Observation, family: Family) -> TransportAddress | None:
+    def _base(self, base_host: str, family: Family) -> TransportAddress | None:
         of_family = [base for base in self._bases if base.family is family]
-        for host in (seen.base_host, self._sources.get(family)):
+        for host in (base_host, self._sources.get(family)):
             for base in of_family:
                 if base.host == host:
                     return base
@@ -481,8 +614,8 @@ class CandidateGatherer:
         family = self._judged_family()
         if family is None:
             return replace(UNKNOWN_BEHAVIOUR, is_udp_blocked=self._is_udp_blocked())
-        if not len(self._client):
-            # While questions are open, former mappings may stand beside new ones.
+        if not self._is_waiting() and not any(map(self._client.is_asking, self._mappings)):
+            # While those are asked that answered before, former mappings may stand beside new ones.
             self._dependences[family] = mapping_dependence(
                 {server: each.mapped for server, each in self._mappings.items() if server.family is family}
             )
@@ -515,18 +648,25 @@ class CandidateGatherer:
         return all(mapped.host not in own for mapped in seen)
 
     def _is_udp_blocked(self) -> bool:
-        """Every leg went without answers, and so did every Binding request since."""
-        intermediates = self._intermediates.values()
-        return (
-            bool(intermediates) and all(each.has_failed for each in intermediates) and not len(self._client)
-        )
+        """Every leg went without answers, and so did every Binding request since.
+
+        Silence of intermediates that never had a leg is no sign, nor waited for; an answer of theirs is one.
+        """
+        return self._have_all_legs_failed() and not self._is_waiting()
+
+    def _have_all_legs_failed(self) -> bool:
+        legs = [each for each in self._intermediates.values() if each.has_leg]
+        return bool(legs) and all(each.has_failed for each in legs)
 
     def _intermediate(self, intermediate_id: str) -> _Intermediate:
+        """The one whose leg there is news of."""
         known = self._intermediates.get(intermediate_id)
         if known is None:
             if len(self._intermediates) >= MAX_INTERMEDIATES:
-                del self._intermediates[next(iter(self._intermediates))]
+                without_leg = (name for name, each in self._intermediates.items() if not each.has_leg)
+                del self._intermediates[next(without_leg, next(iter(self._intermediates)))]
             known = self._intermediates[intermediate_id] = _Intermediate()
+        known.has_leg = True
         return known
 
     def _host_addresses(self) -> tuple[TransportAddress, ...]:

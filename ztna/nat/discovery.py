@@ -10,6 +10,9 @@ tests that need fresh sockets of their own, on one family and with one server:
 - *Port allocation* (RFC 4787 §4.2). A few more fresh sockets, one after the other, so that the order of
   their mappings is known; one request each.
 
+Another intermediate is no help with filters: it answers who asks it, and so was sent to. An answer from an
+address that was not asked takes one server with two.
+
 Nothing but silence speaks for a filter; so silence counts only where the same socket was answered before, and
 after six requests. At most `PROBE_SOCKETS` sockets exist, each closed as soon as it told what it can.
 """

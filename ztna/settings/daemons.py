@@ -232,7 +232,8 @@ class PeerDaemonSettings(DaemonSettings):
     udp: NodeUdpSettings = NodeUdpSettings()
     intermediates: Many[IntermediateAddress] = Field(
         min_length=1,
-        description="Intermediates: an agent attaches to the first that answers, a connector to all of them.",
+        description="Intermediates: an agent attaches to the first that answers, a connector to all of them. "
+        "Both ask all of them where their packets seem to come from.",
     )
     signaling: SignalingSettings = SignalingSettings()
     relay: NodeRelaySettings = NodeRelaySettings()

@@ -102,6 +102,10 @@ class BindingClient(Generic[KeyT]):
         """Whether this question is open."""
         return key in self._questions
 
+    def questions(self) -> list[KeyT]:
+        """The names of those that are open, oldest first."""
+        return list(self._questions)
+
     def ask(
         self,
         key: KeyT,

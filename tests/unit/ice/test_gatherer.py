@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pytest
 from hypothesis import given
@@ -28,6 +28,7 @@ from ztna.ice.gatherer import (
     REFRESH_S,
     CandidateGatherer,
     Gathered,
+    LookUp,
     NatLearned,
     NetworkChanged,
     SendBinding,
@@ -43,6 +44,7 @@ BASE = TransportAddress(HOST, 5000)
 OBSERVED = TransportAddress(EXTERNAL_HOST, 5000)
 SERVER = FakeServer()
 FAR_SERVER = FakeServer(host="192.0.2.9")
+SILENT_SERVER = FakeServer(host="192.0.2.9", is_silent=True)
 
 
 class Node:
@@ -55,10 +57,15 @@ class Node:
         *,
         advertise: Sequence[TransportAddress] = (),
         hosts: Sequence[str] = (HOST, "127.0.0.1"),
+        names: Mapping[str, Sequence[TransportAddress]] | None = None,
     ) -> None:
+        self.names = dict(names or {})
+        self.lookups: list[str] = []
         self.internet = FakeInternet(nat or FakeNat(), list(servers))
         self.now = 100.0
-        self.core = CandidateGatherer(random.Random(2), self.now, loopback=False, advertise=advertise)
+        self.core = CandidateGatherer(
+            random.Random(2), self.now, loopback=False, advertise=advertise, names=self.names
+        )
         self.told: list[Gathered] = []
         self.changes: list[NetworkChanged] = []
         self.learned: list[NatBehaviour] = []
@@ -73,6 +80,11 @@ class Node:
             for effect in effects:
                 if isinstance(effect, SendBinding):
                     self.send_binding(effect)
+                elif isinstance(effect, LookUp):
+                    self.lookups.append(effect.intermediate_id)
+                    self.core.handle_looked_up(
+                        effect.intermediate_id, self.names[effect.intermediate_id], self.now
+                    )
                 elif isinstance(effect, TellSession):
                     self.told.append(effect.gathered)
                 elif isinstance(effect, NetworkChanged):
@@ -511,6 +523,211 @@ class TestNat:
         node.perform()
         assert node.learned[-1].is_known
         assert node.learned[-1].has_nat
+
+
+class TestIntermediatesWithoutLeg:
+    """An agent has one leg, and asks all the others where their names lead."""
+
+    @pytest.mark.parametrize("mapping", [EI, AD, APD])
+    def test_its_address_tells_what_the_mapping_depends_on(self, mapping: Dependence) -> None:
+        names = {"i1": [SERVER.primary], "i2": [FAR_SERVER.primary]}
+        node = Node(FakeNat(mapping, APD), servers=[SERVER, FAR_SERVER], names=names)
+        node.up()
+        node.advance(20)
+        assert node.learned[-1].mapping is mapping
+        assert node.learned[-1].filtering is APD
+        assert {*node.bindings} == SERVER.addresses() | FAR_SERVER.addresses()
+        assert len(node.bindings) == 4, "who was asked before his leg came up is not asked twice"
+
+    def test_its_view_is_a_candidate_after_those_of_the_leg_and_its_relay_is_none(self) -> None:
+        nat = FakeNat(APD, APD, PortAllocation.SEQUENTIAL)
+        node = Node(nat, servers=[SERVER, FAR_SERVER], names={"i2": [FAR_SERVER.primary]})
+        node.up()
+        node.gather()
+        of_far = {nat.mappings[BASE, address] for address in FAR_SERVER.addresses()}
+        assert {*map(str, of_far)} == {*node.addresses(CandidateType.SERVER_REFLEXIVE)[2:]}
+        assert node.addresses(CandidateType.RELAY) == [str(SERVER.primary)]
+
+    def test_its_silence_delays_nothing_and_says_nothing(self) -> None:
+        node = Node(servers=[SERVER, SILENT_SERVER], names={"i2": [SILENT_SERVER.primary]})
+        node.gather()
+        node.up()
+        assert node.last.is_complete
+        assert node.last.nat.mapping is Dependence.NOT_PORT_DEPENDENT
+        assert node.probes, "filters are looked at"
+        told = len(node.told)
+        node.advance(20)
+        assert node.bindings.count(SILENT_SERVER.primary) == 6
+        assert all(each.is_complete for each in node.told[told - 1 :])
+        assert not node.last.nat.is_udp_blocked
+
+    def test_its_silence_is_not_waited_for_when_the_leg_has_no_answer(self) -> None:
+        node = Node(servers=[SILENT_SERVER], names={"i2": [SILENT_SERVER.primary]})
+        node.core.handle_leg_down("i1", node.now, is_refusal=False)
+        node.perform()
+        assert node.learned == [NatBehaviour(is_udp_blocked=True)]
+        node.gather()
+        assert node.last.is_complete
+
+    def test_its_answer_shows_that_udp_is_not_blocked(self) -> None:
+        node = Node(servers=[FAR_SERVER], names={"i2": [FAR_SERVER.primary]})
+        node.core.handle_leg_over_tcp("i1", node.now)
+        node.perform()
+        node.advance(20)
+        assert not node.learned[-1].is_udp_blocked
+        node.gather()
+        assert node.addresses(CandidateType.SERVER_REFLEXIVE) == [str(OBSERVED)]
+
+    def test_neighbour_on_the_same_host_keeps_what_it_told(self) -> None:
+        neighbour = FakeServer(ports=(4478, 4479))
+        node = Node(servers=[SERVER, neighbour], names={"i2": [neighbour.primary]})
+        node.up()
+        node.core.handle_leg_over_tcp("i1", node.now)
+        node.perform()
+        node.gather()
+        assert node.addresses(CandidateType.SERVER_REFLEXIVE) == [str(OBSERVED)]
+
+    def test_it_is_asked_again_when_the_leg_has_no_answer_any_more(self) -> None:
+        names = {"i1": [SERVER.primary], "i2": [FAR_SERVER.primary]}
+        node = Node(servers=[SERVER, FAR_SERVER], names=names)
+        node.up()
+        node.advance(20)
+        node.internet.servers.clear()
+        node.core.handle_leg_over_tcp("i1", node.now)
+        node.perform()
+        assert not node.learned[-1].is_udp_blocked
+        node.advance(GATHERING_LIMIT_S)
+        assert node.learned[-1] == NatBehaviour(is_udp_blocked=True)
+
+    def test_who_falls_silent_later_counts_until_that_is_known(self) -> None:
+        node = Node(servers=[SERVER, FAR_SERVER], names={"i2": [FAR_SERVER.primary]})
+        node.up()
+        node.advance(REFRESH_S)
+        node.internet.servers.remove(FAR_SERVER)
+        node.gather()
+        assert node.last.is_complete
+        assert node.last.nat.mapping is EI
+        node.advance(GATHERING_LIMIT_S)
+        assert node.last.nat.mapping is Dependence.NOT_PORT_DEPENDENT
+
+    def test_questions_to_it_do_not_prolong_the_gathering_of_the_leg(self) -> None:
+        names: dict[str, Sequence[TransportAddress]] = {"i2": []}
+        node = Node(servers=silent(), names=names)
+        node.up()
+        node.gather()
+        node.advance(GATHERING_LIMIT_S - 1)
+        node.core.handle_looked_up("i2", [SILENT_SERVER.primary], node.now)
+        node.perform()
+        node.advance(1)
+        assert node.last.is_complete
+
+    def test_leg_is_waited_for_though_its_intermediate_was_asked_before(self) -> None:
+        node = Node(servers=silent(), names={"i1": [SERVER.primary]})
+        node.gather()
+        node.advance(1)
+        node.up()
+        assert node.bindings.count(SERVER.primary) == 4
+        assert not node.last.is_complete
+        node.advance(4)
+        assert node.last.is_complete
+
+    def test_mapping_that_is_old_when_the_leg_comes_up_is_observed_anew(self) -> None:
+        node = Node(servers=[SERVER, FAR_SERVER], names={"i2": [FAR_SERVER.primary]})
+        node.up()
+        node.advance(REFRESH_S)
+        asked = len(node.bindings)
+        node.up(FAR_SERVER, "i2")
+        assert {*node.bindings[asked:]} == FAR_SERVER.addresses()
+
+    def test_it_is_asked_anew_with_the_others(self) -> None:
+        node = Node(servers=[SERVER, FAR_SERVER], names={"i2": [FAR_SERVER.primary]})
+        node.up()
+        node.advance(REFRESH_S)
+        asked = len(node.bindings)
+        node.gather()
+        assert {*node.bindings[asked:]} == SERVER.addresses() | FAR_SERVER.addresses()
+        asked = len(node.bindings)
+        node.network("10.9.0.2", source="10.9.0.2")
+        assert {*node.bindings[asked:]} == SERVER.addresses() | FAR_SERVER.addresses()
+
+    def test_name_is_looked_up_again_when_somebody_asks_and_not_too_often(self) -> None:
+        names: dict[str, Sequence[TransportAddress]] = {"i2": []}
+        node = Node(servers=[SERVER, FAR_SERVER], names=names)
+        assert node.lookups == ["i2"]
+        node.names["i2"] = [FAR_SERVER.primary]
+        for number in range(20):
+            node.gather(bytes([number] * 16))
+            node.advance(1)
+        assert node.lookups == ["i2"]
+        node.advance(REFRESH_S)
+        assert node.lookups == ["i2", "i2"]
+        assert FAR_SERVER.primary in node.bindings
+        node.advance(10 * REFRESH_S)
+        assert node.lookups == ["i2", "i2"]
+
+    def test_change_of_the_route_looks_names_up_again_but_not_at_every_flap(self) -> None:
+        node = Node(names={"i2": []})
+        for number in range(20):
+            node.network(HOST, source=HOST if number % 2 else None)
+        node.advance(DISCOVERY_SPACING_S * 2)
+        assert node.lookups == ["i2", "i2"]
+
+    def test_name_of_a_leg_that_is_up_is_not_looked_up_again(self) -> None:
+        node = Node(names={"i1": [SERVER.primary]})
+        node.up()
+        node.advance(REFRESH_S)
+        node.gather()
+        assert node.lookups == ["i1"]
+        # An answer that comes late does not know better than the leg.
+        node.core.handle_looked_up("i1", [FAR_SERVER.primary], node.now)
+        node.perform()
+        assert FAR_SERVER.primary not in node.bindings
+
+    def test_one_of_several_addresses_is_asked_and_kept_in_whatever_order_they_come(self) -> None:
+        first, second = (TransportAddress(f"192.0.2.{host}", 3478) for host in (9, 10))
+        node = Node(servers=[], names={"i2": [first, second]})
+        node.core.handle_looked_up("i2", [second, first], node.now)
+        node.perform()
+        assert node.bindings == [first]
+
+    def test_where_the_name_leads_no_more_nobody_is_asked_and_what_was_told_is_forgotten(self) -> None:
+        node = Node(FakeNat(APD, APD), servers=[FAR_SERVER], names={"i2": [FAR_SERVER.primary]})
+        node.gather()
+        assert node.addresses(CandidateType.SERVER_REFLEXIVE)
+        moved, moved_again = (TransportAddress(f"192.0.2.{host}", 3478) for host in (10, 11))
+        node.core.handle_looked_up("i2", [moved], node.now)
+        node.perform()
+        assert node.addresses(CandidateType.SERVER_REFLEXIVE) == []
+        node.core.handle_looked_up("i2", [moved_again], node.now)
+        node.perform()
+        node.advance(GATHERING_LIMIT_S)
+        assert (node.bindings.count(moved), node.bindings.count(moved_again)) == (1, 6)
+
+    @pytest.mark.parametrize("host", ["224.0.0.1", "0.0.0.0", "ff02::1", "::", "2001:db8::1"])
+    def test_address_that_is_no_single_host_or_has_no_way_to_it_is_not_asked(self, host: str) -> None:
+        node = Node(names={"i2": [TransportAddress(host, 3478)]})
+        node.core.handle_bound([MAIN, TransportAddress("::", 5000)], node.now)
+        node.perform()
+        node.gather()
+        assert node.bindings == []
+
+    def test_it_may_send_us_to_its_other_port_and_to_no_other_host(self) -> None:
+        server = FakeServer(other_host="192.0.2.2")
+        node = Node(servers=[server, FAR_SERVER], names={"i1": [server.primary], "i2": [FAR_SERVER.primary]})
+        node.advance(GATHERING_LIMIT_S)
+        assert {*node.bindings} == {server.primary} | FAR_SERVER.addresses()
+
+    def test_names_beyond_the_bound_are_not_looked_up_and_legs_take_their_place(self) -> None:
+        names = {
+            f"i{number}": [TransportAddress(f"192.0.2.{number + 1}", 3478)]
+            for number in range(MAX_INTERMEDIATES + 4)
+        }
+        node = Node(servers=[], names=names)
+        assert len(node.lookups) == len({*node.bindings}) == MAX_INTERMEDIATES
+        for number in range(4):
+            node.up(FakeServer(host=f"192.0.2.{100 + number}"), f"j{number}")
+        node.gather()
+        assert len(node.addresses(CandidateType.RELAY)) == 4
 
 
 @given(st.binary(max_size=80), addresses)
