@@ -18,8 +18,9 @@ from tests.netns.nodes import AGENT, BOTH, INTERMEDIATE, UDP_PORT, Nodes, runnin
 from tests.netns.transfers import Lateness, PacketStream, Transfer
 from tools.natlab.cell import DIRECT, RELAY
 from tools.natlab.kinds import Access, Kind
-from tools.natlab.lab import Cut, Handover
+from tools.natlab.lab import Cut, Handover, Lab
 from tools.natlab.plan import Direction, Link, Plan, Site, Uplink
+from ztna.v1 import hole_punch_pb2
 
 # A transfer lasts as long as a test wants, so a slow link costs no time and little work.
 LINK = Link.both(Direction(delay_ms=20, rate_mbit=10))
@@ -232,6 +233,73 @@ def test_upload_survives_rebinding_hand_over_and_the_death_of_the_intermediate(
         stalls.restart_intermediate()
         transfer.finish()
     report_figure("longest stall of an upload", stalls.check())
+
+
+def comes_back(nodes: Nodes) -> None:
+    """Start the intermediate, and wait until both nodes, and the session, are attached to it again."""
+    nodes.deployment.start(INTERMEDIATE)
+    nodes.deployment.wait_ready()
+    for node in BOTH:
+        nodes.deployment.wait_for(
+            node,
+            lambda status: all(
+                each["state"] == "attached" and each["is_leg_up"] for each in status["intermediates"]
+            ),
+            "attached again",
+        )
+    nodes.deployment.wait_for(
+        INTERMEDIATE,
+        lambda status: (len(status["nodes"]), len(status["sessions"])) == (2, 1),
+        "it knows both nodes and their session",
+    )
+
+
+def test_search_while_the_intermediate_is_dead_goes_through_the_session(direct: Nodes) -> None:
+    before = max(session.direct_path.generation for session in direct.wait_direct())
+    selections = {node: len(selected_paths(direct, node)) for node in BOTH}
+    with direct.transfer() as transfer:
+        transfer.meter.wait_for_more(PIECE)
+        direct.deployment.kill(INTERMEDIATE)
+        direct.restart_ice()
+        found = direct.wait_until(
+            lambda session: (
+                session.path == DIRECT
+                and session.direct_path.generation > before
+                and session.direct_path.state == hole_punch_pb2.HOLE_PUNCH_STATE_CONNECTED
+            ),
+            "on another direct path",
+        )
+        assert {session.direct_path.signaling for session in found} == {"session"}
+        transfer.meter.wait_for_more(PIECE)
+        comes_back(direct)
+        transfer.finish()
+    for node, count in selections.items():
+        assert set(selected_paths(direct, node)[count:]) <= {DIRECT}, "nobody left the direct path"
+
+
+@pytest.mark.parametrize(
+    "disturb",
+    [lambda lab: lab.rebind("b"), lambda lab: lab.handover("a", Handover.HARD)],
+    ids=["the NAT of b forgets", "hand-over of a"],
+)
+def test_download_waits_for_the_intermediate_where_only_it_can_tell_the_new_address(
+    direct: Nodes, disturb: Callable[[Lab], None]
+) -> None:
+    # Either NAT lets in only whom it knows: no packet passes, in either direction, until both sides are told.
+    before = direct.wait_direct()
+    with direct.transfer() as transfer:
+        transfer.meter.wait_for_more(PIECE)
+        direct.deployment.kill(INTERMEDIATE)
+        disturb(direct.lab)
+        direct.wait_until(lambda session: session.path != DIRECT, "without a direct path")
+        size = transfer.meter.size
+        comes_back(direct)
+        transfer.meter.wait_for_size(size + 2 * PIECE)
+        after = direct.wait_direct()
+        transfer.finish()
+    for former, session in zip(before, after, strict=True):
+        assert session.session_id == former.session_id
+        assert session.direct_path.generation > former.direct_path.generation
 
 
 def upgraded(nodes: Nodes) -> PacketStream:
