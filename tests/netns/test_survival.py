@@ -7,6 +7,7 @@ With `--lab-download-mb N` the long download has that size, and its limits leave
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -27,6 +28,11 @@ LINK = Link.both(Direction(delay_ms=20, rate_mbit=10))
 NAT = Access(Kind.EIM_APDF)
 UPLINK = Uplink(NAT, LINK)
 PLAN = Plan((Site("a", NAT, LINK, second=UPLINK), Site("b", NAT, LINK, second=UPLINK)))
+# The least that IPv6 asks of a link (RFC 8200 §5), and what our largest packet fits into (docs/wire.md).
+SMALLEST_MTU = 1280
+NARROW = Link.both(Direction(delay_ms=20, rate_mbit=3), SMALLEST_MTU)
+# A home router beside one that lets strangers in: whoever changes its address can tell the peer directly.
+NARROW_PLAN = Plan((Site("a", Access(Kind.EIM_EIF), NARROW), Site("b", NAT, LINK)))
 PIECE = 1 << 18
 # Longer than packets travel over both paths after a change: a disturbance then is not felt.
 SETTLING = 6 * PIECE
@@ -55,6 +61,14 @@ Report = Callable[[str, str], None]
 def nodes() -> Iterator[Nodes]:
     """One lab and one session for all tests; each leaves it on a direct path."""
     with short_path() as directory, running(PLAN, directory, agent={"connect": "eager"}) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def narrow() -> Iterator[Nodes]:
+    """Another lab, of which site `a` has a narrow link."""
+    with short_path() as directory, running(NARROW_PLAN, directory, agent={"connect": "eager"}) as made:
+        made.wait_direct()
         yield made
 
 
@@ -300,6 +314,46 @@ def test_download_waits_for_the_intermediate_where_only_it_can_tell_the_new_addr
     for former, session in zip(before, after, strict=True):
         assert session.session_id == former.session_id
         assert session.direct_path.generation > former.direct_path.generation
+
+
+def test_session_itself_tells_a_new_address_to_a_peer_whose_nat_lets_strangers_in(narrow: Nodes) -> None:
+    narrow.wait_direct()
+    with narrow.transfer() as transfer:
+        transfer.meter.wait_for_more(PIECE)
+        narrow.deployment.kill(INTERMEDIATE)
+        former = narrow.session(AGENT).direct_path.selected_pair.remote.address
+        narrow.lab.rebind("b")
+        narrow.wait_until(
+            lambda session: (
+                session.path == DIRECT and session.direct_path.selected_pair.remote.address != former
+            ),
+            "on a path to the new address",
+            AGENT,
+        )
+        transfer.meter.wait_for_more(2 * PIECE)
+        assert not narrow.deployment.daemons[INTERMEDIATE].is_running
+        comes_back(narrow)
+        transfer.finish()
+
+
+@pytest.mark.parametrize("is_upload", [False, True], ids=["download", "upload"])
+def test_transfer_over_a_narrow_link_is_direct_and_arrives_unchanged(
+    narrow: Nodes, *, is_upload: bool
+) -> None:
+    (link,) = json.loads(narrow.lab.run("nat-a", ["ip", "-j", "link", "show", "wan"]).stdout)
+    assert link["mtu"] == SMALLEST_MTU
+    before = narrow.wait_direct()
+    with narrow.transfer(is_upload=is_upload) as transfer:
+        transfer.meter.wait_for_more(4 * PIECE)
+        size = transfer.finish()
+    receiver = 1 if is_upload else 0
+    (after,) = narrow.wait_until(
+        lambda session: session.bytes_received >= before[receiver].bytes_received + size,
+        "all of it in the figures",
+        BOTH[receiver],
+    )
+    directly = after.direct_path.direct_bytes_received - before[receiver].direct_path.direct_bytes_received
+    assert directly > size // 2
 
 
 def upgraded(nodes: Nodes) -> PacketStream:
