@@ -173,12 +173,13 @@ def download(
 class HeldDownload:
     """A download in a thread of its own that runs at least until `finish`.
 
-    Its second half is read at a megabyte per second, so that bytes flow all the time, and the last ones once
-    it may end.
+    What comes after the first `fast_bytes`, half of it unless told, is read at a megabyte per second, so that
+    bytes flow all the time, and the last ones once it may end.
     """
 
-    def __init__(self, port: int, size: int) -> None:
+    def __init__(self, port: int, size: int, fast_bytes: int | None = None) -> None:
         self._size = size
+        self._fast_bytes = size // 2 if fast_bytes is None else fast_bytes
         self._may_end = threading.Event()
         self._pool = ThreadPoolExecutor(1)
         self._digest = self._pool.submit(download, port, size, 60.0, self._pace)
@@ -195,7 +196,7 @@ class HeldDownload:
     def _pace(self, received: int) -> None:
         if received >= self._size - CHUNK_BYTES:
             self._may_end.wait(90.0)
-        elif received >= self._size // 2:
+        elif received >= self._fast_bytes:
             self._may_end.wait(CHUNK_BYTES / (1 << 20))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,17 +23,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.e2e)
 
 
-@pytest.fixture
-def deployment(request: pytest.FixtureRequest) -> Iterator[Deployment]:
-    """An empty deployment; its logs are shown when the test fails."""
+@contextmanager
+def deploying() -> Iterator[Deployment]:
+    """An empty deployment."""
     directory = Path(tempfile.mkdtemp(prefix="ztna-"))
     try:
         with Deployment(directory) as running:
             yield running
-            for daemon in running.daemons.values():
-                print(f"--- {daemon.id}\n{daemon.log_tail(60)}")  # noqa: T201 - pytest shows it with a failure
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def print_logs(deployment: Deployment) -> None:
+    """Have pytest show the ends of all logs if the test fails."""
+    for daemon in deployment.daemons.values():
+        print(f"--- {daemon.id}\n{daemon.log_tail(60)}")  # noqa: T201
+
+
+@pytest.fixture
+def deployment() -> Iterator[Deployment]:
+    """An empty deployment; its logs are shown when the test fails."""
+    with deploying() as running:
+        yield running
+        print_logs(running)
 
 
 @dataclass

@@ -7,6 +7,7 @@ With `--lab-download-mb N` the long download has that size, and its limits leave
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,14 +19,20 @@ from tests.netns.nodes import AGENT, BOTH, INTERMEDIATE, UDP_PORT, Nodes, runnin
 from tests.netns.transfers import Lateness, PacketStream, Transfer
 from tools.natlab.cell import DIRECT, RELAY
 from tools.natlab.kinds import Access, Kind
-from tools.natlab.lab import Cut, Handover
+from tools.natlab.lab import Cut, Handover, Lab
 from tools.natlab.plan import Direction, Link, Plan, Site, Uplink
+from ztna.v1 import hole_punch_pb2
 
 # A transfer lasts as long as a test wants, so a slow link costs no time and little work.
 LINK = Link.both(Direction(delay_ms=20, rate_mbit=10))
 NAT = Access(Kind.EIM_APDF)
 UPLINK = Uplink(NAT, LINK)
 PLAN = Plan((Site("a", NAT, LINK, second=UPLINK), Site("b", NAT, LINK, second=UPLINK)))
+# The least that IPv6 asks of a link (RFC 8200 §5), and what our largest packet fits into (docs/wire.md).
+SMALLEST_MTU = 1280
+NARROW = Link.both(Direction(delay_ms=20, rate_mbit=3), SMALLEST_MTU)
+# A home router beside one that lets strangers in: whoever changes its address can tell the peer directly.
+NARROW_PLAN = Plan((Site("a", Access(Kind.EIM_EIF), NARROW), Site("b", NAT, LINK)))
 PIECE = 1 << 18
 # Longer than packets travel over both paths after a change: a disturbance then is not felt.
 SETTLING = 6 * PIECE
@@ -54,6 +61,14 @@ Report = Callable[[str, str], None]
 def nodes() -> Iterator[Nodes]:
     """One lab and one session for all tests; each leaves it on a direct path."""
     with short_path() as directory, running(PLAN, directory, agent={"connect": "eager"}) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def narrow() -> Iterator[Nodes]:
+    """Another lab, of which site `a` has a narrow link."""
+    with short_path() as directory, running(NARROW_PLAN, directory, agent={"connect": "eager"}) as made:
+        made.wait_direct()
         yield made
 
 
@@ -232,6 +247,113 @@ def test_upload_survives_rebinding_hand_over_and_the_death_of_the_intermediate(
         stalls.restart_intermediate()
         transfer.finish()
     report_figure("longest stall of an upload", stalls.check())
+
+
+def comes_back(nodes: Nodes) -> None:
+    """Start the intermediate, and wait until both nodes, and the session, are attached to it again."""
+    nodes.deployment.start(INTERMEDIATE)
+    nodes.deployment.wait_ready()
+    for node in BOTH:
+        nodes.deployment.wait_for(
+            node,
+            lambda status: all(
+                each["state"] == "attached" and each["is_leg_up"] for each in status["intermediates"]
+            ),
+            "attached again",
+        )
+    nodes.deployment.wait_for(
+        INTERMEDIATE,
+        lambda status: (len(status["nodes"]), len(status["sessions"])) == (2, 1),
+        "it knows both nodes and their session",
+    )
+
+
+def test_search_while_the_intermediate_is_dead_goes_through_the_session(direct: Nodes) -> None:
+    before = max(session.direct_path.generation for session in direct.wait_direct())
+    selections = {node: len(selected_paths(direct, node)) for node in BOTH}
+    with direct.transfer() as transfer:
+        transfer.meter.wait_for_more(PIECE)
+        direct.deployment.kill(INTERMEDIATE)
+        direct.restart_ice()
+        found = direct.wait_until(
+            lambda session: (
+                session.path == DIRECT
+                and session.direct_path.generation > before
+                and session.direct_path.state == hole_punch_pb2.HOLE_PUNCH_STATE_CONNECTED
+            ),
+            "on another direct path",
+        )
+        assert {session.direct_path.signaling for session in found} == {"session"}
+        transfer.meter.wait_for_more(PIECE)
+        comes_back(direct)
+        transfer.finish()
+    for node, count in selections.items():
+        assert set(selected_paths(direct, node)[count:]) <= {DIRECT}, "nobody left the direct path"
+
+
+@pytest.mark.parametrize(
+    "disturb",
+    [lambda lab: lab.rebind("b"), lambda lab: lab.handover("a", Handover.HARD)],
+    ids=["the NAT of b forgets", "hand-over of a"],
+)
+def test_download_waits_for_the_intermediate_where_only_it_can_tell_the_new_address(
+    direct: Nodes, disturb: Callable[[Lab], None]
+) -> None:
+    # Either NAT lets in only whom it knows: no packet passes, in either direction, until both sides are told.
+    before = direct.wait_direct()
+    with direct.transfer() as transfer:
+        transfer.meter.wait_for_more(PIECE)
+        direct.deployment.kill(INTERMEDIATE)
+        disturb(direct.lab)
+        direct.wait_until(lambda session: session.path != DIRECT, "without a direct path")
+        size = transfer.meter.size
+        comes_back(direct)
+        transfer.meter.wait_for_size(size + 2 * PIECE)
+        after = direct.wait_direct()
+        transfer.finish()
+    for former, session in zip(before, after, strict=True):
+        assert session.session_id == former.session_id
+        assert session.direct_path.generation > former.direct_path.generation
+
+
+def test_session_itself_tells_a_new_address_to_a_peer_whose_nat_lets_strangers_in(narrow: Nodes) -> None:
+    narrow.wait_direct()
+    with narrow.transfer() as transfer:
+        transfer.meter.wait_for_more(PIECE)
+        narrow.deployment.kill(INTERMEDIATE)
+        former = narrow.session(AGENT).direct_path.selected_pair.remote.address
+        narrow.lab.rebind("b")
+        narrow.wait_until(
+            lambda session: (
+                session.path == DIRECT and session.direct_path.selected_pair.remote.address != former
+            ),
+            "on a path to the new address",
+            AGENT,
+        )
+        transfer.meter.wait_for_more(2 * PIECE)
+        assert not narrow.deployment.daemons[INTERMEDIATE].is_running
+        comes_back(narrow)
+        transfer.finish()
+
+
+@pytest.mark.parametrize("is_upload", [False, True], ids=["download", "upload"])
+def test_transfer_over_a_narrow_link_is_direct_and_arrives_unchanged(
+    narrow: Nodes, *, is_upload: bool
+) -> None:
+    (link,) = json.loads(narrow.lab.run("nat-a", ["ip", "-j", "link", "show", "wan"]).stdout)
+    assert link["mtu"] == SMALLEST_MTU
+    before = narrow.wait_direct()
+    with narrow.transfer(is_upload=is_upload) as transfer:
+        transfer.meter.wait_for_more(4 * PIECE)
+        size = transfer.finish()
+    receiver = 1 if is_upload else 0
+    (after,) = narrow.wait_until(
+        lambda session: session.bytes_received >= before[receiver].bytes_received + size,
+        "all of it in the figures",
+        BOTH[receiver],
+    )
+    directly = after.direct_path.direct_bytes_received - before[receiver].direct_path.direct_bytes_received
+    assert directly > size // 2
 
 
 def upgraded(nodes: Nodes) -> PacketStream:

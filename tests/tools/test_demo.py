@@ -17,9 +17,10 @@ import pytest
 
 from tools.demo import place
 from tools.demo.__main__ import main, summary
-from tools.demo.progress import Transfer
-from tools.demo.run import BackgroundDownload, Demo, DemoError, Result
-from tools.demo.traffic import TrafficError
+from tools.demo.backends import Sent
+from tools.demo.progress import Transfer, selected_at_s
+from tools.demo.run import BackgroundDownload, Demo, DemoError, Result, first_byte_path, judge
+from tools.demo.traffic import Download, TrafficError
 from tools.demo.view import View
 from tools.demo.watch import StatusWatch, WatchTimeoutError
 from tools.natlab.namespaces import LabError
@@ -34,6 +35,7 @@ KEYS = [
     "path",
     "udp_echo_ok",
     "time_to_first_byte_ms",
+    "first_byte_path",
     "rtt_ms",
     "time_to_direct_ms",
     "failover_ms",
@@ -98,6 +100,7 @@ DONE = Result(
     bytes_per_second=1e6,
     path="direct",
     time_to_first_byte_ms=45.0,
+    first_byte_path="relay",
     time_to_direct_ms=380.4,
     failover_ms=790.0,
     heal_ms=713.0,
@@ -113,7 +116,7 @@ def test_summary_draws_the_figures_of_a_run() -> None:
     assert summary(DONE).splitlines() == [
         "file        1.0 MiB in 2.0 s, SHA-256 correct, 0 bytes lost",
         "rate        1.0 MB/s",
-        "first byte  45 ms after the first connect, from cold",
+        "first byte  45 ms after the first connect, from cold, path relay",
         "UDP echo    correct",
         "direct      after 380 ms",
         "fail-over   790 ms after the cut; direct again 713 ms after healing",
@@ -156,6 +159,72 @@ def test_pause_that_ended_before_it_is_asked_for_does_not_count() -> None:
     for received, now in ((3, 5.1), (4, 6.0), (5, 6.1)):
         transfer.note(received, now)
     assert transfer.pause_end_at == pytest.approx(6.0)
+
+
+@pytest.mark.parametrize(
+    ("first_byte_at_s", "direct_at_s", "path"),
+    [
+        (None, 5.0, None),
+        (4.9, 5.0, "relay"),
+        (5.0, 5.0, "direct"),
+        (6.0, 5.0, "direct"),
+        (4.9, None, "relay"),
+    ],
+    ids=["no byte", "before direct", "with direct", "after direct", "never direct"],
+)
+def test_first_byte_came_over_the_relay_if_its_sender_had_nothing_else(
+    first_byte_at_s: float | None, direct_at_s: float | None, path: str | None
+) -> None:
+    assert first_byte_path(Transfer(1, first_byte_at_s=first_byte_at_s), direct_at_s) == path
+
+
+def test_first_selection_of_a_path_is_found_in_the_log(tmp_path: Path) -> None:
+    log = tmp_path / "connector-1.log"
+    selected = "path_manager.path_selected"
+    entries = [
+        {"event": selected, "path": "relay", "timestamp": "2026-01-01T00:00:01.000Z"},
+        {"event": "checklist.pair_nominated", "timestamp": "2026-01-01T00:00:01.500Z"},
+        {"event": selected, "path": "direct", "timestamp": "2026-01-01T00:00:02.250Z"},
+        {"event": selected, "path": "direct", "timestamp": "2026-01-01T00:00:09.000Z"},
+    ]
+    log.write_text("\n".join(["a warning of the interpreter", *map(json.dumps, entries)]) + "\n")
+    relay_at_s, direct_at_s = selected_at_s(log, "relay"), selected_at_s(log, "direct")
+    assert relay_at_s is not None
+    assert direct_at_s == relay_at_s + 1.25
+    assert selected_at_s(log, "none") is None
+
+
+FILE = Sent(100, "aa")
+
+
+def arrived(size: int, sha256: str) -> Download:
+    return Download(size, seconds=1.0, first_byte_s=0.1, sha256=sha256)
+
+
+def test_file_that_was_sent_and_arrived_whole_has_lost_nothing() -> None:
+    result = Result()
+    judge(result, arrived(100, "aa"), FILE, FILE)
+    assert (result.sha256_ok, result.lost_bytes) == (True, 0)
+
+
+@pytest.mark.parametrize(
+    ("done", "sent", "lost", "complaint"),
+    [
+        (arrived(100, "aa"), None, None, "did not say"),
+        (arrived(90, "bb"), FILE, 10, "90 bytes arrived, 100 sent"),
+        (arrived(90, "bb"), Sent(90, "bb"), 0, "90 bytes arrived, 90 sent, of 100"),
+        (arrived(100, "bb"), FILE, 0, "SHA-256 differs"),
+        (arrived(100, "bb"), Sent(100, "bb"), 0, "SHA-256 differs"),
+    ],
+    ids=["service is silent", "bytes lost", "file cut short", "changed on the way", "changed at the service"],
+)
+def test_bytes_that_were_lost_or_changed_fail_the_demo(
+    done: Download, sent: Sent | None, lost: int | None, complaint: str
+) -> None:
+    result = Result()
+    with pytest.raises(TrafficError, match=complaint):
+        judge(result, done, sent, FILE)
+    assert (result.sha256_ok, result.lost_bytes) == (False, lost)
 
 
 class Silent:

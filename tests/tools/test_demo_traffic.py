@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tools.demo import traffic
-from tools.demo.backends import Backend
+from tools.demo.backends import Backend, Sent, sent_files
 from tools.demo.traffic import TrafficError, download, echo_datagrams, write_random_file
 
 SIZE = 3 * traffic.CHUNK_BYTES + 17
@@ -67,6 +67,36 @@ def test_downloaded_file_has_the_digest_it_was_written_with(tmp_path: Path, file
     assert first_byte == [done.first_byte_s]
     assert 0 < done.first_byte_s <= done.seconds
     assert done.bytes_per_second > 0
+
+
+def wait_for_record(directory: Path) -> Sent:
+    deadline = time.monotonic() + 10
+    while not (sent := sent_files(directory)):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    (only,) = sent
+    return only
+
+
+def test_server_records_what_it_sent(tmp_path: Path, file_server: Backend) -> None:
+    digest = write_random_file(tmp_path / "files" / "random.bin", SIZE)
+    assert sent_files(tmp_path / "files") == []
+    get(file_server.port)
+    assert wait_for_record(tmp_path / "files") == Sent(SIZE, digest)
+
+
+def test_server_records_no_more_than_it_sent_to_a_client_that_goes_away(
+    tmp_path: Path, file_server: Backend
+) -> None:
+    size = 64 << 20  # more than the kernel takes for a client that does not read
+    write_random_file(tmp_path / "files" / "random.bin", size)
+    with socket.create_connection(("127.0.0.1", file_server.port), 10) as client:
+        client.sendall(b"GET /random.bin HTTP/1.1\r\n\r\n")
+        assert client.recv(1000)
+    sent = wait_for_record(tmp_path / "files")
+    assert 0 < sent.size < size
+    with (tmp_path / "files" / "random.bin").open("rb") as file:
+        assert sent.sha256 == hashlib.sha256(file.read(sent.size)).hexdigest()
 
 
 def test_two_random_files_differ(tmp_path: Path) -> None:

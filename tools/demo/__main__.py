@@ -95,7 +95,8 @@ def summary(result: Result) -> str:
         "file": f"{bytes_text(result.bytes)} in {result.seconds:.1f} s, SHA-256 correct, "
         f"{result.lost_bytes} bytes lost",
         "rate": f"{result.bytes_per_second / 1e6:.1f} MB/s",
-        "first byte": f"{result.time_to_first_byte_ms or 0:.0f} ms after the first connect, from cold",
+        "first byte": f"{result.time_to_first_byte_ms or 0:.0f} ms after the first connect, from cold, "
+        f"path {result.first_byte_path}",
         "UDP echo": "correct",
         "direct": f"after {result.time_to_direct_ms or 0:.0f} ms",
         "fail-over": _cut_text(result),

@@ -1,16 +1,20 @@
 """The private services of the demo, each a process of its own: an HTTP file server and a UDP echo.
 
 Usage: `python -m tools.demo.backends files DIRECTORY` or `python -m tools.demo.backends echo`. Each binds a
-free port of 127.0.0.1, prints its number on a line, and serves until it is ended.
+free port of 127.0.0.1, prints its number on a line, and serves until it is ended. What the file server sent
+is recorded beside its directory, for whoever compares it with what arrived.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from io import BufferedReader
@@ -21,6 +25,26 @@ from typing import Any, Self
 LOOPBACK = "127.0.0.1"
 MAX_DATAGRAM_BYTES = 65_535
 STOP_LIMIT_S = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """How much of a file the kernel took for a client, and the SHA-256 of that much, hex."""
+
+    size: int
+    sha256: str
+
+
+def _record(directory: Path) -> Path:
+    return directory.with_name(f"{directory.name}.sent")
+
+
+def sent_files(directory: Path) -> list[Sent]:
+    """What the server of this directory has sent so far, one for each answer with a file."""
+    record = _record(directory)
+    # A line is there when all of it is.
+    lines = record.read_text(encoding="ascii").splitlines(keepends=True) if record.exists() else []
+    return [Sent(**json.loads(line)) for line in lines if line.endswith("\n")]
 
 
 class FileHandler(SimpleHTTPRequestHandler):
@@ -38,6 +62,11 @@ class FileHandler(SimpleHTTPRequestHandler):
             self.connection.sendfile(source)
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
+        size = source.tell()  # of what was sent, also when the client went away
+        source.seek(0)
+        sent = Sent(size, hashlib.sha256(source.read(size)).hexdigest())
+        with _record(Path(self.directory)).open("a", encoding="ascii") as record:
+            record.write(json.dumps(asdict(sent)) + "\n")
 
 
 def serve_files(directory: Path) -> None:

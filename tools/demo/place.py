@@ -69,7 +69,10 @@ class Place(Protocol):
         """Drop what travels between agent and connector directly, without a word to either."""
 
     def heal(self) -> None:
-        """Let it pass again, and from now on as fast as it can."""
+        """Let it pass again."""
+
+    def hurry(self) -> None:
+        """From now on everything passes as fast as it can."""
 
 
 class LoopbackPlace:
@@ -123,6 +126,9 @@ class LoopbackPlace:
     def heal(self) -> None:
         """As for `cut`."""
         raise NotImplementedError
+
+    def hurry(self) -> None:
+        """Nothing is slow here."""
 
 
 class LabPlace:
@@ -180,6 +186,9 @@ class LabPlace:
     def heal(self) -> None:
         """As in `Place`."""
         self._lab.heal(AGENT_SITE)
+
+    def hurry(self) -> None:
+        """As in `Place`."""
         for site in (AGENT_SITE, CONNECTOR_SITE):
             link = self._lab.link(site)
             unlimited = Link(replace(link.up, rate_mbit=None), replace(link.down, rate_mbit=None), link.mtu)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
 
 from ztna.v1 import control_pb2, types_pb2
 
@@ -17,11 +20,15 @@ ROLE_NAMES = {types_pb2.ROLE_AGENT: "agent", types_pb2.ROLE_CONNECTOR: "connecto
 
 @dataclass(slots=True)
 class Transfer:
-    """A download under way; `rate` is over the last second."""
+    """A download under way; `rate` is over the last second.
+
+    `first_byte_s` counts from before the connect, `first_byte_at_s` since the epoch.
+    """
 
     size: int
     received: int = 0
     first_byte_s: float | None = None
+    first_byte_at_s: float | None = None
     _arrival_at: float | None = None
     _pause_s: float = 0.0
     _pause_end_at: float | None = None
@@ -123,6 +130,17 @@ def rtt_text(session: control_pb2.SessionStatus) -> str:
     """Round-trip times of both kinds of path."""
     figures = (("relay", session.direct_path.rtt_relay_ms), ("direct", session.direct_path.rtt_direct_ms))
     return ", ".join(f"{kind} {rtt_ms:.1f} ms" if rtt_ms else f"{kind} -" for kind, rtt_ms in figures)
+
+
+def selected_at_s(log_path: Path, path: str) -> float | None:
+    """When a node first selected a path, by its log, in seconds since the epoch; None: never."""
+    for line in log_path.read_text(encoding="utf-8").splitlines():
+        # What an interpreter says by itself is no JSON.
+        if line.startswith("{") and '"path_manager.path_selected"' in line:
+            entry = json.loads(line)
+            if entry["path"] == path:
+                return datetime.fromisoformat(entry["timestamp"]).timestamp()
+    return None
 
 
 def bytes_text(count: float) -> str:

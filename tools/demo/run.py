@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from tools.demo.backends import Sent, sent_files
 from tools.demo.place import AGENT, CONNECTOR, ECHO, FILES, INTERMEDIATE, Place, choose
 from tools.demo.progress import (
     Progress,
@@ -21,6 +22,7 @@ from tools.demo.progress import (
     registered_nodes,
     registered_services,
     rtt_text,
+    selected_at_s,
 )
 from tools.demo.traffic import Download, TrafficError, download, echo_datagrams, write_random_file
 from tools.demo.view import View
@@ -30,7 +32,7 @@ from tools.natlab.namespaces import LabError
 from ztna.errors import ConfigError
 from ztna.v1 import control_pb2
 
-FILE_NAME = "random.bin"
+FILES_DIRECTORY, FILE_NAME = "files", "random.bin"
 
 # The whole demo ends within a minute; ending the processes may take the last six seconds of it.
 TIME_LIMIT_S = 52.0
@@ -44,6 +46,10 @@ HOLD_S = 2.0
 POLL_INTERVAL_S = 0.02
 # After a cut, more than what was on its way already.
 RESUMED_BYTES = 1 << 16
+# Enough to see that the download is under way on the relay.
+RELAYED_BYTES = 1 << 16
+# The service notes what it sent as soon as the kernel has taken it; the client may be a moment earlier.
+RECORD_LIMIT_S = 5.0
 
 DIRECT, RELAY = "direct", "relay"
 PATHS = frozenset({DIRECT, RELAY})
@@ -67,8 +73,13 @@ class DemoError(Exception):
 class Result:
     """What `--json` prints. Rates are of payload, `bytes_per_second` after the first byte.
 
-    `place` is `lab` or `loopback`, and `place_reason` says why not the lab. `failover_ms` counts from the cut
-    to the next byte that the download got, `heal_ms` from its end to the direct path; both only in the lab.
+    `place` is `lab` or `loopback`, and `place_reason` says why not the lab. `first_byte_path` is what the
+    connector had selected when the first byte arrived; in the lab that is the relay, or the demo fails, since
+    the direct path is shut until bytes have come. `time_to_direct_ms` counts from the offer to the direct
+    path; in the lab from the moment at which it was opened. `failover_ms` counts from the cut to the next
+    byte that the download got, `heal_ms` from its end to the direct path; both only in the lab. `lost_bytes`
+    is what the service sent and the client never got, None if the download did not end or the service said
+    nothing; `sha256_ok` that the file, what was sent of it and what arrived are the same.
     """
 
     ok: bool = False
@@ -79,6 +90,7 @@ class Result:
     path: str = "none"
     udp_echo_ok: bool = False
     time_to_first_byte_ms: float | None = None
+    first_byte_path: str | None = None
     rtt_ms: float | None = None
     time_to_direct_ms: float | None = None
     failover_ms: float | None = None
@@ -96,6 +108,25 @@ class Result:
         return {
             key: round(value, 3) if isinstance(value, float) else value for key, value in asdict(self).items()
         }
+
+
+def first_byte_path(transfer: Transfer, direct_at_s: float | None) -> str | None:
+    """What carried the first byte, if its sender selected the direct path then; None: there is no byte."""
+    if transfer.first_byte_at_s is None:
+        return None
+    return RELAY if direct_at_s is None or transfer.first_byte_at_s < direct_at_s else DIRECT
+
+
+def judge(result: Result, done: Download, sent: Sent | None, file: Sent) -> None:
+    """Compare what arrived with what the service sent, and both with the file. Raises `TrafficError`."""
+    if sent is None:
+        raise TrafficError("the file server did not say what it sent")
+    result.lost_bytes = sent.size - done.bytes_received
+    result.sha256_ok = done.sha256 == sent.sha256 == file.sha256
+    if result.lost_bytes or sent.size != file.size:
+        raise TrafficError(f"{done.bytes_received} bytes arrived, {sent.size} sent, of {file.size}")
+    if not result.sha256_ok:
+        raise TrafficError(f"SHA-256 differs: {done.sha256}, sent {sent.sha256}, of the file {file.sha256}")
 
 
 class BackgroundDownload:
@@ -145,6 +176,7 @@ class BackgroundDownload:
         self._on_change()
 
     def _on_first_byte(self, seconds: float) -> None:
+        self._transfer.first_byte_at_s = time.time()
         self._transfer.first_byte_s = seconds
         self._on_change()
 
@@ -188,7 +220,7 @@ class Demo:
         if place.reason is not None:
             self._tell(f"no lab, so cutting and healing are left out: {place.reason}")
         self._tell(place.description)
-        shared = self._directory / "files"
+        shared = self._directory / FILES_DIRECTORY
         shared.mkdir(parents=True)
         digest = write_random_file(shared / FILE_NAME, transfer.size)
         self._deployment, ports = place.build(self._directory, shared)
@@ -218,6 +250,9 @@ class Demo:
     def _download(self, port: int, digest: str) -> None:
         """The whole story of the path, while the file comes in."""
         transfer, result = self.progress.transfer, self.result
+        if self._place.can_cut:
+            self._place.cut()
+            self._tell("the direct path is shut until the download is under way")
         running = BackgroundDownload(self._place, port, transfer, self._deadline, self._wake).start()
         try:
             self._begin(running)
@@ -225,32 +260,53 @@ class Demo:
                 self._cut_and_heal(running)
             done = running.join(max(0.0, self._deadline - time.monotonic()))
         finally:
-            result.bytes, result.lost_bytes = transfer.received, transfer.size - transfer.received
+            result.bytes = transfer.received
         result.seconds, result.bytes_per_second = done.seconds, done.bytes_per_second
-        result.sha256_ok = done.sha256 == digest
-        if not result.sha256_ok:
-            raise TrafficError(f"SHA-256 differs: {done.sha256}, should be {digest}")
+        judge(result, done, self._sent(), Sent(transfer.size, digest))
         self._tell(
             f"downloaded {bytes_text(done.bytes_received)} in {done.seconds:.1f} s, "
-            f"{done.bytes_per_second / 1e6:.1f} MB/s; SHA-256 matches"
+            f"{done.bytes_per_second / 1e6:.1f} MB/s; SHA-256 matches what was sent, and the file"
         )
+
+    def _sent(self) -> Sent | None:
+        """What the service says of its one answer; None if it says nothing in time."""
+        deadline = time.monotonic() + RECORD_LIMIT_S
+        while not (sent := sent_files(self._directory / FILES_DIRECTORY)):
+            if time.monotonic() > deadline:
+                return None
+            time.sleep(POLL_INTERVAL_S)
+        return sent[-1]
 
     def _begin(self, running: BackgroundDownload) -> None:
         """On the relay first, then on the direct path, at both ends."""
+        transfer, result = self.progress.transfer, self.result
         started_at = time.monotonic()
         first = self._wait_session(AGENT, lambda session: session.path in PATHS, "a session", running)
         took_ms = (time.monotonic() - started_at) * 1e3
         self._tell(f"session after {took_ms:.0f} ms: {path_text(first)}")
+        opened_at = None
+        if self._place.can_cut:
+            self._until(lambda: transfer.received > RELAYED_BYTES or running.is_over, running)
+            opened_at = time.monotonic()
+            self._place.heal()
+            self._tell(f"opened the direct path, at {bytes_text(transfer.received)}")
         session = self._wait_both(
-            lambda session: session.path == DIRECT and self.progress.transfer.first_byte_s is not None,
+            lambda session: session.path == DIRECT and transfer.first_byte_s is not None,
             "the direct path",
             running,
         )
-        first_byte_ms = (self.progress.transfer.first_byte_s or 0.0) * 1e3
-        self.result.time_to_first_byte_ms = first_byte_ms
-        self.result.time_to_direct_ms = session.direct_path.time_to_direct_ms
-        self._tell(f"first byte after {first_byte_ms:.0f} ms, from cold")
-        self._tell(f"{path_text(session)}, found in {session.direct_path.time_to_direct_ms:.0f} ms")
+        result.time_to_direct_ms = session.direct_path.time_to_direct_ms
+        if opened_at is not None:
+            result.time_to_direct_ms = (time.monotonic() - opened_at) * 1e3
+        result.time_to_first_byte_ms = (transfer.first_byte_s or 0.0) * 1e3
+        result.first_byte_path = first_byte_path(
+            transfer, selected_at_s(self._deployment.daemons[CONNECTOR].log_path, DIRECT)
+        )
+        first_byte_ms = result.time_to_first_byte_ms
+        self._tell(f"first byte after {first_byte_ms:.0f} ms, from cold, path {result.first_byte_path}")
+        if opened_at is not None and result.first_byte_path != RELAY:
+            raise TrafficError("the download did not begin on the relay")
+        self._tell(f"{path_text(session)}, found in {result.time_to_direct_ms:.0f} ms")
 
     def _cut_and_heal(self, running: BackgroundDownload) -> None:
         transfer, result = self.progress.transfer, self.result
@@ -280,6 +336,7 @@ class Demo:
         self._tell(f"relay: {transfer.rate / 1e6:.1f} MB/s; RTT {rtt_text(self._session())}")
         healed_at = time.monotonic()
         self._place.heal()
+        self._place.hurry()
         self._tell("healed, and the links as fast as they can be")
         session = self._wait_both(lambda session: session.path == DIRECT, "direct again", running)
         result.heal_ms = (time.monotonic() - healed_at) * 1e3

@@ -738,7 +738,19 @@ class HolePunch:
             self._send(signals.PunchingResult(is_success=False, reason=self._reason), current.carrier)
         self._effects.append(effects.GaveUp(number, self._reason))
         if not is_final and (self._is_controlling or self._is_offer_awaited):
-            self._plan_retry(now + self._retry_delay_s(was_signaling=was_signaling))
+            if current is not None and self._has_untold(current):
+                # What it searched with was of another time, such as that of an outage: as if it had changed.
+                self._urgent_at = max(now, self._urgent_at + URGENT_INTERVAL_S)
+                self._plan_retry(self._urgent_at)
+            else:
+                self._plan_retry(now + self._retry_delay_s(was_signaling=was_signaling))
+
+    def _has_untold(self, current: Generation) -> bool:
+        """Whether we have addresses that the peer was not told before it was told that these were all."""
+        candidates = () if self._gathered is None else self._gathered.candidates
+        return current.is_local_end_told and any(
+            each.address not in current.local_told for each in candidates[:MAX_CANDIDATES]
+        )
 
     def _retry_delay_s(self, *, was_signaling: bool) -> float:
         first = self._limits.cooldown_s

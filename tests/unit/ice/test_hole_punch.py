@@ -504,6 +504,20 @@ def test_changed_addresses_reset_the_cooldown() -> None:
     assert end.sent(s.Offer)
 
 
+@pytest.mark.parametrize("is_known_later", [True, False], ids=["learned later", "nothing new"])
+def test_search_that_failed_without_an_address_learned_after_its_end_is_repeated_at_once(
+    *, is_known_later: bool
+) -> None:
+    # While no server answered, gathering was over; the offer arrived when one did again.
+    end = agent().relay().gathered(complete=True)
+    assert end.sent(s.EndOfCandidates)
+    later = host("203.0.113.9")
+    if is_known_later:
+        assert not end.gathered(OURS, later, complete=True).sent(s.CandidateAdded)
+    end.answer().began().wait(4).checks_failed().wait(2 * core.URGENT_INTERVAL_S)
+    assert [later in offer.candidates for offer in end.sent(s.Offer)] == [True] * is_known_later
+
+
 def test_request_to_restart_is_redundant_while_an_offer_is_in_flight() -> None:
     end = signaling().says(s.RestartRequested("path_failed"))
     assert end.generation == 1

@@ -76,6 +76,15 @@ class TestHostAddresses:
         sources = {Family.IPV4: "10.0.0.9"}
         assert hosts([ANY4], "10.0.0.2", "10.0.0.9", sources=sources)[0] == "10.0.0.9:5000"
 
+    def test_temporary_address_that_is_the_source_stands_before_the_stable_and_the_deprecated_one(
+        self,
+    ) -> None:
+        temporary, stable, deprecated = "2001:db8::5a1c:9", "2001:db8::2", "2001:db8::1:88"
+        sources = {Family.IPV6: temporary}
+        found = hosts([ANY6], "fe80::2%eth0", deprecated, stable, temporary, sources=sources)
+        assert found[0] == f"[{temporary}]:6000"
+        assert sorted(found[1:]) == [f"[{deprecated}]:6000", f"[{stable}]:6000"]
+
     @pytest.mark.parametrize(
         "host",
         ["fe80::1%eth0", "169.254.7.7", "::ffff:10.0.0.2", "::10.0.0.2", "fec0::1", "ff02::1", "224.0.0.1"],
