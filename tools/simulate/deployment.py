@@ -432,6 +432,9 @@ class Deployment(World):
         number = len(self.places) + 1
         lan = Lan(self.network, f"{name}-lan")
         lan.dead = site.dead
+        if site.udp_from_s:
+            lan.blocks_udp = True
+            self.clock.call_at(self.now + site.udp_from_s, lambda: setattr(lan, "blocks_udp", False))
         place = Place(number, lan)
         uplink: Node | None = None
         # The outermost first, since each needs the one further out.

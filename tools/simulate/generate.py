@@ -34,6 +34,10 @@ FAULTS_FROM_S: Final = 0.5
 FAULTS_UNTIL_S: Final = 12.0
 """All is mended then: what needs its time afterwards has the rest of the minute."""
 WORK_UNTIL_S: Final = 9.0
+EARLY_S: Final = 0.4
+"""Nodes attach meanwhile."""
+LATE_UDP_S: Final = (0.0, 0.4, 0.8)
+"""So that offers over gRPC overtake the leg of the connector."""
 MAX_ABSENCE_S: Final = 12.0
 """Of an intermediate: the waits of nodes that dial it grow meanwhile, to half a minute at last."""
 V4, V6 = (Family.IPV4,), (Family.IPV6,)
@@ -125,6 +129,7 @@ class Recipe:
         blocked_share: how likely no UDP ever passes a site, in such a deployment.
         narrow_share: how likely a way carries less than others, in such a deployment.
         late_share: how likely one of `LATE_FAULTS` comes on top of the others.
+        early_share: how likely applications are there before their agent is attached.
     """
 
     what: str
@@ -150,6 +155,7 @@ class Recipe:
     blocked_share: float = 0.0
     narrow_share: float = 0.0
     late_share: float = 0.0
+    early_share: float = 0.0
 
 
 RECIPES: Final[dict[str, Recipe]] = {
@@ -160,6 +166,8 @@ RECIPES: Final[dict[str, Recipe]] = {
         max_faults=0,
         policies=("prefer_direct",),
         agents=2,
+        grpc_share=0.5,
+        early_share=0.8,
     ),
     "faults": Recipe("small deployments, many faults", max_faults=8, min_faults=3, agents=1, connectors=1),
     "paths": Recipe(
@@ -369,15 +377,24 @@ class _Draw:
         if recipe.late_share and self._is(recipe.late_share):
             faults = (*draft.faults, self._late_fault(draft))
             draft = replace(draft, faults=tuple(sorted(faults, key=lambda each: each.at)))
-        if recipe.grpc_share == 0 or not self._is(recipe.grpc_share):
-            return draft
-        return replace(
-            draft,
-            has_grpc=True,
-            agents={name: self._perhaps_worse(site) for name, site in draft.agents.items()},
-            connectors={name: self._perhaps_worse(site) for name, site in draft.connectors.items()},
-            narrow=tuple(self._narrow(draft)),
-        )
+        if recipe.grpc_share and self._is(recipe.grpc_share):
+            draft = replace(
+                draft,
+                has_grpc=True,
+                agents={name: self._perhaps_worse(site) for name, site in draft.agents.items()},
+                connectors={name: self._perhaps_worse(site) for name, site in draft.connectors.items()},
+                narrow=tuple(self._narrow(draft)),
+            )
+        if recipe.early_share and self._is(recipe.early_share):
+            early = (
+                Work(self._moment(0.0, EARLY_S), WorkKind.STREAM, *pair, up=1000, down=1000) for pair in pairs
+            )
+            connectors = {
+                name: replace(site, udp_from_s=self._one(LATE_UDP_S) if draft.has_grpc else 0.0)
+                for name, site in draft.connectors.items()
+            }
+            draft = replace(draft, work=(*draft.work, *early), connectors=connectors)
+        return draft
 
     def _narrow(self, draft: Scenario) -> Iterator[Narrow]:
         share = self._recipe.narrow_share

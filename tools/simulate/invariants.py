@@ -21,6 +21,7 @@ from tests.simnet.world import Daemon
 from tools.simulate import plaintext
 from tools.simulate.apps import MARK
 from tools.simulate.bounds import check_bounds, concerns
+from tools.simulate.prompt import PromptSearches
 from tools.simulate.timers import check_timers
 from tools.simulate.triggered import TriggeredChecks
 from ztna.access.identity import Role
@@ -71,6 +72,7 @@ class Watcher:
         self._packets: dict[tuple[str, bytes], tuple[set[int], Counter[str]]] = {}
         self._doubted: set[tuple[str, bytes]] = set()
         self._triggered = TriggeredChecks(report)
+        self._prompt: PromptSearches | None = None
         self._to_strangers: Counter[str] = Counter()
         self._from_strangers: Counter[str] = Counter()
         self.overhear: Callable[[Packet], None] = lambda _packet: None
@@ -82,6 +84,7 @@ class Watcher:
     def watch(self, world: Deployment, stranger: str) -> None:
         """Look at the packets of every daemon's host."""
         self._world = world
+        self._prompt = PromptSearches(world, self._report)
         self._stranger = stranger
         self._relays = {address for each in world.intermediates() for address in each.host.addresses}
         self._services = {address for each in world.service_hosts.values() for address in each.addresses}
@@ -132,6 +135,8 @@ class Watcher:
 
     def _of_a_node(self, daemon: Daemon, message: Message) -> None:
         self._triggered.message(daemon, message)
+        if self._prompt is not None:
+            self._prompt.message(daemon, message)
         match message:
             case path_manager_pb2.PathSelected():
                 self._switch(daemon, message)

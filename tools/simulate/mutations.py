@@ -20,6 +20,7 @@ from actors.udp_socket import UdpSocket
 from ztna.access.policy import AccessPolicy, AccessRules
 from ztna.ice.checklist import Checklist
 from ztna.ice.consent import Consent
+from ztna.ice.hole_punch import HolePunch
 from ztna.path.rules import RULES, Action, Event
 from ztna.path.traffic import Traffic
 from ztna.quic.adapter import Engine
@@ -179,6 +180,20 @@ _ALL: Final = (
         (
             Edit(StunRouter, "_judge_request", " or not message.verify_integrity(held.key)", ""),
             Edit(Checklist, "_take_request", "not message.verify_integrity(local.key)", "False"),
+        ),
+    ),
+    Mutation(
+        "answer-waits-for-its-leg",
+        "ICE",
+        "an answer is dropped when the offer comes before the relay leg is up",
+        "direct",
+        (
+            Edit(
+                HolePunch,
+                "_carrier",
+                "(wanted and wanted not in self._lost_relays)",
+                "wanted in self._relays",
+            ),
         ),
     ),
     Mutation(
