@@ -146,6 +146,8 @@ class Deployment(World):
         self.taps: dict[str, Tap] = {}
         self.crashes = 0
         self.revoked: dict[str, float] = {}
+        self.outcasts: dict[str, float] = {}
+        """Intermediates whose certificate is on the list of every node, and since when."""
         self._fresh = 0
         self._draining: dict[str, tuple[DaemonNode, SimIo]] = {}
         self._report = report

@@ -130,6 +130,7 @@ class Recipe:
         narrow_share: how likely a way carries less than others, in such a deployment.
         late_share: how likely one of `LATE_FAULTS` comes on top of the others.
         early_share: how likely applications are there before their agent is attached.
+        outcast_share: how likely the certificate of one of two intermediates is revoked instead.
     """
 
     what: str
@@ -156,6 +157,7 @@ class Recipe:
     narrow_share: float = 0.0
     late_share: float = 0.0
     early_share: float = 0.0
+    outcast_share: float = 0.0
 
 
 RECIPES: Final[dict[str, Recipe]] = {
@@ -290,6 +292,7 @@ RECIPES: Final[dict[str, Recipe]] = {
         until_s=30.0,
         lasts_s=(6.0, 10.0, 20.0),
         grpc_share=0.3,
+        outcast_share=0.4,
     ),
     "asleep": Recipe(
         "machines sleep, and wall clocks jump while sessions live",
@@ -394,6 +397,8 @@ class _Draw:
                 for name, site in draft.connectors.items()
             }
             draft = replace(draft, work=(*draft.work, *early), connectors=connectors)
+        if recipe.outcast_share and self._is(recipe.outcast_share):
+            draft = self._with_outcast(draft)
         return draft
 
     def _narrow(self, draft: Scenario) -> Iterator[Narrow]:
@@ -583,6 +588,16 @@ class _Draw:
         fault = replace(fault, target=self._one(list(draft.intermediates)))
         at = round(fault.ends_at + 0.5, 3)
         return [fault, *(Fault(at, FaultKind.KILL, agent, lasts_s=1.0) for agent in draft.agents)]
+
+    def _with_outcast(self, draft: Scenario) -> Scenario:
+        """Let nothing else happen than that nodes learn not to trust one of two intermediates."""
+        draft = replace(draft, intermediates=("intermediate-0", "intermediate-1"))
+        # The first is the one that agents are at.
+        target = self._one((*draft.intermediates, draft.intermediates[0]))
+        lasts_s = self._one((0.0, *self._recipe.lasts_s))
+        detail = self._one(("all", "peers"))
+        outcast = Fault(self._moment(2.0, 8.0), FaultKind.WITHDRAW, target, lasts_s=lasts_s, detail=detail)
+        return replace(draft, faults=(outcast,))
 
     def _late_fault(self, draft: Scenario) -> Fault:
         at, lasts_s = self._moment(2.0, 8.0), self._one((1.0, 3.0))

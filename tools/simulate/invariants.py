@@ -48,6 +48,8 @@ _NAMES: Final = {types_pb2.PATH_KIND_RELAY: "relay", types_pb2.PATH_KIND_DIRECT:
 FIRST_QUIC_BYTE: Final = 64
 TOLERANCE_S: Final = 0.001
 AMPLIFICATION_LIMIT: Final = 3
+OUTCAST_LIMIT_S: Final = 0.5
+"""Whoever loads a list judges at once."""
 SEARCH_EVERY: Final = 4
 """Looks at tables, of which one is a search for payload: it touches every object that an intermediate has."""
 SWITCHED_S: Final = 1e-4
@@ -117,11 +119,18 @@ class Watcher:
         pending = world.clock.pending()
         for daemon in world.daemons.values():
             if daemon.node is not None:
+                self._judge_outcasts(world, daemon)
                 for breach in (*check_bounds(daemon.node), *check_timers(daemon.node, pending)):
                     self._report(f"{daemon.id}: {breach}")
                 for concern in concerns(daemon.node):
                     if isinstance(concern, QuicSession):
                         self._judge_duplicates(daemon, concern)
+
+    def _judge_outcasts(self, world: Deployment, daemon: Daemon) -> None:
+        """A node keeps nothing with an intermediate of which it knows that its certificate is revoked."""
+        for name in {*daemon.facts.attached, *daemon.facts.legs} & world.outcasts.keys():
+            if world.now > world.outcasts[name] + OUTCAST_LIMIT_S:
+                self._report(f"{daemon.id}: keeps to {name}, whose certificate is revoked")
 
     def message(self, daemon: Daemon, message: Message) -> None:
         """Take note of what an actor says."""

@@ -15,6 +15,7 @@ from types import FunctionType, ModuleType
 from typing import Any, Final
 from unittest.mock import patch
 
+from actors.signaling_client import SignalingClient
 from actors.timers import DeadlineTimer
 from actors.udp_socket import UdpSocket
 from ztna.access.policy import AccessPolicy, AccessRules
@@ -312,6 +313,20 @@ _ALL: Final = (
                 "handle_frame",
                 "side = session.side_of(attach_id)",
                 "side = session.side_of(attach_id) or next(iter(DIRECTIONS[frame.kind]))",
+            ),
+        ),
+    ),
+    Mutation(
+        "revoked-intermediate-kept",
+        "signaling",
+        "a node stays attached at an intermediate that the list it was given names",
+        "certificates",
+        (
+            Edit(
+                SignalingClient,
+                "recheck_intermediate",
+                "self._core.handle_untrusted(str(error), self.now)",
+                "return",
             ),
         ),
     ),

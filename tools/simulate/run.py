@@ -534,6 +534,10 @@ class Run:
     def _breaks(self, fault: Fault, work: Work) -> bool:
         """Whether this fault may cost a connection that stands."""
         is_party = fault.target in {work.agent, work.connector}
+        if fault.kind is FaultKind.WITHDRAW and fault.target in self._scenario.intermediates:
+            # An intermediate that was given the list as well takes no grant of the other one's, and so ends
+            # the sessions that are brought to it. Any other carries them on.
+            return fault.detail == "all"
         if fault.kind in _COSTS_PARTIES:
             return is_party
         if fault.kind is FaultKind.SUSPEND and not is_party:
