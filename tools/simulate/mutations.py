@@ -15,7 +15,6 @@ from types import FunctionType, ModuleType
 from typing import Any, Final
 from unittest.mock import patch
 
-from actors.signaling_client import SignalingClient
 from actors.timers import DeadlineTimer
 from actors.udp_socket import UdpSocket
 from ztna.access.policy import AccessPolicy, AccessRules
@@ -34,6 +33,7 @@ from ztna.service.connector_flows import ConnectorFlows
 from ztna.service.flows import FlowTable
 from ztna.service.fragments import SequenceWindow
 from ztna.service.tcp_connection import TcpConnection
+from ztna.signaling.client import AttachmentClient
 from ztna.signaling.sessions import SessionManager
 from ztna.stun.routing import StunRouter
 
@@ -323,10 +323,11 @@ _ALL: Final = (
         "certificates",
         (
             Edit(
-                SignalingClient,
-                "recheck_intermediate",
-                "self._core.handle_untrusted(str(error), self.now)",
-                "return",
+                AttachmentClient,
+                "handle_untrusted",
+                'self._lose("untrusted_intermediate", detail, now, is_clean=False, '
+                "is_authentication_failure=True)",
+                "del detail, now",
             ),
         ),
     ),
