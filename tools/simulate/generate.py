@@ -390,7 +390,8 @@ class _Draw:
             )
         if recipe.early_share and self._is(recipe.early_share):
             early = (
-                Work(self._moment(0.0, EARLY_S), WorkKind.STREAM, *pair, up=1000, down=1000) for pair in pairs
+                Work(self._moment(0.0, EARLY_S), WorkKind.STREAM, *pair, up=1000, down=1000)
+                for pair in pairs[: (recipe.max_bytes - draft.payload_bytes) // 2000]
             )
             connectors = {
                 name: replace(site, udp_from_s=self._one(LATE_UDP_S) if draft.has_grpc else 0.0)
