@@ -10,6 +10,7 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from enum import IntEnum
@@ -27,6 +28,7 @@ from actors.daemon_hooks import DaemonHooks, Validity
 from actors.directory import Directory
 from actors.io import Io
 from actors.io_asyncio import AsyncioIo
+from actors.loop_asyncio import SleepCountingLoop
 from actors.resources import (
     Resources,
     detected_memory_bytes,
@@ -176,7 +178,8 @@ def run(kind: DaemonKind, config_path: Path, overrides: Mapping[str, str]) -> in
         print(f"ztna {kind.value}: {error}", file=sys.stderr)  # noqa: T201 - logging is not set up yet
         return exit_status_of(error)
     logs.configure(settings.log.level, settings.log.format, redact=settings.log.redact)
-    return asyncio.run(_run(settings, plan, max_descriptors))
+    with asyncio.Runner(loop_factory=SleepCountingLoop) as runner:
+        return runner.run(_run(settings, plan, max_descriptors))
 
 
 async def _run(settings: DaemonSettings, plan: Plan, max_descriptors: int) -> int:
@@ -218,7 +221,7 @@ async def _run(settings: DaemonSettings, plan: Plan, max_descriptors: int) -> in
         ended.set()
 
     def reload() -> None:
-        manager.reloading(io.time())
+        manager.reloading(time.monotonic())  # systemd's clock, which is not the loop's
         with suppress(ConfigError, AuthenticationError):  # which the log has told
             node.reload()
         manager.ready()

@@ -677,6 +677,7 @@ class QuicSession(Concern):
                 dual_sends=self._traffic.dual_sends,
                 direct_bytes_sent=self._direct_bytes_sent,
                 direct_bytes_received=self._direct_bytes_received,
+                unanswered_probes=connection.probe_backoff,
             )
         )
 

@@ -298,6 +298,7 @@ class AgentSessionTable(SessionTable):
         session_table_pb2.RequestService: "request_service",
         signaling_client_pb2.SessionGranted: "session_granted",
         signaling_client_pb2.SessionRequestFailed: "session_request_failed",
+        quic_session_pb2.SessionStatistics: "session_statistics",
         reload_pb2.ConfigurationReloaded: "configuration_reloaded",
     }
     emits = (
@@ -339,6 +340,11 @@ class AgentSessionTable(SessionTable):
     def request_service(self, message: session_table_pb2.RequestService) -> None:
         """A client waits for a service."""
         self._sessions.handle_service_requested(message.service, self.now)
+        self._act()
+
+    def session_statistics(self, message: quic_session_pb2.SessionStatistics) -> None:
+        """A connector that answers nothing may have ended the session."""
+        self._sessions.handle_unanswered(message.session_id, message.unanswered_probes)
         self._act()
 
     def session_granted(self, message: signaling_client_pb2.SessionGranted) -> None:

@@ -80,6 +80,17 @@ def test_intermediate_whose_certificate_ended_takes_nodes_again_once_it_is_renew
     held(run(scenario(*faults)))
 
 
+@pytest.mark.parametrize("policy", ["prefer_direct", "relay_only"])
+@pytest.mark.parametrize("lasts_s", [0.0, 6.0])
+def test_streams_outlive_the_revocation_of_their_intermediate_beside_another_one(
+    policy: str, lasts_s: float
+) -> None:
+    fault = Fault(4.0, WITHDRAW, "intermediate-0", lasts_s=lasts_s, detail="peers")
+    subject = replace(scenario(fault, policy=policy), intermediates=("intermediate-0", "intermediate-1"))
+    outcome = held(run(subject))
+    assert (outcome.facts["streams"], outcome.facts["excused"]) == (2, 0)
+
+
 @pytest.mark.xfail(
     reason="a grant that was signed after the certificate of its issuer had ended is refused, and the agent "
     "shows it until it renews it at half its life: nothing tells it to ask for another one at once"

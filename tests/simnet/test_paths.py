@@ -9,6 +9,7 @@ from typing import Final
 import pytest
 
 from actors.child_group import ChildState
+from actors.signaling_client import AgentSignalingClient
 from tests.simnet.apps import TcpClient, content, content_digest
 from tests.simnet.link import LinkConfig, Packet
 from tests.simnet.nat import PORT_RESTRICTED, Nat
@@ -18,7 +19,7 @@ from tests.simnet.test_direct import is_direct, path_of
 from tests.simnet.world import INSIDES, World
 from ztna.access.identity import Role
 from ztna.ice.hole_punch import GENERATION_BURST
-from ztna.v1 import hole_punch_pb2, path_manager_pb2, types_pb2
+from ztna.v1 import hole_punch_pb2, path_manager_pb2, session_table_pb2, types_pb2
 
 SIZE: Final = 750_000
 # A link of 1 Mbit/s, so that a download takes seconds with few packets, and the path changes in its middle.
@@ -357,3 +358,39 @@ def test_every_selection_tells_why() -> None:
             assert isinstance(selected, path_manager_pb2.PathSelected)
             assert selected.reason
             assert selected.standby_intermediate_id == "intermediate-1"
+
+
+REPLACED_LIMIT_S: Final = 6.0
+"""The end of the direct path, three probes of QUIC that double, the next report of them, and a handshake."""
+
+
+@pytest.mark.parametrize("policy", ["prefer_direct", "relay_only"])
+def test_session_whose_end_is_lost_with_its_paths_is_replaced_once_it_is_used(
+    policy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with World(1, SLOW, policy=policy) as world:
+        world.add_intermediate("intermediate-1", stun={"alternate_port": 4435})
+        world.add_connector("connector-1", nat=PORT_RESTRICTED)
+        world.add_agent("agent-1", nat=PORT_RESTRICTED)
+        world.start()
+        world.wait_ready()
+        finish(world, download(world, 1000))
+        if policy == "prefer_direct":
+            world.run_until(lambda: is_direct(world), 5, "a direct path at both ends")
+        world.run_for(1.0)  # all is acknowledged
+        established = {name: world.daemons[name].facts.established for name in BOTH}
+        (former,) = established["agent-1"]
+        # The connector's farewell is lost on both paths, and so is the word of the intermediate.
+        monkeypatch.setattr(AgentSignalingClient, "_session_ended", lambda *_: None)
+        world.nats["connector-1"].drops = lambda _packet, is_outbound: is_outbound
+        connector = world.daemons["connector-1"].node
+        assert connector is not None
+        connector.router.emit(session_table_pb2.CloseSessionRequested(session_id=former, reason="lost"))
+        world.run_for(0.5)
+        world.nats["connector-1"].drops = lambda _packet, _is_outbound: False
+        world.run_for(5.0)
+        assert [former in established[name] for name in BOTH] == [True, False]
+        client = download(world, 1000)
+        world.run_until(lambda: client.is_lost, REPLACED_LIMIT_S, "the reset of who was given to it")
+        finish(world, download(world, 1000), 1)
+        assert former not in established["agent-1"]

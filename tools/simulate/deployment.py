@@ -146,6 +146,8 @@ class Deployment(World):
         self.taps: dict[str, Tap] = {}
         self.crashes = 0
         self.revoked: dict[str, float] = {}
+        self.outcasts: dict[str, float] = {}
+        """Intermediates whose certificate is on the list of every node, and since when."""
         self._fresh = 0
         self._draining: dict[str, tuple[DaemonNode, SimIo]] = {}
         self._report = report
@@ -432,6 +434,9 @@ class Deployment(World):
         number = len(self.places) + 1
         lan = Lan(self.network, f"{name}-lan")
         lan.dead = site.dead
+        if site.udp_from_s:
+            lan.blocks_udp = True
+            self.clock.call_at(self.now + site.udp_from_s, lambda: setattr(lan, "blocks_udp", False))
         place = Place(number, lan)
         uplink: Node | None = None
         # The outermost first, since each needs the one further out.

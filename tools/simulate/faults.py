@@ -136,9 +136,16 @@ class Faults:
             group = "intermediates" if daemon.role is Role.INTERMEDIATE else "peers"
             if name != fault.target and fault.detail in {"all", group}:
                 world.learn_list(name)
+        if fault.target in world.scenario.intermediates:
+            world.outcasts[fault.target] = world.now
         if not fault.lasts_s:
             return None
-        return lambda: world.renew_certificate(fault.target)
+
+        def renew() -> None:
+            world.outcasts.pop(fault.target, None)
+            world.renew_certificate(fault.target)
+
+        return renew
 
     def _end_process(self, name: str, end: Callable[[str], object]) -> Undo | None:
         if self._world.daemons[name].node is None:

@@ -34,6 +34,10 @@ FAULTS_FROM_S: Final = 0.5
 FAULTS_UNTIL_S: Final = 12.0
 """All is mended then: what needs its time afterwards has the rest of the minute."""
 WORK_UNTIL_S: Final = 9.0
+EARLY_S: Final = 0.4
+"""Nodes attach meanwhile."""
+LATE_UDP_S: Final = (0.0, 0.4, 0.8)
+"""So that offers over gRPC overtake the leg of the connector."""
 MAX_ABSENCE_S: Final = 12.0
 """Of an intermediate: the waits of nodes that dial it grow meanwhile, to half a minute at last."""
 V4, V6 = (Family.IPV4,), (Family.IPV6,)
@@ -125,6 +129,8 @@ class Recipe:
         blocked_share: how likely no UDP ever passes a site, in such a deployment.
         narrow_share: how likely a way carries less than others, in such a deployment.
         late_share: how likely one of `LATE_FAULTS` comes on top of the others.
+        early_share: how likely applications are there before their agent is attached.
+        outcast_share: how likely the certificate of one of two intermediates is revoked instead.
     """
 
     what: str
@@ -150,6 +156,8 @@ class Recipe:
     blocked_share: float = 0.0
     narrow_share: float = 0.0
     late_share: float = 0.0
+    early_share: float = 0.0
+    outcast_share: float = 0.0
 
 
 RECIPES: Final[dict[str, Recipe]] = {
@@ -160,6 +168,8 @@ RECIPES: Final[dict[str, Recipe]] = {
         max_faults=0,
         policies=("prefer_direct",),
         agents=2,
+        grpc_share=0.5,
+        early_share=0.8,
     ),
     "faults": Recipe("small deployments, many faults", max_faults=8, min_faults=3, agents=1, connectors=1),
     "paths": Recipe(
@@ -282,6 +292,7 @@ RECIPES: Final[dict[str, Recipe]] = {
         until_s=30.0,
         lasts_s=(6.0, 10.0, 20.0),
         grpc_share=0.3,
+        outcast_share=0.4,
     ),
     "asleep": Recipe(
         "machines sleep, and wall clocks jump while sessions live",
@@ -369,15 +380,27 @@ class _Draw:
         if recipe.late_share and self._is(recipe.late_share):
             faults = (*draft.faults, self._late_fault(draft))
             draft = replace(draft, faults=tuple(sorted(faults, key=lambda each: each.at)))
-        if recipe.grpc_share == 0 or not self._is(recipe.grpc_share):
-            return draft
-        return replace(
-            draft,
-            has_grpc=True,
-            agents={name: self._perhaps_worse(site) for name, site in draft.agents.items()},
-            connectors={name: self._perhaps_worse(site) for name, site in draft.connectors.items()},
-            narrow=tuple(self._narrow(draft)),
-        )
+        if recipe.grpc_share and self._is(recipe.grpc_share):
+            draft = replace(
+                draft,
+                has_grpc=True,
+                agents={name: self._perhaps_worse(site) for name, site in draft.agents.items()},
+                connectors={name: self._perhaps_worse(site) for name, site in draft.connectors.items()},
+                narrow=tuple(self._narrow(draft)),
+            )
+        if recipe.early_share and self._is(recipe.early_share):
+            early = (
+                Work(self._moment(0.0, EARLY_S), WorkKind.STREAM, *pair, up=1000, down=1000)
+                for pair in pairs[: (recipe.max_bytes - draft.payload_bytes) // 2000]
+            )
+            connectors = {
+                name: replace(site, udp_from_s=self._one(LATE_UDP_S) if draft.has_grpc else 0.0)
+                for name, site in draft.connectors.items()
+            }
+            draft = replace(draft, work=(*draft.work, *early), connectors=connectors)
+        if recipe.outcast_share and self._is(recipe.outcast_share):
+            draft = self._with_outcast(draft)
+        return draft
 
     def _narrow(self, draft: Scenario) -> Iterator[Narrow]:
         share = self._recipe.narrow_share
@@ -566,6 +589,16 @@ class _Draw:
         fault = replace(fault, target=self._one(list(draft.intermediates)))
         at = round(fault.ends_at + 0.5, 3)
         return [fault, *(Fault(at, FaultKind.KILL, agent, lasts_s=1.0) for agent in draft.agents)]
+
+    def _with_outcast(self, draft: Scenario) -> Scenario:
+        """Let nothing else happen than that nodes learn not to trust one of two intermediates."""
+        draft = replace(draft, intermediates=("intermediate-0", "intermediate-1"))
+        # The first is the one that agents are at.
+        target = self._one((*draft.intermediates, draft.intermediates[0]))
+        lasts_s = self._one((0.0, *self._recipe.lasts_s))
+        detail = self._one(("all", "peers"))
+        outcast = Fault(self._moment(2.0, 8.0), FaultKind.WITHDRAW, target, lasts_s=lasts_s, detail=detail)
+        return replace(draft, faults=(outcast,))
 
     def _late_fault(self, draft: Scenario) -> Fault:
         at, lasts_s = self._moment(2.0, 8.0), self._one((1.0, 3.0))

@@ -21,6 +21,7 @@ from tests.simnet.world import Daemon
 from tools.simulate import plaintext
 from tools.simulate.apps import MARK
 from tools.simulate.bounds import check_bounds, concerns
+from tools.simulate.prompt import PromptSearches
 from tools.simulate.timers import check_timers
 from tools.simulate.triggered import TriggeredChecks
 from ztna.access.identity import Role
@@ -47,6 +48,8 @@ _NAMES: Final = {types_pb2.PATH_KIND_RELAY: "relay", types_pb2.PATH_KIND_DIRECT:
 FIRST_QUIC_BYTE: Final = 64
 TOLERANCE_S: Final = 0.001
 AMPLIFICATION_LIMIT: Final = 3
+OUTCAST_LIMIT_S: Final = 0.5
+"""Whoever loads a list judges at once."""
 SEARCH_EVERY: Final = 4
 """Looks at tables, of which one is a search for payload: it touches every object that an intermediate has."""
 SWITCHED_S: Final = 1e-4
@@ -71,6 +74,7 @@ class Watcher:
         self._packets: dict[tuple[str, bytes], tuple[set[int], Counter[str]]] = {}
         self._doubted: set[tuple[str, bytes]] = set()
         self._triggered = TriggeredChecks(report)
+        self._prompt: PromptSearches | None = None
         self._to_strangers: Counter[str] = Counter()
         self._from_strangers: Counter[str] = Counter()
         self.overhear: Callable[[Packet], None] = lambda _packet: None
@@ -82,6 +86,7 @@ class Watcher:
     def watch(self, world: Deployment, stranger: str) -> None:
         """Look at the packets of every daemon's host."""
         self._world = world
+        self._prompt = PromptSearches(world, self._report)
         self._stranger = stranger
         self._relays = {address for each in world.intermediates() for address in each.host.addresses}
         self._services = {address for each in world.service_hosts.values() for address in each.addresses}
@@ -114,11 +119,18 @@ class Watcher:
         pending = world.clock.pending()
         for daemon in world.daemons.values():
             if daemon.node is not None:
+                self._judge_outcasts(world, daemon)
                 for breach in (*check_bounds(daemon.node), *check_timers(daemon.node, pending)):
                     self._report(f"{daemon.id}: {breach}")
                 for concern in concerns(daemon.node):
                     if isinstance(concern, QuicSession):
                         self._judge_duplicates(daemon, concern)
+
+    def _judge_outcasts(self, world: Deployment, daemon: Daemon) -> None:
+        """A node keeps nothing with an intermediate of which it knows that its certificate is revoked."""
+        for name in {*daemon.facts.attached, *daemon.facts.legs} & world.outcasts.keys():
+            if world.now > world.outcasts[name] + OUTCAST_LIMIT_S:
+                self._report(f"{daemon.id}: keeps to {name}, whose certificate is revoked")
 
     def message(self, daemon: Daemon, message: Message) -> None:
         """Take note of what an actor says."""
@@ -132,6 +144,8 @@ class Watcher:
 
     def _of_a_node(self, daemon: Daemon, message: Message) -> None:
         self._triggered.message(daemon, message)
+        if self._prompt is not None:
+            self._prompt.message(daemon, message)
         match message:
             case path_manager_pb2.PathSelected():
                 self._switch(daemon, message)

@@ -20,6 +20,7 @@ from actors.udp_socket import UdpSocket
 from ztna.access.policy import AccessPolicy, AccessRules
 from ztna.ice.checklist import Checklist
 from ztna.ice.consent import Consent
+from ztna.ice.hole_punch import HolePunch
 from ztna.path.rules import RULES, Action, Event
 from ztna.path.traffic import Traffic
 from ztna.quic.adapter import Engine
@@ -32,6 +33,7 @@ from ztna.service.connector_flows import ConnectorFlows
 from ztna.service.flows import FlowTable
 from ztna.service.fragments import SequenceWindow
 from ztna.service.tcp_connection import TcpConnection
+from ztna.signaling.client import AttachmentClient
 from ztna.signaling.sessions import SessionManager
 from ztna.stun.routing import StunRouter
 
@@ -182,6 +184,20 @@ _ALL: Final = (
         ),
     ),
     Mutation(
+        "answer-waits-for-its-leg",
+        "ICE",
+        "an answer is dropped when the offer comes before the relay leg is up",
+        "direct",
+        (
+            Edit(
+                HolePunch,
+                "_carrier",
+                "(wanted and wanted not in self._lost_relays)",
+                "wanted in self._relays",
+            ),
+        ),
+    ),
+    Mutation(
         "no-triggered-checks",
         "ICE",
         "a check of the peer triggers none of ours",
@@ -297,6 +313,21 @@ _ALL: Final = (
                 "handle_frame",
                 "side = session.side_of(attach_id)",
                 "side = session.side_of(attach_id) or next(iter(DIRECTIONS[frame.kind]))",
+            ),
+        ),
+    ),
+    Mutation(
+        "revoked-intermediate-kept",
+        "signaling",
+        "a node stays attached at an intermediate that the list it was given names",
+        "certificates",
+        (
+            Edit(
+                AttachmentClient,
+                "handle_untrusted",
+                'self._lose("untrusted_intermediate", detail, now, is_clean=False, '
+                "is_authentication_failure=True)",
+                "del detail, now",
             ),
         ),
     ),

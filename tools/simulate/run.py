@@ -22,7 +22,7 @@ from tools.simulate.deployment import Deployment
 from tools.simulate.faults import Faults
 from tools.simulate.invariants import Watcher
 from tools.simulate.oracle import must_be_direct
-from tools.simulate.scenario import MAX_SECONDS, Fault, FaultKind, Scenario, Work, WorkKind
+from tools.simulate.scenario import MAX_SECONDS, MAX_SKEW_S, Fault, FaultKind, Scenario, Work, WorkKind
 from tools.simulate.timeline import Timeline
 from ztna.access.identity import Role
 from ztna.relay.hub import SILENCE_LIMIT_S
@@ -64,8 +64,6 @@ other once a second, and whoever loads a list at once; what is on its way arrive
 QUIC_LIMIT_S: Final = QUIC_RETRY_S + 2 * DEAD_AFTER_S + 1.0
 """From the moment that UDP passes until a leg that went over gRPC has left it: a round of both addresses that
 has just begun is in vain, and the next one may begin with the family that leads nowhere."""
-MAX_SKEW_S: Final = 20.0
-"""Of the clocks of sites: so much earlier a certificate ends for some."""
 PROBE_EVERY_S: Final = 1.0
 FIRST_PROBE: Final = 10_000
 
@@ -536,6 +534,10 @@ class Run:
     def _breaks(self, fault: Fault, work: Work) -> bool:
         """Whether this fault may cost a connection that stands."""
         is_party = fault.target in {work.agent, work.connector}
+        if fault.kind is FaultKind.WITHDRAW and fault.target in self._scenario.intermediates:
+            # An intermediate that was given the list as well takes no grant of the other one's, and so ends
+            # the sessions that are brought to it. Any other carries them on.
+            return fault.detail == "all"
         if fault.kind in _COSTS_PARTIES:
             return is_party
         if fault.kind is FaultKind.SUSPEND and not is_party:

@@ -17,6 +17,8 @@ from ztna.address import Family
 
 MAX_BYTES: Final = 256 * 1024
 """Payload of one scenario: thousands are to run in minutes."""
+MAX_SKEW_S: Final = 20.0
+"""Of the clocks of sites: so much earlier a certificate ends for some."""
 MAX_SECONDS: Final = 60.0
 """Virtual time from the start to the last answer that is waited for."""
 
@@ -42,6 +44,8 @@ class Site:
     """It has addresses of this family, and no packet of it leaves or comes."""
     mtu: int = 1500
     """Of the node's own interface; what is larger is refused by its kernel at once."""
+    udp_from_s: float = 0.0
+    """Until so long after the start no UDP passes: TCP is there first."""
 
 
 @dataclass(frozen=True, slots=True)

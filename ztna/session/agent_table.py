@@ -43,6 +43,10 @@ EXCLUSION_S = 10.0
 # Asking for a service that is eagerly connected goes on for ever, at this pace.
 EAGER_RETRY_INTERVAL_S = 2.0
 
+# Probe timeouts double: with a round trip of 100 ms these have taken two seconds, so a path that failed has
+# been left by then. Fewer would be asked about for every burst of losses.
+MAX_UNANSWERED_PROBES = 3
+
 # One per connector in use: what an intermediate allows one agent, so only a faulty one gets here.
 MAX_SESSIONS = 256
 
@@ -249,6 +253,18 @@ class AgentSessions(SessionBook):
             else:
                 self._ask(wish, now)
 
+    def handle_unanswered(self, session_id: bytes, probes: int) -> None:
+        """The connector has not answered so many probes of QUIC: ask whether the session is still known.
+
+        Its end may have got lost together with its paths. The grant that is asked for is of this session, or
+        else of the one that takes its place.
+        """
+        if probes < MAX_UNANSWERED_PROBES:
+            return
+        held = self._grants.latest(session_id)
+        if held is not None and held.request_id is None and self._can_renew(session_id):
+            self._renew(held)
+
     def handle_timeout(self, now: float) -> None:
         """Retry, renew, give up: whatever is due."""
         super().handle_timeout(now)
@@ -280,7 +296,7 @@ class AgentSessions(SessionBook):
         if record is None:
             if session_id in self._ended or len(self._sessions) >= MAX_SESSIONS:
                 return None
-            return self._start(session_id, connector, now)
+            return self._start(intermediate_id, session_id, connector, now)
         if record.peer != connector or record.state is SessionState.CLOSING:
             return None
         return record

@@ -250,10 +250,15 @@ class SessionBook:
             record.deadline = now + limit_s
             self._effects.append(ConfirmPeer(record.session_id))
 
-    def _start(self, session_id: bytes, peer: Peer, now: float) -> SessionRecord:
-        # Two parties hold one session: with this one, a former one that nobody carries has lost its peer.
+    def _start(self, intermediate_id: str, session_id: bytes, peer: Peer, now: float) -> SessionRecord:
+        # Two parties hold one session: who gives us this one knows a former one no more, even if its word on
+        # that was lost; and one that nobody carries has lost its peer.
         for former in self._sessions.values():
-            if former.peer.id == peer.id and not former.channels:
+            if former.peer.id != peer.id:
+                continue
+            if former.channels.pop(intermediate_id, None) is not None:
+                self._effects.append(ReleaseChannel(intermediate_id, former.session_id))
+            if not former.channels:
                 self._close(former, "superseded", now)
         record = SessionRecord(session_id, peer, now, now + HANDSHAKE_LIMIT_S)
         self._sessions[session_id] = record

@@ -26,7 +26,7 @@ class ConnectorSessions(SessionBook):
             if len(self._sessions) >= MAX_SESSIONS:
                 self._effects.append(ReportClosed(intermediate_id, session_id, "too_many_sessions"))
                 return
-            record = self._start(session_id, agent, now)
+            record = self._start(intermediate_id, session_id, agent, now)
         elif record.peer != agent or record.state is SessionState.CLOSING:
             self._effects.append(ReportClosed(intermediate_id, session_id, "unknown_session"))
             return

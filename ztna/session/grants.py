@@ -58,6 +58,10 @@ class GrantBook:
         """What new connections to a service use."""
         return self._current.get(service)
 
+    def latest(self, session_id: bytes) -> HeldGrant | None:
+        """The latest grant of a session, of whatever service."""
+        return self._latest().get(session_id)
+
     def hold(
         self,
         session_id: bytes,

@@ -476,6 +476,7 @@ class SessionStatistics(_message.Message):
     DUAL_SENDS_FIELD_NUMBER: _builtins.int
     DIRECT_BYTES_SENT_FIELD_NUMBER: _builtins.int
     DIRECT_BYTES_RECEIVED_FIELD_NUMBER: _builtins.int
+    UNANSWERED_PROBES_FIELD_NUMBER: _builtins.int
     session_id: _builtins.bytes
     """16 bytes"""
     rtt_ms: _builtins.float
@@ -502,6 +503,8 @@ class SessionStatistics(_message.Message):
     """of bytes_sent, on direct paths"""
     direct_bytes_received: _builtins.int
     """of bytes_received, on direct paths"""
+    unanswered_probes: _builtins.int
+    """probe timeouts in a row without an acknowledgement (RFC 9002 section 6.2)"""
     def __init__(
         self,
         *,
@@ -518,10 +521,11 @@ class SessionStatistics(_message.Message):
         dual_sends: _builtins.int = ...,
         direct_bytes_sent: _builtins.int = ...,
         direct_bytes_received: _builtins.int = ...,
+        unanswered_probes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_received", b"bytes_received", "bytes_sent", b"bytes_sent", "congestion_window_bytes", b"congestion_window_bytes", "datagrams_dropped", b"datagrams_dropped", "direct_bytes_received", b"direct_bytes_received", "direct_bytes_sent", b"direct_bytes_sent", "dual_sends", b"dual_sends", "packets_lost", b"packets_lost", "packets_received", b"packets_received", "packets_sent", b"packets_sent", "payload_bytes", b"payload_bytes", "rtt_ms", b"rtt_ms", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_received", b"bytes_received", "bytes_sent", b"bytes_sent", "congestion_window_bytes", b"congestion_window_bytes", "datagrams_dropped", b"datagrams_dropped", "direct_bytes_received", b"direct_bytes_received", "direct_bytes_sent", b"direct_bytes_sent", "dual_sends", b"dual_sends", "packets_lost", b"packets_lost", "packets_received", b"packets_received", "packets_sent", b"packets_sent", "payload_bytes", b"payload_bytes", "rtt_ms", b"rtt_ms", "session_id", b"session_id", "unanswered_probes", b"unanswered_probes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -14,6 +14,7 @@ from ztna.session.agent_table import (
     EXCLUSION_S,
     MAX_ENDED_REMEMBERED,
     MAX_SESSIONS,
+    MAX_UNANSWERED_PROBES,
     RETRY_INTERVAL_S,
     UNAVAILABLE_PATIENCE_S,
     WISH_LIMIT_S,
@@ -650,6 +651,57 @@ def test_lost_connector_that_answers_directly_goes_on_and_serves_new_clients() -
     assert len(world.of(ServiceReady)) == 1
     ended = world.run_until(1.2 + CONSENT_S)
     assert CloseSession(S1, "peer_lost") in ended
+
+
+def test_intermediate_of_a_connector_that_answers_nothing_is_asked_whether_it_knows_the_session() -> None:
+    world = World.established()
+    world.table.handle_unanswered(S1, MAX_UNANSWERED_PROBES - 1)
+    assert world.take() == []
+    world.table.handle_unanswered(S1, MAX_UNANSWERED_PROBES)
+    assert world.take() == [AskForSession("i1", 2, "web", (), ("c1",))]
+    world.table.handle_unanswered(S1, MAX_UNANSWERED_PROBES)
+    assert world.take() == []  # one question at a time
+    world.grant(now=1.0)
+    assert not world.of(CloseSession)
+    assert [each.session_id for each in world.of(GrantRenewed)] == [S1]
+
+
+def test_session_whose_end_got_lost_gives_way_to_the_one_that_its_intermediate_answers_with() -> None:
+    world = World.established()
+    world.table.handle_unanswered(S1, MAX_UNANSWERED_PROBES)
+    world.take()
+    world.grant(session_id=S2, now=1.0)
+    assert ReleaseChannel("i1", S1) in world.effects
+    assert CloseSession(S1, "superseded") in world.effects
+    assert world.of(StartSession) == [StartSession(S2, C1)]
+    world.table.handle_closed(S1, "closed", 1.0)
+    world.take()
+    # Whoever comes now waits for the new one, and for no answer of anybody.
+    world.want(now=1.0)
+    assert world.effects == []
+    world.establish(S2, now=1.2)
+    assert [each.session_id for each in world.of(ServiceReady)] == [S2]
+
+
+def test_session_that_another_intermediate_carries_outlives_a_new_one() -> None:
+    world = World.established()
+    world.table.handle_attached("i2", b"a2", [], 1.0)
+    world.table.handle_rebound("i2", S1, C1, 3, 1.0)
+    world.table.handle_unanswered(S1, MAX_UNANSWERED_PROBES)
+    world.take()
+    world.grant(session_id=S2, now=1.0, intermediate="i2")
+    assert ReleaseChannel("i2", S1) in world.effects
+    assert not world.of(CloseSession)
+
+
+@pytest.mark.parametrize("is_attached", [True, False])
+def test_nobody_is_asked_about_a_session_that_is_unknown_or_that_nobody_carries(is_attached: bool) -> None:
+    world = World.established()
+    if not is_attached:
+        world.table.handle_detached("i1", 1.0, is_left=True)
+        world.take()
+    world.table.handle_unanswered(S2 if is_attached else S1, MAX_UNANSWERED_PROBES)
+    assert world.take() == []
 
 
 def test_new_session_with_a_connector_ends_the_one_that_nobody_carries() -> None:

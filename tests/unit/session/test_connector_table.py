@@ -209,3 +209,11 @@ def test_news_of_unknown_sessions_changes_nothing() -> None:
     table.handle_established(S2, 1.0)
     table.handle_close_requested(S2, "x", 1.0)
     assert table.drain() == []
+
+
+def test_session_that_its_intermediate_offers_anew_has_ended_there() -> None:
+    table = established()
+    table.handle_offered("i1", S2, AGENT, 6, 2.0)
+    effects = table.drain()
+    assert ReleaseChannel("i1", S1) in effects
+    assert CloseSession(S1, "superseded") in effects
