@@ -250,8 +250,9 @@ def _signaling_is_back_at_once(chance: random.Random) -> Scenario:
 def _relay_lost_and_nothing_to_check(chance: random.Random) -> Scenario:
     """No family is common, and the peer, which waits for its mapping, never says that it has no candidate."""
     faults = [
-        # Just before it would tell the connector where it sees it.
-        Fault(0.09, FaultKind.FREEZE, SECOND, 12.0),
+        # Its leg is up, and it does not tell a gatherer that begins anew where it sees the connector.
+        Fault(0.2, FaultKind.FREEZE, SECOND, 12.0),
+        Fault(0.22, FaultKind.CRASH, CONNECTOR, detail="candidate_gatherer"),
         *_both_ways(FaultKind.CUT, chance.uniform(0.5, 0.6), AGENT, FIRST, 12.5),
     ]
     sites = (OPEN, Site(families=(Family.IPV6,), firewall=FIREWALLS["firewall"]))
