@@ -16,6 +16,7 @@ from ztna.access.identity import Role, VerifiedPeer, fingerprint, identity_of
 from ztna.address import TransportAddress
 from ztna.pki.authority import Issued
 from ztna.quic import events
+from ztna.quic.budget import HandshakeBudget, fixed_cost
 from ztna.quic.connection import Connection
 from ztna.quic.demux import ConnectionIdTable, destination_cid
 from ztna.quic.options import ConnectionOptions
@@ -95,7 +96,9 @@ class Site:
         credentials = parse_credentials(
             own.certificate_pem, own.key_pem, pem(own).ca, None, Role.INTERMEDIATE, NOW
         )
-        self.harness: ActorHarness[QuicRelay] = actor_harness(QuicRelay, credentials)
+        self.harness: ActorHarness[QuicRelay] = actor_harness(
+            QuicRelay, credentials, HandshakeBudget(fixed_cost())
+        )
         self.table: ConnectionIdTable[int] = ConnectionIdTable()
         self.nodes: dict[TransportAddress, Node] = {}
         self.sent: list[udp_socket_pb2.SendDatagrams] = []
@@ -679,7 +682,7 @@ def test_stopping_relay_closes_its_legs(site: Site) -> None:
     site._settle()
     assert agent.closed is not None
     assert agent.closed.message == "shutting_down"
-    site.harness = actor_harness(QuicRelay, site.harness.concern._credentials)
+    site.harness = actor_harness(QuicRelay, site.harness.concern._credentials, HandshakeBudget(fixed_cost()))
 
 
 def test_nodes_that_connect_after_a_reload_are_shown_the_renewed_certificate(site: Site) -> None:

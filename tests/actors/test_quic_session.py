@@ -19,6 +19,7 @@ from tests.unit.quic.identities import AGENT, CONNECTOR, client_options, server_
 from ztna.access.identity import Role, VerifiedPeer, fingerprint
 from ztna.errors import AuthenticationError
 from ztna.path.relays import FOLLOW_AFTER_S
+from ztna.quic.budget import HandshakeBudget, fixed_cost
 from ztna.quic.connection import Connection
 from ztna.quic.options import INNER_IDLE_TIMEOUT_S, PeerVerifier
 from ztna.quic.windows import WindowLimits
@@ -81,7 +82,7 @@ class Gate(HandshakeGate):
     """Opens when the test says so."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(HandshakeBudget(fixed_cost()))
         self.refusal = ""
         self.asked = 0
 

@@ -18,6 +18,7 @@ from tests.pki_fixtures import NOW, crl_pem, issue, pem
 from ztna.access.grant import verify_nonce
 from ztna.access.identity import Role, fingerprint
 from ztna.pki.authority import Issued
+from ztna.quic.budget import HandshakeBudget, fixed_cost
 from ztna.signaling.attachments import JUDGEMENT_LIMIT_S
 from ztna.signaling.framing import FrameDecoder, encode
 from ztna.v1 import grant_pb2, quic_relay_pb2, reload_pb2, signaling_pb2, signaling_service_pb2, types_pb2
@@ -43,7 +44,12 @@ class World:
     def __init__(self, *revoked: Issued, max_attachments: int = 10, frames_per_second: float = 50.0) -> None:
         self.credentials = credentials = credentials_of(*revoked)
         self.harness: ActorHarness[SignalingService] = actor_harness(
-            SignalingService, credentials, None, max_attachments, frames_per_second
+            SignalingService,
+            credentials,
+            HandshakeBudget(fixed_cost()),
+            None,
+            max_attachments,
+            frames_per_second,
         )
         self.decoders: dict[int, FrameDecoder] = {}
         self.closed: list[int] = []
