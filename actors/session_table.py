@@ -296,6 +296,7 @@ class AgentSessionTable(SessionTable):
     handlers: ClassVar = {
         **_COMMON_HANDLERS,
         session_table_pb2.RequestService: "request_service",
+        service_port_pb2.GrantRefused: "grant_refused",
         signaling_client_pb2.SessionGranted: "session_granted",
         signaling_client_pb2.SessionRequestFailed: "session_request_failed",
         reload_pb2.ConfigurationReloaded: "configuration_reloaded",
@@ -339,6 +340,13 @@ class AgentSessionTable(SessionTable):
     def request_service(self, message: session_table_pb2.RequestService) -> None:
         """A client waits for a service."""
         self._sessions.handle_service_requested(message.service, self.now)
+        self._act()
+
+    def grant_refused(self, message: service_port_pb2.GrantRefused) -> None:
+        """A connector will not have a grant, and may have another one."""
+        self._sessions.handle_grant_refused(
+            message.session_id, message.service, message.grant, message.message, self.now
+        )
         self._act()
 
     def session_granted(self, message: signaling_client_pb2.SessionGranted) -> None:

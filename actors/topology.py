@@ -201,6 +201,7 @@ AGENT = Wiring(
         *_session_table_rows(AgentSessionTable),
         *_payload_rows(ServicePort),
         Row(session_table_pb2.RequestService, AgentSessionTable, _NODE),
+        Row(service_port_pb2.GrantRefused, AgentSessionTable, _NODE),
         Row(session_table_pb2.ServiceReady, ServicePort, _NODE),
         Row(session_table_pb2.ServiceUnavailable, ServicePort, _NODE),
         Row(session_table_pb2.GrantRenewed, ServicePort, _NODE),

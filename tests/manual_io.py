@@ -228,6 +228,10 @@ class ManualIo(ManualScheduler):
         self.network_watchers: list[Callable[[], None]] = []
         self._ports = iter(range(40_000, 65_536))
 
+    def set_wall_clock(self, forward_s: float) -> None:
+        """Set the wall clock forward, while the monotonic clock stands still."""
+        self._start_time -= forward_s
+
     def wall_time(self) -> float:
         return START_WALL_TIME + self.time() - self._start_time
 
