@@ -45,9 +45,9 @@ class HandshakeGate:
         """Whether a handshake that began may do its next step."""
         return self._admission.budget.is_open(now)
 
-    def charged(self, peer_id: str, now: float) -> AbstractContextManager[None]:
+    def charged(self, peer_id: str, now: float, *, is_first: bool = False) -> AbstractContextManager[None]:
         """Do a step of a handshake within it."""
-        return self._admission.charged(peer_id, now)
+        return self._admission.charged(peer_id, now, is_first=is_first)
 
     def begin(self, peer_id: str, connection: Connection) -> None:
         """Note the handshake that was admitted."""
@@ -84,9 +84,9 @@ class SessionGate:
         """Whether the handshake that began may do its next step."""
         return self._gate.may_go_on(now)
 
-    def charged(self, now: float) -> AbstractContextManager[None]:
+    def charged(self, now: float, *, is_first: bool = False) -> AbstractContextManager[None]:
         """Do a step of the handshake within it."""
-        return self._gate.charged(self._peer_id, now)
+        return self._gate.charged(self._peer_id, now, is_first=is_first)
 
     def begin(self, connection: Connection) -> None:
         """Note the handshake that was admitted."""

@@ -268,7 +268,7 @@ class QuicSession(Concern):
         if gate is None:
             self._open(packets)
             return
-        with gate.charged(self.now):
+        with gate.charged(self.now, is_first=True):
             gate.begin(self._open(packets))
 
     def _open(self, packets: Sequence[bytes]) -> Connection:

@@ -66,10 +66,10 @@ class Admission:
         `network` is whoever has to share with others, as far as it is proved: a network prefix, or the name
         of a peer. The client sends its Initial again, later each time, so what is refused here only waits.
         """
-        if not self.budget.is_open(now):
+        if not self.budget.may_begin(now):
             return BUDGET_SPENT
         is_modest = self._share_of(network, now).level(now) >= 0
-        if not is_modest and not self.budget.is_open(now, MAX_HANDSHAKE_BURST_S / 2):
+        if not is_modest and not self.budget.may_begin(now, MAX_HANDSHAKE_BURST_S / 2):
             return "network_handshake_budget"
         places = self.handshaking
         if places >= MAX_HANDSHAKING:
@@ -81,11 +81,11 @@ class Admission:
         return ""
 
     @contextmanager
-    def charged(self, network: str, now: float) -> Iterator[None]:
-        """Do within it what belongs to a handshake of this network; both pay what that took."""
+    def charged(self, network: str, now: float, *, is_first: bool = False) -> Iterator[None]:
+        """Do within it a step of a handshake of this network; both pay what that took."""
         before_s = self.budget.spent_s
         try:
-            with self.budget.charged(now):
+            with self.budget.charged(now, is_first=is_first):
                 yield
         finally:
             self._charge_network(network, self.budget.spent_s - before_s, now)

@@ -28,6 +28,9 @@ MAX_HANDSHAKE_BURST_S = 0.02
 what a wide-area round trip takes, and more than accrues until who waits is looked at again."""
 TYPICAL_STEP_S = 0.002
 """What a step takes, as measured; a handshake and the attachment after it are six of them."""
+WHOLE_HANDSHAKE = 2.3
+"""A handshake costs so many times what its beginning did, as measured: 5.0 to 6.5 ms to 2.0 to 3.0. No more
+begin than can be ended: whoever answers slowly would otherwise find that others have begun meanwhile."""
 MIN_DEBT_WAIT_S = 0.001
 """Nobody asks more often whether a debt is paid."""
 
@@ -42,20 +45,29 @@ class HandshakeBudget:
 
     def __init__(self, stopwatch: Stopwatch) -> None:
         self._stopwatch = stopwatch
-        self._bucket = TokenBucket(MAX_HANDSHAKE_SHARE - MAX_HANDSHAKE_BURST_S, MAX_HANDSHAKE_BURST_S, 0.0)
+        rate = MAX_HANDSHAKE_SHARE - MAX_HANDSHAKE_BURST_S
+        self._bucket = TokenBucket(rate, MAX_HANDSHAKE_BURST_S, 0.0)
+        self._beginnings = TokenBucket(rate, MAX_HANDSHAKE_BURST_S, 0.0)
         self.spent_s = 0.0
 
     def is_open(self, now: float, reserve_s: float = 0.0) -> bool:
         """Whether a step may begin; with `reserve_s` only if so much is left for others."""
         return self._bucket.level(now) >= reserve_s
 
+    def may_begin(self, now: float, reserve_s: float = 0.0) -> bool:
+        """Whether a handshake may begin: its first step now, and the others when their time comes."""
+        return self.is_open(now, reserve_s) and self._beginnings.level(now) >= reserve_s
+
     def opens_at(self, now: float) -> float:
         """When to ask again, now that it is not open."""
         return now + max(MIN_DEBT_WAIT_S, self._bucket.seconds_until(now, 0.0))
 
     @contextmanager
-    def charged(self, now: float) -> Iterator[None]:
-        """Do a step within it; whatever becomes of that, it is paid. Not to be nested."""
+    def charged(self, now: float, *, is_first: bool = False) -> Iterator[None]:
+        """Do a step within it, the first of a handshake or another; whatever becomes of that, it is paid.
+
+        Not to be nested.
+        """
         lap = self._stopwatch()
         try:
             yield
@@ -63,3 +75,5 @@ class HandshakeBudget:
             cost_s = lap()
             self.spent_s += cost_s
             self._bucket.charge(now, cost_s)
+            if is_first:
+                self._beginnings.charge(now, cost_s * WHOLE_HANDSHAKE)

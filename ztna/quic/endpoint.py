@@ -293,7 +293,7 @@ class Endpoint(Generic[OwnerT]):
         self._drop("no_place_to_wait")
 
     def _begin(self, client: _Waiting, now: float) -> Connection:
-        with self.admission.charged(client.network, now):
+        with self.admission.charged(client.network, now, is_first=True):
             connection = Connection.server(
                 self._options,
                 destination_cid=client.header.destination_cid,

@@ -10,6 +10,7 @@ from ztna.quic.budget import (
     MAX_HANDSHAKE_BURST_S,
     MAX_HANDSHAKE_SHARE,
     MIN_DEBT_WAIT_S,
+    WHOLE_HANDSHAKE,
     HandshakeBudget,
     fixed_cost,
 )
@@ -101,3 +102,18 @@ def test_reserve_is_left_to_others() -> None:
         pass
     assert budget.is_open(NOW)
     assert not budget.is_open(NOW, MAX_HANDSHAKE_BURST_S / 2)
+
+
+def test_no_more_handshakes_begin_than_can_be_ended_however_long_that_takes() -> None:
+    cost_s, seconds = 0.002, 10
+    budget = HandshakeBudget(fixed_cost(cost_s))
+    begun = 0
+    for step in range(seconds * 1000):
+        now = NOW + step / 1000
+        if budget.may_begin(now):
+            with budget.charged(now, is_first=True):
+                begun += 1
+    whole_s = begun * cost_s * WHOLE_HANDSHAKE
+    assert whole_s <= SUSTAINED_SHARE * seconds + MAX_HANDSHAKE_BURST_S + cost_s * WHOLE_HANDSHAKE
+    assert whole_s >= 0.95 * SUSTAINED_SHARE * seconds
+    assert budget.is_open(NOW + seconds), "what is left belongs to the steps that follow"

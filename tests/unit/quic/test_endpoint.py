@@ -10,7 +10,13 @@ from tests import pki_fixtures as pki
 from tests.unit.quic.identities import AGENT, INTERMEDIATE, leg_options
 from ztna.address import TransportAddress
 from ztna.quic.admission import Admission
-from ztna.quic.budget import MAX_HANDSHAKE_BURST_S, MAX_HANDSHAKE_SHARE, HandshakeBudget, fixed_cost
+from ztna.quic.budget import (
+    MAX_HANDSHAKE_BURST_S,
+    MAX_HANDSHAKE_SHARE,
+    WHOLE_HANDSHAKE,
+    HandshakeBudget,
+    fixed_cost,
+)
 from ztna.quic.connection import Connection
 from ztna.quic.demux import ConnectionIdTable, destination_cid
 from ztna.quic.endpoint import (
@@ -37,9 +43,9 @@ SOURCE = TransportAddress.of("192.0.2.7", 4000)
 OTHER_SOURCE = TransportAddress.of("192.0.2.8", 4000)
 NOW = 50.0
 COST_S = 0.008
-"""What the beginning of a handshake takes here."""
+"""What a handshake takes here."""
 FASTEST_S = 0.0004
-"""And what it takes at least anywhere: several operations on elliptic curves."""
+"""And what the beginning of one takes at least anywhere: several operations on elliptic curves."""
 SUSTAINED_SHARE = MAX_HANDSHAKE_SHARE - MAX_HANDSHAKE_BURST_S
 CLIENT_OPTIONS = leg_options(AGENT, "intermediate", is_client=True)
 
@@ -49,7 +55,7 @@ def new_endpoint() -> Endpoint[str]:
 
 
 def new_budget() -> HandshakeBudget:
-    return HandshakeBudget(fixed_cost(COST_S))
+    return HandshakeBudget(fixed_cost(COST_S / WHOLE_HANDSHAKE))
 
 
 def new_client(now: float = NOW) -> Connection:

@@ -10,7 +10,13 @@ import pytest
 
 from tests.unit.quic.identities import AGENT, INTERMEDIATE, leg_options
 from ztna.address import TransportAddress
-from ztna.quic.budget import MAX_HANDSHAKE_BURST_S, MAX_HANDSHAKE_SHARE, HandshakeBudget, fixed_cost
+from ztna.quic.budget import (
+    MAX_HANDSHAKE_BURST_S,
+    MAX_HANDSHAKE_SHARE,
+    WHOLE_HANDSHAKE,
+    HandshakeBudget,
+    fixed_cost,
+)
 from ztna.quic.connection import Connection
 from ztna.quic.demux import ConnectionIdTable
 from ztna.quic.endpoint import Accept, Deliver, Endpoint, Reply
@@ -43,7 +49,7 @@ class Storm:
         self.endpoint = Endpoint(
             leg_options(INTERMEDIATE, "agent", is_client=False),
             self.table,
-            HandshakeBudget(fixed_cost(COST_S)),
+            HandshakeBudget(fixed_cost(COST_S / WHOLE_HANDSHAKE)),
         )
         self.clients: dict[int, End] = {}
         self.servers: list[End] = []
