@@ -10,6 +10,7 @@ from actors.service_counters import ServiceCounters
 from actors.service_session import ServiceSession
 from actors.tcp_pump import PumpOwner, TcpPump
 from ztna.service.tcp import ClientConnection
+from ztna.v1 import grant_pb2
 
 # A connector that refuses stops our direction and sends its answer; QUIC writes the STOP_SENDING frame first.
 # The answer, which tells people why, comes in the same packet or with the next retransmission.
@@ -35,11 +36,14 @@ class ClientPump(TcpPump):
         self.counters = counters
         self._client_owner = owner
         self._service_counters = counters
+        self.grant = grant_pb2.SealedGrant()
         self._stopped: tuple[int, float] | None = None
 
-    def open(self, session: ServiceSession, stream_id: int, header: bytes) -> None:
-        """Carry the connection over a new stream."""
-        self.session, self.stream_id = session, stream_id
+    def open(
+        self, session: ServiceSession, stream_id: int, grant: grant_pb2.SealedGrant, header: bytes
+    ) -> None:
+        """Carry the connection over a new stream; `header` shows the grant."""
+        self.session, self.stream_id, self.grant = session, stream_id, grant
         session.pumps[stream_id] = self
         self._core = ClientConnection(header, service_wire.decode_answer, self._owner.now)
         self._act()

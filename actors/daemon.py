@@ -42,6 +42,7 @@ from actors.wiring import Router, Wiring
 from ztna import __version__
 from ztna.address import TransportAddress
 from ztna.errors import AuthenticationError, ConfigError, describe
+from ztna.quic.budget import HandshakeBudget
 from ztna.settings import DaemonKind, DaemonSettings
 from ztna.settings.live import Change
 from ztna.v1 import reload_pb2
@@ -91,6 +92,7 @@ class Node:
         self.log = log
         self.directory = Directory()
         self.runtime = LoopRuntime(io)
+        self.handshakes = HandshakeBudget(io.stopwatch)
         self.router = Router(plan.wiring, self.directory.tell)
         self.failure: BaseException | None = None
         self.give_up_reason = ""
@@ -111,7 +113,13 @@ class Node:
     @property
     def hooks(self) -> DaemonHooks:
         """What the status board needs of us."""
-        return DaemonHooks(self.supervisor.children, self.reload, self.readiness_changed, self._plan.validity)
+        return DaemonHooks(
+            self.supervisor.children,
+            self.reload,
+            self.readiness_changed,
+            self._plan.validity,
+            lambda: self.handshakes.spent_s,
+        )
 
     def readiness_changed(self, reason: str) -> None:
         """The status board found the daemon ready (`reason` empty), or not, or for another reason."""

@@ -43,9 +43,11 @@ class DaemonHooks:
         reload_files: read configuration and credentials again; raises `ConfigError` or `AuthenticationError`.
         on_readiness: told why the daemon is not ready, in words, at each change; empty when it is.
         validity: until when certificates and revocation list hold.
+        handshake_s: processor time that handshakes took so far, seconds.
     """
 
     children: Callable[[], Sequence[ChildStatus]]
     reload_files: Callable[[], Change[Any]] = _no_reload
     on_readiness: Callable[[str], None] = _ignore
     validity: Callable[[], Validity] = Validity
+    handshake_s: Callable[[], float] = float

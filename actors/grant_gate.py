@@ -26,6 +26,10 @@ MAX_GRANTS = 256
 longest time ago makes room, and would have to be verified again."""
 
 
+MENDABLE = frozenset({"expired", "not_yet_valid", "revoked"})
+"""What time has done to a grant, or to the certificate of its issuer: the agent may show another one."""
+
+
 class RefusedError(Exception):
     """An open is refused; the agent is told `code` and `message`."""
 
@@ -81,7 +85,9 @@ class GrantGate:
                 now_wall=self._wall_time(),
             )
         except (AccessDenied, AuthenticationError) as error:
-            raise RefusedError(StreamError.ACCESS_DENIED, str(error)) from error
+            is_mendable = error.reason in MENDABLE
+            code = StreamError.GRANT_REFUSED if is_mendable else StreamError.ACCESS_DENIED
+            raise RefusedError(code, str(error)) from error
         except RemoteProtocolError as error:
             raise RefusedError(StreamError.INVALID, str(error)) from error
         is_newest = claims.issued_at > self._newest_issued_at

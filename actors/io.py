@@ -177,6 +177,12 @@ class Io(Scheduler, Protocol):
     def wall_time(self) -> float:
         """Seconds since the epoch; for certificates, grants and logs only."""
 
+    def stopwatch(self) -> Callable[[], float]:
+        """Begin to measure; what is returned says how many seconds of processor time this thread took since.
+
+        A simulation says the same each time, so that its runs do not depend on a machine.
+        """
+
     def open_udp(self, local: TransportAddress, owner: UdpOwner, *, may_fragment: bool = False) -> UdpSocket:
         """Bind an unconnected UDP socket (IPv6 sockets are v6-only). Raises `OSError`.
 

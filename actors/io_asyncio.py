@@ -61,6 +61,11 @@ class AsyncioIo(AsyncioScheduler):
         """Seconds since the epoch; for certificates, grants and logs only."""
         return time.time()
 
+    def stopwatch(self) -> Callable[[], float]:
+        """Begin to measure; the result says how many seconds of processor time this thread took since."""
+        began = time.thread_time()
+        return lambda: time.thread_time() - began
+
     def open_udp(
         self, local: TransportAddress, owner: UdpOwner, *, may_fragment: bool = False
     ) -> AsyncioUdpSocket:

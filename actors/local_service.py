@@ -36,6 +36,7 @@ class LocalFlow:
     source: TransportAddress
     session: AgentSession
     local_host: str
+    grant: grant_pb2.SealedGrant
     is_open: bool = False
 
 

@@ -90,6 +90,11 @@ CATALOGUE: Final[tuple[MetricSpec, ...]] = (
         GAUGE,
         "When a newer revocation list is due, in unix seconds; 0 without a list",
     ),
+    MetricSpec(
+        "handshake_seconds_total",
+        COUNTER,
+        "Processor time that handshakes with those who dialled, and attachments, took on the event loop",
+    ),
     MetricSpec("dropped_total", COUNTER, "Datagrams dropped or refused", ("reason", "place")),
     MetricSpec("refusals_total", COUNTER, "What peers asked for and were refused", ("reason", "place")),
     MetricSpec("udp_datagrams_received_total", COUNTER, "UDP datagrams received"),

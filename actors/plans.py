@@ -202,21 +202,12 @@ class NodePlan(_Configured[PeerSettingsT]):
     wiring: Wiring
     is_client: bool
 
-    def __init__(
-        self,
-        settings: PeerSettingsT,
-        credentials: Credentials,
-        reread: Callable[[], PeerSettingsT] | None = None,
-    ) -> None:
-        """`reread` reads the settings again, for a reload."""
-        super().__init__(settings, credentials, reread)
-        # Of all sessions together, by agent: none of them has the others wait for its handshakes.
-        self._gate = HandshakeGate()
-
     def specs(self, node: Node) -> list[ChildSpec]:
         """The children of the node, in dependency order."""
         settings = self._settings
-        scopes = _Scopes(node, partial(self._session_specs, node))
+        # Of all sessions together, by agent: none of them has the others wait for its handshakes.
+        gate = None if self.is_client else HandshakeGate(node.handshakes)
+        scopes = _Scopes(node, partial(self._session_specs, node, gate))
         return [
             # First, so that it hears everything from the start; nothing depends on it.
             ChildSpec("status_board", partial(self._board, node), is_alone=True),
@@ -321,7 +312,7 @@ class NodePlan(_Configured[PeerSettingsT]):
 
         return open_grpc
 
-    def _session_specs(self, node: Node, peer: Peer) -> Sequence[ChildSpec]:
+    def _session_specs(self, node: Node, gate: HandshakeGate | None, peer: Peer) -> Sequence[ChildSpec]:
         settings = self._settings
         return (
             ChildSpec(
@@ -333,7 +324,7 @@ class NodePlan(_Configured[PeerSettingsT]):
                         verified, now_wall=node.io.wall_time()
                     ),
                     is_client=self.is_client,
-                    gate=None if self.is_client else self._gate.of(peer.id),
+                    gate=None if gate is None else gate.of(peer.id),
                 ),
                 restart=Restart.TEMPORARY,
                 ends_scope=True,
@@ -535,7 +526,7 @@ class IntermediatePlan(_Configured[IntermediateSettings]):
                 is_alone=True,
             ),
             ChildSpec("udp_socket", self._udp_socket),
-            ChildSpec("quic_relay", self._quic_relay),
+            ChildSpec("quic_relay", partial(self._quic_relay, node)),
             # These share the attachments that the last of them tells of, and so does the relay: what one has
             # forgotten the others must not keep. Nodes come back at once, with their sessions.
             ChildSpec(
@@ -557,7 +548,7 @@ class IntermediatePlan(_Configured[IntermediateSettings]):
                 ),
                 restart_from="quic_relay",
             ),
-            ChildSpec("signaling_service", self._signaling_service, restart_from="quic_relay"),
+            ChildSpec("signaling_service", partial(self._signaling_service, node), restart_from="quic_relay"),
         ]
 
     def _udp_socket(self, context: Context) -> IntermediateUdpSocket:
@@ -569,13 +560,17 @@ class IntermediatePlan(_Configured[IntermediateSettings]):
             external_address=settings.quic.external_address,
         )
 
-    def _quic_relay(self, context: Context) -> QuicRelay:
+    def _quic_relay(self, node: Node, context: Context) -> QuicRelay:
         relay = self._settings.relay
         return QuicRelay(
-            context, self._credentials, queue_packets=relay.queue_packets, queue_s=relay.queue_ms / 1e3
+            context,
+            self._credentials,
+            node.handshakes,
+            queue_packets=relay.queue_packets,
+            queue_s=relay.queue_ms / 1e3,
         )
 
-    def _signaling_service(self, context: Context) -> SignalingService:
+    def _signaling_service(self, node: Node, context: Context) -> SignalingService:
         limits = self._settings.limits
 
         def open_server(owner: ListenerOwner) -> GrpcSignalingServer:
@@ -590,6 +585,7 @@ class IntermediatePlan(_Configured[IntermediateSettings]):
         return SignalingService(
             context,
             self._credentials,
+            node.handshakes,
             open_server if self._has_grpc else None,
             limits.attached_nodes,
             limits.frames_per_second,

@@ -21,6 +21,7 @@ from actors.drop_log import DropLog
 from ztna.access.identity import Role, VerifiedPeer
 from ztna.address import TransportAddress
 from ztna.errors import AuthenticationError, RemoteProtocolError
+from ztna.quic.budget import HandshakeBudget
 from ztna.quic.options import ConnectionOptions
 from ztna.relay import hub_effects as effects
 from ztna.relay.hub import RelayHub
@@ -77,14 +78,19 @@ class QuicRelay(Concern):
         self,
         context: Context,
         credentials: Credentials,
+        budget: HandshakeBudget,
         *,
         queue_packets: int = MAX_QUEUED_PACKETS_PER_SESSION,
         queue_s: float = MAX_SOJOURN_S,
     ) -> None:
-        """`queue_packets` and `queue_s` (seconds) bound what waits before a leg, per session."""
+        """`budget` is what handshakes may take.
+
+        `queue_packets` and `queue_s` (seconds) bound what waits before a leg, per session.
+        """
         super().__init__(context)
         self._credentials = credentials
-        self._hub = RelayHub(self._options(), queue_packets=queue_packets, queue_s=queue_s)
+        self._budget = budget
+        self._hub = RelayHub(self._options(), budget, queue_packets=queue_packets, queue_s=queue_s)
         # Strangers cause these, so that a flood of them must not become one of the log.
         self._refusal_log = BurstLog(self.log, "quic_relay.leg_refused", is_warning=True)
         self._hello_log = BurstLog(self.log, "quic_relay.hello_rejected", is_warning=True)
@@ -167,7 +173,8 @@ class QuicRelay(Concern):
     def relay_stream_opened(self, message: quic_relay_pb2.RelayStreamOpened) -> None:
         """A node whose network lets no UDP pass."""
         try:
-            peer = self._verify(translate.chain_from_der([message.certificate]))
+            with self._budget.charged(self.now):
+                peer = self._verify(translate.chain_from_der([message.certificate]))
         except (AuthenticationError, RemoteProtocolError) as error:
             self._refuse_stream(message, error.reason, str(error), is_unknown=True)
             return

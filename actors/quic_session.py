@@ -9,12 +9,13 @@ runs through a relay, whatever is selected: only there may a client's first pack
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from actors.base import Concern, Context
-from actors.handshake_gate import ASK_INTERVAL_S, SessionGate
+from actors.handshake_gate import ASK_INTERVAL_S, GO_ON_INTERVAL_S, SessionGate
 from actors.translate import address_from_proto, address_to_proto, path_kind_from_proto, path_kind_to_proto
 from ztna.access.identity import VerifiedPeer
 from ztna.address import TransportAddress
@@ -58,6 +59,10 @@ SERVER_INITIATED = 1
 
 # Sealed packets that begin with less than this are STUN, never QUIC (RFC 9443 §2).
 STUN_BELOW = 4
+
+# Batches of packets that wait for a handshake to go on: the agent's certificate, and that again. QUIC sends
+# once more what finds no room.
+MAX_HELD_BATCHES = 8
 
 # Between the numbers of two streams of one kind (RFC 9000 §2.1).
 STREAM_ID_STEP = 4
@@ -134,6 +139,7 @@ class QuicSession(Concern):
         self._open_connection = open_connection
         self._gate = gate
         self._first_packets: Sequence[bytes] = ()  # they wait at the gate
+        self._held: deque[tuple[Sequence[bytes], PathKind | None]] = deque()  # so do these, later ones
         self._ask_at: float | None = None
         self._connection: Connection | None = None
         self._is_client = is_client
@@ -259,10 +265,16 @@ class QuicSession(Concern):
                 self._ask_at = self.now + ASK_INTERVAL_S * self.io.random.uniform(0.5, 1.5)
             return
         packets, self._first_packets, self._ask_at = self._first_packets or packets, (), None
+        if gate is None:
+            self._open(packets)
+            return
+        with gate.charged(self.now, is_first=True):
+            gate.begin(self._open(packets))
+
+    def _open(self, packets: Sequence[bytes]) -> Connection:
         connection = self._connection = self._open_connection(demux.destination_cid(packets[0]) or b"")
-        if gate is not None:
-            gate.begin(connection)
-        self._receive(packets, PathKind.RELAY)
+        self._take(connection, packets, PathKind.RELAY)
+        return connection
 
     def datagrams_received(self, message: udp_socket_pb2.DatagramsReceived) -> None:
         """Packets on a direct path; on which, only their source tells."""
@@ -348,7 +360,10 @@ class QuicSession(Concern):
     def handle_timeout(self, now: float) -> None:
         """QUIC's timers, doubt about the selected path, the statistics, and the gate."""
         if self._ask_at is not None and now >= self._ask_at:
-            self._knock(self._first_packets)
+            if self._connection is None:
+                self._knock(self._first_packets)
+            else:
+                self._go_on(self._connection)
         if self._connection is not None:
             self._connection.handle_timeout(now)
             self._traffic.handle_timeout(now)
@@ -365,9 +380,8 @@ class QuicSession(Concern):
         if deadline is not None and self._traffic.routes(self.now) == traffic.NOWHERE:
             # What is due (an ACK, say) stays due while nothing can be sent.
             deadline = max(deadline, self.now + NO_PATH_INTERVAL_S)
-        if self._ask_at is not None:
-            return self._ask_at  # there is no connection yet
-        for other in (self._report_at, self._traffic.next_deadline() if self._was_established else None):
+        doubt_at = self._traffic.next_deadline() if self._was_established else None
+        for other in (self._ask_at, self._report_at, doubt_at):
             if other is not None and (deadline is None or other < deadline):
                 deadline = other
         return deadline
@@ -399,6 +413,25 @@ class QuicSession(Concern):
         connection = self._connection
         if connection is None:
             return
+        if self._gate is None or self._was_established:
+            self._take(connection, packets, kind)
+        elif len(self._held) < MAX_HELD_BATCHES:
+            self._held.append((list(packets), kind))
+            self._go_on(connection)
+
+    def _go_on(self, connection: Connection) -> None:
+        """Do what the handshake wants next, as far as the gate lets it."""
+        self._ask_at = None
+        gate = self._gate
+        while gate is not None and self._held:
+            if not (self._was_established or gate.may_go_on(self.now)):
+                self._ask_at = self.now + GO_ON_INTERVAL_S * self.io.random.uniform(0.5, 1.5)
+                return
+            packets, kind = self._held.popleft()
+            with gate.charged(self.now):
+                self._take(connection, packets, kind)
+
+    def _take(self, connection: Connection, packets: Sequence[bytes], kind: PathKind | None) -> None:
         has_news = connection.receive(packets, self.now)
         self._traffic.handle_received(kind, connection.packets_seen, self.now)
         is_asked = self._act(connection)
@@ -504,6 +537,7 @@ class QuicSession(Concern):
         if self._is_closed:
             return
         self._ask_at = None
+        self._held.clear()
         if self._gate is not None:
             self._gate.leave()
         # Before the connection tells of its end, since it knows less of the reason.

@@ -46,6 +46,7 @@ REFUSALS = frozenset(
         StreamError.LIMIT,
         StreamError.SHUTTING_DOWN,
         StreamError.INVALID,
+        StreamError.GRANT_REFUSED,
     }
 )
 

@@ -19,6 +19,7 @@ from actors.io import DatagramBatch, TcpOwner, TcpStream
 from actors.local_service import MAX_WAIT_S, AgentSession, LocalFlow, LocalService, WaitingDatagram
 from actors.service_concern import COMMON_EMITS, COMMON_HANDLERS, ServiceConcern
 from actors.service_counters import ServiceCounters
+from actors.service_session import ServiceSession
 from actors.tcp_pump import TcpPump
 from ztna.address import TransportAddress
 from ztna.quic.windows import MAX_STREAMS
@@ -27,6 +28,7 @@ from ztna.service.lease import LeaseWish
 from ztna.service.tcp_effects import StreamError, Summary
 from ztna.settings import AgentLimits, AgentService, ServiceProtocol
 from ztna.v1 import (
+    grant_pb2,
     quic_session_pb2,
     service_port_pb2,
     session_pb2,
@@ -54,6 +56,7 @@ class ServicePort(ServiceConcern[AgentSession]):
     emits = (
         *COMMON_EMITS,
         service_port_pb2.ListenerChanged,
+        service_port_pb2.GrantRefused,
         session_table_pb2.RequestService,
         session_table_pb2.CloseSessionRequested,
         quic_session_pb2.PingSession,
@@ -139,7 +142,7 @@ class ServicePort(ServiceConcern[AgentSession]):
         if clients:
             header = service_wire.encode_header(service.id, message.grant)
             for pump in clients:
-                self._open_stream(session, pump, header)
+                self._open_stream(session, pump, message.grant, header)
         for datagram in service.take_datagrams():
             self._start_flow(session, service, datagram)
 
@@ -214,6 +217,8 @@ class ServicePort(ServiceConcern[AgentSession]):
         super().pump_finished(pump, summary)
         if isinstance(pump, ClientPump):
             self._clients.pop(pump, None)
+            if summary.code is StreamError.GRANT_REFUSED and not pump.is_established:
+                self._grant_refused(pump.session, pump.service, pump.grant, summary.message)
         if isinstance(pump.session, AgentSession):
             self._tend(pump.session)
 
@@ -337,6 +342,17 @@ class ServicePort(ServiceConcern[AgentSession]):
             datagrams=len(datagrams),
         )
 
+    def _grant_refused(
+        self, session: ServiceSession | None, service: str, grant: grant_pb2.SealedGrant, message: str
+    ) -> None:
+        """Have the session table ask for another grant; until it has one, clients wait."""
+        if session is not None:
+            self.emit(
+                service_port_pb2.GrantRefused(
+                    session_id=session.session_id, service=service, grant=grant, message=message
+                )
+            )
+
     def _open_session(self, message: quic_session_pb2.SessionEstablished) -> AgentSession:
         session = AgentSession(
             message.session_id,
@@ -349,7 +365,9 @@ class ServicePort(ServiceConcern[AgentSession]):
         self._tend(session)
         return session
 
-    def _open_stream(self, session: AgentSession, pump: ClientPump, header: bytes) -> None:
+    def _open_stream(
+        self, session: AgentSession, pump: ClientPump, grant: grant_pb2.SealedGrant, header: bytes
+    ) -> None:
         if len(session.pumps) >= MAX_SERVICE_STREAMS:
             self._refused(session, pump.service, StreamError.LIMIT, "too many streams in one session")
             self._clients.pop(pump, None)
@@ -357,7 +375,7 @@ class ServicePort(ServiceConcern[AgentSession]):
             return
         stream_id = session.next_stream_id
         session.next_stream_id += service_wire.STREAM_ID_STEP
-        pump.open(session, stream_id, header)
+        pump.open(session, stream_id, grant, header)
         self._tend(session)
 
     def _start_flow(self, session: AgentSession, service: LocalService, datagram: WaitingDatagram) -> None:
@@ -369,7 +387,8 @@ class ServicePort(ServiceConcern[AgentSession]):
             if (shortage := self.io.shortage()) is not None:
                 service.counters.dropped[shortage.reason] += 1
                 return
-            flow = LocalFlow(service, datagram.source, session, datagram.local_host)
+            grant = session.grants[service.id]
+            flow = LocalFlow(service, datagram.source, session, datagram.local_host, grant)
         flow.session.flows.handle_local_datagram(service.id, datagram.source, datagram.payload, self.now)
         self._act_on_flows(flow.session, opening=flow)
 
@@ -386,6 +405,9 @@ class ServicePort(ServiceConcern[AgentSession]):
                 refused = frame.flow_refused
                 code = service_wire.refusal_from_proto(refused.code)
                 message = service_wire.shorten(refused.message)
+                flow = session.local_flows.get(refused.flow_id)
+                if code is StreamError.GRANT_REFUSED and flow is not None:
+                    self._grant_refused(session, flow.service.id, flow.grant, message)
                 session.flows.handle_refused(refused.flow_id, code, message, self.now)
                 self._act_on_flows(session)
             case "close_flow":
@@ -440,9 +462,7 @@ class ServicePort(ServiceConcern[AgentSession]):
         self._send_control(
             session,
             session_pb2.ControlFrame(
-                open_flow=session_pb2.OpenFlow(
-                    flow_id=flow_id, service=flow.service.id, grant=session.grants[flow.service.id]
-                )
+                open_flow=session_pb2.OpenFlow(flow_id=flow_id, service=flow.service.id, grant=flow.grant)
             ),
         )
 

@@ -32,6 +32,7 @@ _TO_PROTO = {
     StreamError.LIMIT: session_pb2.REFUSAL_CODE_LIMIT,
     StreamError.SHUTTING_DOWN: session_pb2.REFUSAL_CODE_SHUTTING_DOWN,
     StreamError.INVALID: session_pb2.REFUSAL_CODE_INVALID,
+    StreamError.GRANT_REFUSED: session_pb2.REFUSAL_CODE_GRANT_REFUSED,
 }
 _FROM_PROTO = {value: code for code, value in _TO_PROTO.items()}
 

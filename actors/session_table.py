@@ -296,6 +296,7 @@ class AgentSessionTable(SessionTable):
     handlers: ClassVar = {
         **_COMMON_HANDLERS,
         session_table_pb2.RequestService: "request_service",
+        service_port_pb2.GrantRefused: "grant_refused",
         signaling_client_pb2.SessionGranted: "session_granted",
         signaling_client_pb2.SessionRequestFailed: "session_request_failed",
         quic_session_pb2.SessionStatistics: "session_statistics",
@@ -345,6 +346,13 @@ class AgentSessionTable(SessionTable):
     def session_statistics(self, message: quic_session_pb2.SessionStatistics) -> None:
         """A connector that answers nothing may have ended the session."""
         self._sessions.handle_unanswered(message.session_id, message.unanswered_probes)
+        self._act()
+
+    def grant_refused(self, message: service_port_pb2.GrantRefused) -> None:
+        """A connector will not have a grant, and may have another one."""
+        self._sessions.handle_grant_refused(
+            message.session_id, message.service, message.grant, message.message, self.now
+        )
         self._act()
 
     def session_granted(self, message: signaling_client_pb2.SessionGranted) -> None:

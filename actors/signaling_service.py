@@ -3,7 +3,8 @@
 A stream comes from gRPC or from stream 4 of a relay leg. Either way its certificate is judged here once
 more, for role and revocation, then its first frame must be an AttachRequest. The core
 (`ztna.signaling.attachments`) decides who is attached and who is lost. What a frame says about sessions and
-services is for other actors.
+services is for other actors. An attachment costs about as much as a step of a handshake, so it waits for the
+same budget (`ztna.quic.budget`), and pays into it.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from ztna.access.grant import NONCE_BYTES, sign_nonce
 from ztna.access.identity import Role, VerifiedPeer
 from ztna.access.profile import UNREADABLE
 from ztna.errors import AccessDenied, AuthenticationError, LocalProtocolError, RemoteProtocolError
+from ztna.quic.budget import HandshakeBudget
 from ztna.signaling import attachments
 from ztna.signaling.exchange import MAX_ROUND_TRIP_S
 from ztna.signaling.values import Code
@@ -41,7 +43,15 @@ ATTACH_LIMIT_S = 5.0
 # Streams before their AttachRequest: a storm of reconnections passes, a flood does not.
 MAX_PENDING_STREAMS = 1024
 
-# Of all nodes whose AttachRequest is not complete: 32 connectors with as many sessions as they may have, or
+# Nodes that said all they have to and wait for their attachment: what the budget serves in ten seconds, which
+# is as long as a node that has been through this once waits (`ztna.signaling.client`).
+MAX_WAITING_STREAMS = 1024
+
+# How often they are looked at, on the average: as often as those who wait for a handshake, and at no fixed
+# interval, so that neither always comes first.
+LOOK_INTERVAL_S = 0.02
+
+# Of all nodes that are not attached yet: 32 connectors with as many sessions as they may have, or
 # thousands of agents. Whoever comes beyond that tries again.
 MAX_INCOMPLETE_BYTES = 256 << 20
 
@@ -105,6 +115,7 @@ class SignalingService(Concern):
         self,
         context: Context,
         credentials: Credentials,
+        budget: HandshakeBudget,
         open_server: OpenServer | None,
         max_attachments: int,
         frames_per_second: float,
@@ -112,6 +123,7 @@ class SignalingService(Concern):
         """`open_server` starts the gRPC listener (see `GrpcSignalingServer`); None: carrier quic alone."""
         super().__init__(context)
         self._credentials = credentials
+        self._budget = budget
         self._open_server = open_server
         self._server: GrpcSignalingServer | None = None
         self._table = attachments.AttachmentTable(
@@ -121,6 +133,8 @@ class SignalingService(Concern):
         self._leg_streams: dict[int, Stream] = {}
         self._relay_calls = RelayCalls(self.emit)
         self._pending: dict[tuple[Role, str], Stream] = {}
+        self._waiting: dict[tuple[Role, str], Stream] = {}  # for their attachment, last who asked last
+        self._look_at = 0.0
         self._attached: dict[bytes, Stream] = {}
         self._recheck_at = self.now + RECHECK_INTERVAL_S
         self._counters: Counter[str] = Counter()
@@ -143,7 +157,7 @@ class SignalingService(Concern):
     def on_stop(self) -> None:
         """Send every node elsewhere. No session ends: each node resumes its own where it attaches next."""
         goodbye = signaling_pb2.Goodbye(reason="shutting_down")
-        for stream in (*self._attached.values(), *self._pending.values()):
+        for stream in (*self._attached.values(), *self._pending.values(), *self._waiting.values()):
             self._send(stream, signaling_pb2.SignalingFrame(goodbye=goodbye))
             stream.carrier.close(grpc.StatusCode.UNAVAILABLE, "this intermediate is shutting down")
         self._relay_calls.close_all()
@@ -265,6 +279,7 @@ class SignalingService(Concern):
             if now < stream.deadline:
                 break  # the others are younger
             self._abandon(stream, Code.INVALID_MESSAGE, f"no AttachRequest within {ATTACH_LIMIT_S:g} s")
+        self._attach_waiting()
         self._table.handle_timeout(now)
         self._act()
         if self._attached and now >= self._recheck_at:
@@ -281,6 +296,7 @@ class SignalingService(Concern):
         deadlines = (
             self._table.next_deadline(),
             None if oldest is None else oldest.deadline,
+            self._look_at if self._waiting else None,
             self._report_at if self._is_changed else None,
             self._recheck_at if self._attached else None,
             *(log.next_deadline() for log in self._logs),
@@ -290,9 +306,10 @@ class SignalingService(Concern):
     # Streams
 
     def _judge(self, chain: list[x509.Certificate]) -> VerifiedPeer:
-        return self._credentials.verifier.verify(
-            chain, expect=NODE_ROLES, now_wall=self.io.wall_time(), as_server=False
-        )
+        with self._budget.charged(self.now):
+            return self._credentials.verifier.verify(
+                chain, expect=NODE_ROLES, now_wall=self.io.wall_time(), as_server=False
+            )
 
     def _refuse(self, error: AuthenticationError | RemoteProtocolError, remote: str) -> None:
         self._count_refusal(error.reason)
@@ -309,7 +326,7 @@ class SignalingService(Concern):
         connection: int,
     ) -> Stream:
         stream = Stream(carrier, kind, peer, connection, self.now + ATTACH_LIMIT_S, remote)
-        former = self._pending.get(stream.party.name)
+        former = self._pending.get(stream.party.name) or self._waiting.get(stream.party.name)
         if former is not None:
             self._abandon(former, Code.SUPERSEDED, "another stream of this node was opened")
         self._pending[stream.party.name] = stream
@@ -339,8 +356,9 @@ class SignalingService(Concern):
         self._act()
 
     def _forget_pending(self, stream: Stream) -> None:
-        if self._pending.get(stream.party.name) is stream:
-            del self._pending[stream.party.name]
+        for streams in (self._pending, self._waiting):
+            if streams.get(stream.party.name) is stream:
+                del streams[stream.party.name]
 
     def _abandon(self, stream: Stream, code: Code, message: str) -> None:
         """Tell a node why its stream ends, and end it; an attachment on it lingers."""
@@ -429,13 +447,14 @@ class SignalingService(Concern):
             self._abandon(stream, Code.INVALID_MESSAGE, str(error))
             return
         if stream.introduction.is_complete:
-            self._attach(stream, stream.introduction)
+            self._await_attachment(stream)
         else:
             self._await_more(stream)
 
     def _introduce_more(self, stream: Stream, frame: signaling_pb2.SignalingFrame) -> None:
         introduction = stream.introduction
-        if introduction is None or not frame.HasField("resume_more"):
+        is_waiting = self._waiting.get(stream.party.name) is stream
+        if introduction is None or is_waiting or not frame.HasField("resume_more"):
             self._abandon(stream, Code.INVALID_MESSAGE, "a ResumeMore was announced")
             return
         try:
@@ -444,7 +463,7 @@ class SignalingService(Concern):
             self._abandon(stream, Code.INVALID_MESSAGE, str(error))
             return
         if introduction.is_complete:
-            self._attach(stream, introduction)
+            self._await_attachment(stream)
         elif self._incomplete_bytes() > MAX_INCOMPLETE_BYTES:
             self._abandon(stream, Code.RATE_LIMITED, "too many nodes attach at once")
 
@@ -459,7 +478,42 @@ class SignalingService(Concern):
         self._pending[name] = stream
 
     def _incomplete_bytes(self) -> int:
-        return sum(each.introduction.size_bytes for each in self._pending.values() if each.introduction)
+        streams = (*self._pending.values(), *self._waiting.values())
+        return sum(each.introduction.size_bytes for each in streams if each.introduction)
+
+    def _await_attachment(self, stream: Stream) -> None:
+        """Attach a node that has said all about itself, now or when the budget allows."""
+        self._forget_pending(stream)
+        name = stream.party.name
+        if name in self._pending or name in self._waiting:
+            self._abandon(stream, Code.SUPERSEDED, "another stream of this node was opened")
+            return
+        is_first = not self._waiting
+        self._waiting[name] = stream
+        if is_first and self._budget.is_open(self.now):
+            self._attach_last()
+        elif len(self._waiting) > MAX_WAITING_STREAMS or self._incomplete_bytes() > MAX_INCOMPLETE_BYTES:
+            self._abandon(stream, Code.RATE_LIMITED, "too many nodes attach at once")
+        elif is_first:
+            self._look_again()
+
+    def _attach_waiting(self) -> None:
+        """Attach who waits, as far as the budget allows: who asked last first, since that one still waits."""
+        if not self._waiting or self.now < self._look_at:
+            return
+        while self._waiting and self._budget.is_open(self.now):
+            self._attach_last()
+        self._look_again()
+
+    def _look_again(self) -> None:
+        self._look_at = self.now + LOOK_INTERVAL_S * self.io.random.uniform(0.5, 1.5)
+
+    def _attach_last(self) -> None:
+        _, stream = self._waiting.popitem()
+        if stream.introduction is None:
+            raise LocalProtocolError("a node waits for its attachment that has not asked for it")
+        with self._budget.charged(self.now):
+            self._attach(stream, stream.introduction)
 
     def _attach(self, stream: Stream, introduction: Introduction) -> None:
         stream.introduction = None

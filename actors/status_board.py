@@ -82,6 +82,7 @@ class _StatusBoard(Concern):
         self._hooks = hooks
         self._book = book
         book.validity = hooks.validity
+        book.handshake_s = hooks.handshake_s
         self._reason: str | None = None
         self._tick_at = self.now + TICK_S
         self._has_failed = False

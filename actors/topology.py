@@ -202,6 +202,7 @@ AGENT = Wiring(
         *_payload_rows(ServicePort),
         Row(session_table_pb2.RequestService, AgentSessionTable, _NODE),
         Row(quic_session_pb2.SessionStatistics, AgentSessionTable, _NODE),
+        Row(service_port_pb2.GrantRefused, AgentSessionTable, _NODE),
         Row(session_table_pb2.ServiceReady, ServicePort, _NODE),
         Row(session_table_pb2.ServiceUnavailable, ServicePort, _NODE),
         Row(session_table_pb2.GrantRenewed, ServicePort, _NODE),

@@ -23,6 +23,7 @@ from actors.base import Concern, ConcernRef, Context
 from actors.io import InterfaceAddress, Shortage, TcpListener, TcpOwner, TcpStream, Timer, UdpOwner, UdpSocket
 from actors.runtime import LoopRuntime, request_stop
 from ztna.address import Family, TransportAddress
+from ztna.quic.budget import fixed_cost
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -227,6 +228,10 @@ class ManualIo(ManualScheduler):
         self.network_watchers: list[Callable[[], None]] = []
         self._ports = iter(range(40_000, 65_536))
 
+    def set_wall_clock(self, forward_s: float) -> None:
+        """Set the wall clock forward, while the monotonic clock stands still."""
+        self._start_time -= forward_s
+
     def wall_time(self) -> float:
         return START_WALL_TIME + self.time() - self._start_time
 
@@ -258,6 +263,10 @@ class ManualIo(ManualScheduler):
         found = [TransportAddress.of(each, port) for each in hosts]
         error = None if found else OSError(f"{host} is unknown")
         self.call_soon(lambda: done(found, error))
+
+    def stopwatch(self) -> Callable[[], float]:
+        """Everything takes the same, so that a run does not depend on this machine."""
+        return fixed_cost()()
 
     def shortage(self, *, needs_descriptor: bool = False) -> Shortage | None:
         found = self.lacks if needs_descriptor or self.lacks is None else self.lacks_memory()

@@ -1,6 +1,7 @@
 """A token bucket: at most `burst` actions at once, `rate` per second in the long run.
 
-It holds no timer and no queue: the caller asks, and is told yes or no.
+It holds no timer and no queue: the caller asks, and is told yes or no. Where the price is known only
+afterwards, the caller looks at the level, acts, and is charged: the bucket may be in debt then.
 """
 
 from __future__ import annotations
@@ -36,6 +37,16 @@ class TokenBucket:
             return False
         self._tokens -= amount
         return True
+
+    def level(self, now: float) -> float:
+        """Tokens there are; less than none while a charge is being paid off."""
+        self._refill(now)
+        return self._tokens
+
+    def charge(self, now: float, amount: float) -> None:
+        """Take `amount` tokens, be they there or not."""
+        self._refill(now)
+        self._tokens -= amount
 
     def seconds_until(self, now: float, amount: float = 1.0) -> float:
         """Seconds until `take` of `amount` can succeed: 0 at once, `inf` when it exceeds the burst."""

@@ -16,6 +16,7 @@ from ztna.access.identity import Role, VerifiedPeer, fingerprint, identity_of
 from ztna.address import TransportAddress
 from ztna.pki.authority import Issued
 from ztna.quic import events
+from ztna.quic.budget import TYPICAL_STEP_S, HandshakeBudget, fixed_cost
 from ztna.quic.connection import Connection
 from ztna.quic.demux import ConnectionIdTable, destination_cid
 from ztna.quic.options import ConnectionOptions
@@ -24,6 +25,7 @@ from ztna.relay.hub import (
     FAREWELL_S,
     JUDGEMENT_LIMIT_S,
     MAX_CONTROL_BACKLOG_BYTES,
+    MAX_HELD_DATAGRAMS,
     MAX_HELLO_BURST,
     MAX_LEGS_PER_NODE,
     MAX_SIGNALING_BACKLOG_BYTES,
@@ -95,7 +97,8 @@ class Site:
         credentials = parse_credentials(
             own.certificate_pem, own.key_pem, pem(own).ca, None, Role.INTERMEDIATE, NOW
         )
-        self.harness: ActorHarness[QuicRelay] = actor_harness(QuicRelay, credentials)
+        self.budget = HandshakeBudget(fixed_cost())
+        self.harness: ActorHarness[QuicRelay] = actor_harness(QuicRelay, credentials, self.budget)
         self.table: ConnectionIdTable[int] = ConnectionIdTable()
         self.nodes: dict[TransportAddress, Node] = {}
         self.sent: list[udp_socket_pb2.SendDatagrams] = []
@@ -113,6 +116,7 @@ class Site:
         port: int = 0,
         issued: Issued | None = None,
         has_certificate: bool = True,
+        runs: bool = True,
     ) -> Node:
         issued = issued or issue(role, name)
         self.advance(DIAL_INTERVAL_S)
@@ -130,22 +134,27 @@ class Site:
             node.connection._engine._configuration.certificate = None
         node.connection.connect(self.now)
         assert (node.connection.open_stream(), node.connection.open_stream()) == (0, 4)
-        self.run()
+        if runs:
+            self.run()
         return node
 
     def run(self) -> None:
         """Carry packets until nobody has anything to say."""
         for _ in range(200):
-            is_quiet = True
-            for node in list(self.nodes.values()):
-                packets = node.connection.transmit(self.now)
-                node.take_events()
-                if packets:
-                    is_quiet = False
-                    self._deliver(node, packets)
-            if self._settle() and is_quiet:
+            if self.step():
                 return
         raise AssertionError("the nodes never come to rest")
+
+    def step(self) -> bool:
+        """Carry what there is to carry now; whether there was nothing."""
+        is_quiet = True
+        for node in list(self.nodes.values()):
+            packets = node.connection.transmit(self.now)
+            node.take_events()
+            if packets:
+                is_quiet = False
+                self._deliver(node, packets)
+        return self._settle() and is_quiet
 
     def advance(self, seconds: float) -> None:
         """Let time pass in steps in which every node's timers run."""
@@ -271,6 +280,69 @@ def test_node_proves_its_address_first_and_learns_how_it_is_seen(site: Site) -> 
     site.advance(1.1)
     (figures,) = site.take(quic_relay_pb2.RelayStatistics)
     assert (figures.legs, figures.retry_tokens_validated, figures.handshakes) == (1, 1, 1)
+
+
+def spend(site: Site, seconds: float) -> None:
+    """Have other handshakes take so much of the budget now."""
+    for _ in range(round(seconds / TYPICAL_STEP_S)):
+        with site.budget.charged(site.now):
+            pass
+
+
+def begin(site: Site, name: str) -> Node:
+    """A node whose handshake stands in the middle: it has shown its certificate, and nobody has looked."""
+    former = set(site.harness.concern._hub._legs)
+    node = site.dial(Role.AGENT, name, runs=False)
+    while not site.harness.concern._hub._legs.keys() - former:
+        site.step()
+    spend(site, 0.2)
+    site.run()
+    return node
+
+
+def test_handshake_waits_in_the_middle_while_the_budget_is_spent_and_goes_on_by_itself(site: Site) -> None:
+    node = begin(site, "a1")
+    hub = site.harness.concern._hub
+    assert hub.leg_count == 0
+    site.advance(0.9)
+    assert hub.leg_count == 0
+    site.advance(0.3)
+    assert hub.leg_count == 1
+    assert node.connection.is_established
+
+
+def test_handshakes_that_began_go_on_before_another_one_begins(site: Site) -> None:
+    first = begin(site, "a1")
+    second = site.dial(Role.AGENT, "a2")
+    assert not second.connection.is_established
+    hub = site.harness.concern._hub
+    while hub.leg_count == 0:
+        site.advance(0.01)
+    assert first.connection.is_established
+    assert not second.connection.is_established
+    site.advance(1.0)
+    assert hub.leg_count == 2
+
+
+def test_what_a_leg_sends_while_its_handshake_waits_is_bounded(site: Site) -> None:
+    node = begin(site, "a1")
+    hub = site.harness.concern._hub
+    for number in range(3 * MAX_HELD_DATAGRAMS):
+        node.connection.send_stream(0, bytes(900))
+        site.advance(0.001 + number * 1e-6)
+    (held,) = hub._held.values()
+    assert len(held) == MAX_HELD_DATAGRAMS
+    assert hub.refused["handshake_backlog"] > 0
+
+
+def test_packets_of_a_leg_that_stands_wait_for_no_budget(site: Site) -> None:
+    agent, connector, agent_channel, _ = site.joined()
+    spend(site, 0.5)
+    spent_s = site.budget.spent_s
+    agent.connection.send_datagram(frame.pack(agent_channel, b"sealed"))
+    site.run()
+    assert len(connector.datagrams) == 1
+    assert site.budget.spent_s == spent_s
 
 
 def test_packets_pass_both_ways_under_the_channel_of_each_leg(site: Site) -> None:
@@ -679,7 +751,7 @@ def test_stopping_relay_closes_its_legs(site: Site) -> None:
     site._settle()
     assert agent.closed is not None
     assert agent.closed.message == "shutting_down"
-    site.harness = actor_harness(QuicRelay, site.harness.concern._credentials)
+    site.harness = actor_harness(QuicRelay, site.harness.concern._credentials, HandshakeBudget(fixed_cost()))
 
 
 def test_nodes_that_connect_after_a_reload_are_shown_the_renewed_certificate(site: Site) -> None:

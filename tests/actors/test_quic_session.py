@@ -12,13 +12,20 @@ from google.protobuf.message import Message
 
 from actors.base import Context
 from actors.handshake_gate import MAX_WAITING, HandshakeGate, SessionGate
-from actors.quic_session import MAX_DATAGRAMS_PENDING, STATISTICS_INTERVAL_S, STREAM_LIMIT, QuicSession
+from actors.quic_session import (
+    MAX_DATAGRAMS_PENDING,
+    MAX_HELD_BATCHES,
+    STATISTICS_INTERVAL_S,
+    STREAM_LIMIT,
+    QuicSession,
+)
 from tests.manual_io import ActorHarness, ManualIo, actor_harness
 from tests.pki_fixtures import NOW, verifier
 from tests.unit.quic.identities import AGENT, CONNECTOR, client_options, server_options
 from ztna.access.identity import Role, VerifiedPeer, fingerprint
 from ztna.errors import AuthenticationError
 from ztna.path.relays import FOLLOW_AFTER_S
+from ztna.quic.budget import TYPICAL_STEP_S, HandshakeBudget, fixed_cost
 from ztna.quic.connection import Connection
 from ztna.quic.options import INNER_IDLE_TIMEOUT_S, PeerVerifier
 from ztna.quic.windows import WindowLimits
@@ -81,9 +88,18 @@ class Gate(HandshakeGate):
     """Opens when the test says so."""
 
     def __init__(self) -> None:
-        super().__init__()
+        self._budget = HandshakeBudget(fixed_cost())
+        super().__init__(self._budget)
         self.refusal = ""
         self.asked = 0
+        self.is_spent = False
+
+    @property
+    def spent_s(self) -> float:
+        return self._budget.spent_s
+
+    def may_go_on(self, now: float) -> bool:
+        return not self.is_spent and super().may_go_on(now)
 
     def ask(self, peer_id: str, now: float) -> str:
         self.asked += 1
@@ -468,6 +484,49 @@ def test_handshake_that_may_not_begin_is_told_once_and_begins_without_being_aske
     asked = world.gate.asked
     world.run(2.0)
     assert world.gate.asked == asked
+
+
+def test_handshake_waits_in_the_middle_while_the_budget_is_spent_and_goes_on_by_itself() -> None:
+    world = World()
+    world.server.tell(UP)
+    world.client.tell(UP)
+    world.gate.is_spent = True
+    world.run(0.3)
+    # The client has shown who it is, and nobody has looked.
+    assert world.of("server", quic_session_pb2.SessionEstablished) == []
+    held = world.server.concern._held
+    assert 0 < len(held) <= MAX_HELD_BATCHES
+    world.gate.is_spent = False
+    world.run(0.1)
+    assert len(world.of("server", quic_session_pb2.SessionEstablished)) == 1
+    assert not held
+
+
+def test_what_waits_for_a_handshake_to_go_on_is_bounded_and_forgotten_with_the_session() -> None:
+    world = World()
+    world.server.tell(UP)
+    world.client.tell(UP)
+    world.gate.is_spent = True
+    world.run(0.05)
+    for _ in range(2 * MAX_HELD_BATCHES):
+        world.server.tell(
+            relay_leg_pb2.SealedReceived(session_id=SESSION, intermediate_id="i1", packets=[b"\x40" * 40])
+        )
+    assert len(world.server.concern._held) == MAX_HELD_BATCHES
+    world.server.tell(close("operator"))
+    assert not world.server.concern._held
+
+
+def test_every_step_of_a_handshake_is_paid() -> None:
+    world = World()
+    world.server.tell(UP)
+    world.client.tell(UP)
+    world.run(0.2)
+    # The first packet, the client's certificate, and what acknowledges it.
+    assert world.gate.spent_s >= 2 * TYPICAL_STEP_S
+    spent_s = world.gate.spent_s
+    world.run(2.0)
+    assert world.gate.spent_s == spent_s
 
 
 def test_places_to_wait_are_bounded_and_given_back_by_a_session_that_ends() -> None:

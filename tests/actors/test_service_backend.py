@@ -290,8 +290,8 @@ def test_remembered_grants_are_bounded() -> None:
         ("web", {"connector_id": "elsewhere"}, StreamError.ACCESS_DENIED, "wrong_connector"),
         ("web", {"session_id": OTHER_SESSION}, StreamError.ACCESS_DENIED, "wrong_session"),
         ("web", {"service": "ssh"}, StreamError.ACCESS_DENIED, "wrong_service"),
-        ("web", {"issued_at": int(START_WALL_TIME) - 700}, StreamError.ACCESS_DENIED, "expired"),
-        ("web", {"issued_at": int(START_WALL_TIME) + 70}, StreamError.ACCESS_DENIED, "not_yet_valid"),
+        ("web", {"issued_at": int(START_WALL_TIME) - 700}, StreamError.GRANT_REFUSED, "expired"),
+        ("web", {"issued_at": int(START_WALL_TIME) + 70}, StreamError.GRANT_REFUSED, "not_yet_valid"),
         ("web", {"issuer": "relay-2"}, StreamError.ACCESS_DENIED, "wrong_name"),
         ("web", {"foreign": True}, StreamError.ACCESS_DENIED, "foreign_ca"),
         ("ssh", {}, StreamError.UNKNOWN_SERVICE, "no tcp service 'ssh'"),
@@ -324,6 +324,17 @@ def test_tampered_grant_is_refused(backend: Backend) -> None:
     backend.tell(received(4, header(grant=grant)))
     assert answer(backend).code is StreamError.ACCESS_DENIED
     assert not backend.io.tcp_attempts
+
+
+def test_grant_of_an_issuer_whose_certificate_has_ended_is_refused_as_one_that_another_may_replace(
+    backend: Backend,
+) -> None:
+    now = int(credentials(Role.INTERMEDIATE, "relay-1").certificate_ends_at) + 3600
+    backend.io.set_wall_clock(now - START_WALL_TIME)
+    backend.tell(received(4, header(grant=make_grant("web", issued_at=now, expires_at=now + 600))))
+    told = answer(backend)
+    assert told.code is StreamError.GRANT_REFUSED
+    assert told.message.startswith("expired: ")
 
 
 def test_verified_grant_still_expires(backend: Backend) -> None:

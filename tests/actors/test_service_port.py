@@ -297,6 +297,46 @@ def test_refusal_resets_the_client_and_says_why(port: Port) -> None:
     assert (line["code"], line["detail"], line["peer"]) == ("access_denied", refusal.message, CONNECTOR_ID)
 
 
+@pytest.mark.parametrize(("code", "is_told"), [(StreamError.GRANT_REFUSED, True), (StreamError.LIMIT, False)])
+def test_refused_grant_is_told_to_the_session_table_with_what_was_shown(
+    port: Port, code: StreamError, is_told: bool
+) -> None:
+    establish(port)
+    connect(port)
+    offered = ready("web")
+    port.tell(offered)
+    port.take_emitted()
+    refusal = encode_prefixed(service_wire.encode_answer(Answer(code, "expired: the grant expired")))
+    port.tell(received(4, refusal, end=True))
+    expected = service_port_pb2.GrantRefused(
+        session_id=SESSION, service="web", grant=offered.grant, message="expired: the grant expired"
+    )
+    assert of_type(port.take_emitted(), service_port_pb2.GrantRefused) == [expected] * is_told
+
+
+def test_flow_whose_grant_was_refused_is_opened_with_the_next_one_at_once(port: Port) -> None:
+    establish(port)
+    datagrams(port, b"query")
+    offered = ready("dns")
+    refused = session_pb2.FlowRefused(
+        flow_id=1, code=session_pb2.REFUSAL_CODE_GRANT_REFUSED, message="expired"
+    )
+    port.tell(offered, control(hello=session_pb2.SessionHello(protocol_version=1)))
+    port.take_emitted()
+    port.tell(control(flow_refused=refused))
+    assert of_type(port.take_emitted(), service_port_pb2.GrantRefused) == [
+        service_port_pb2.GrantRefused(
+            session_id=SESSION, service="dns", grant=offered.grant, message="expired"
+        )
+    ]
+    datagrams(port, b"query")
+    renewed = ready("dns")
+    renewed.grant.CopyFrom(make_grant("dns", issued_at=int(START_WALL_TIME) + 1))
+    port.tell(renewed)
+    (frame,) = control_frames(port)
+    assert (frame.open_flow.flow_id, frame.open_flow.grant) == (2, renewed.grant)
+
+
 def test_stop_without_an_answer_resets_the_client_a_little_later(port: Port) -> None:
     establish(port)
     client, _ = connect(port)

@@ -20,6 +20,7 @@ WIRE_CODES = [
     StreamError.LIMIT,
     StreamError.SHUTTING_DOWN,
     StreamError.INVALID,
+    StreamError.GRANT_REFUSED,
 ]
 
 

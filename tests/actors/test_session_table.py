@@ -223,6 +223,16 @@ def test_renewed_grant_is_handed_to_the_service_sockets() -> None:
     assert len(of(messages, signaling_client_pb2.KeepResumable)) == 2
 
 
+def test_grant_that_a_connector_refused_is_asked_for_anew_at_once() -> None:
+    harness, _ = agent()
+    harness.tell(want(), granted(1), quic_session_pb2.SessionEstablished(session_id=S1, peer=CONNECTOR))
+    harness.take_emitted()
+    harness.tell(service_port_pb2.GrantRefused(session_id=S1, service="web", grant=GRANT, message="expired"))
+    harness.advance(0.0)
+    (request,) = of(harness.take_emitted(), signaling_client_pb2.RequestSession)
+    assert (request.service, list(request.connectors)) == ("web", ["c1"])
+
+
 def test_refused_renewal_is_told_and_ends_nothing() -> None:
     harness, scopes = agent()
     harness.tell(want(), granted(1), quic_session_pb2.SessionEstablished(session_id=S1, peer=CONNECTOR))

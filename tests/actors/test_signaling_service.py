@@ -18,6 +18,7 @@ from tests.pki_fixtures import NOW, crl_pem, issue, pem
 from ztna.access.grant import verify_nonce
 from ztna.access.identity import Role, fingerprint
 from ztna.pki.authority import Issued
+from ztna.quic.budget import TYPICAL_STEP_S, HandshakeBudget, fixed_cost
 from ztna.signaling.attachments import JUDGEMENT_LIMIT_S
 from ztna.signaling.framing import FrameDecoder, encode
 from ztna.v1 import grant_pb2, quic_relay_pb2, reload_pb2, signaling_pb2, signaling_service_pb2, types_pb2
@@ -42,8 +43,14 @@ class World:
 
     def __init__(self, *revoked: Issued, max_attachments: int = 10, frames_per_second: float = 50.0) -> None:
         self.credentials = credentials = credentials_of(*revoked)
+        self.budget = HandshakeBudget(fixed_cost())
         self.harness: ActorHarness[SignalingService] = actor_harness(
-            SignalingService, credentials, None, max_attachments, frames_per_second
+            SignalingService,
+            credentials,
+            self.budget,
+            None,
+            max_attachments,
+            frames_per_second,
         )
         self.decoders: dict[int, FrameDecoder] = {}
         self.closed: list[int] = []
@@ -113,6 +120,86 @@ def connector() -> Issued:
 
 def codes(frames: list[Frame]) -> list[signaling_pb2.SignalingCode.ValueType]:
     return [frame.error.code for frame in frames]
+
+
+def spend(world: World, seconds: float) -> None:
+    """Have handshakes take so much of the budget now."""
+    for _ in range(round(seconds / TYPICAL_STEP_S)):
+        with world.budget.charged(world.harness.io.time()):
+            pass
+
+
+def test_node_waits_for_its_attachment_while_the_budget_is_spent(agent: Issued) -> None:
+    world = World()
+    world.open(5, agent)
+    spend(world, 0.2)
+    world.send(5, attach_request())
+    assert world.received(5) == []
+    world.harness.advance(0.9)
+    assert world.received(5) == []
+    world.harness.advance(0.2)
+    (frame,) = world.received(5)
+    assert frame.HasField("attach_accepted")
+
+
+def test_attachments_pay_into_the_budget_of_handshakes(agent: Issued) -> None:
+    world = World()
+    world.attached(5, agent)
+    assert world.budget.spent_s == pytest.approx(2 * TYPICAL_STEP_S)  # its certificate, and the rest
+
+
+def test_node_that_asked_last_is_attached_first_and_one_that_left_never(
+    agent: Issued, connector: Issued
+) -> None:
+    world, third = World(), issue(Role.AGENT, "a3")
+    for number, node in enumerate((agent, connector, third), 5):
+        world.open(number, node)
+    spend(world, 0.2)
+    for number in (5, 6, 7):
+        world.send(number, attach_request())
+    world.close(7)
+    world.harness.advance(2.0)
+    attached = [event.node.id for event in world.take(signaling_service_pb2.NodeAttached)]
+    assert attached == ["c1", "a1"]
+
+
+def test_node_that_speaks_on_while_it_waits_for_its_attachment_is_hung_up_on(agent: Issued) -> None:
+    world = World()
+    world.open(5, agent)
+    spend(world, 0.2)
+    world.send(5, attach_request(), Frame(seq=2, ping=signaling_pb2.SignalingPing(id=1)))
+    assert codes(world.received(5)) == [signaling_pb2.SIGNALING_CODE_INVALID_MESSAGE]
+    world.harness.advance(2.0)
+    assert world.take(signaling_service_pb2.NodeAttached) == []
+
+
+def test_second_stream_of_a_node_takes_the_place_of_the_one_that_waits(agent: Issued) -> None:
+    world = World()
+    world.open(5, agent)
+    spend(world, 0.2)
+    world.send(5, attach_request())
+    world.open(6, agent)
+    assert codes(world.received(5)) == [signaling_pb2.SIGNALING_CODE_SUPERSEDED]
+    world.send(6, attach_request())
+    world.harness.advance(2.0)
+    (event,) = world.take(signaling_service_pb2.NodeAttached)
+    assert event.connection == 6
+
+
+def test_nodes_that_wait_for_their_attachment_are_bounded(
+    agent: Issued, connector: Issued, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signaling_service, "MAX_WAITING_STREAMS", 1)
+    world = World()
+    world.open(5, agent)
+    world.open(6, connector)
+    spend(world, 0.2)
+    world.send(5, attach_request())
+    world.send(6, attach_request())
+    assert codes(world.received(6)) == [signaling_pb2.SIGNALING_CODE_RATE_LIMITED]
+    world.harness.advance(2.0)
+    (event,) = world.take(signaling_service_pb2.NodeAttached)
+    assert event.node.id == "a1"
 
 
 def test_node_attaches_over_its_leg(agent: Issued) -> None:

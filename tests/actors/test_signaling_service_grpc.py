@@ -30,6 +30,7 @@ from ztna.access.identity import Role, fingerprint
 from ztna.address import TransportAddress
 from ztna.errors import AuthenticationError
 from ztna.pki.authority import Issued
+from ztna.quic.budget import HandshakeBudget, fixed_cost
 from ztna.v1 import grant_pb2, signaling_pb2, signaling_pb2_grpc, signaling_service_pb2
 
 HANDSHAKE_LIMIT = "grpc.server_handshake_timeout_ms"
@@ -117,7 +118,9 @@ async def running(own: Credentials) -> AsyncIterator[Service]:
         return servers[0]
 
     context = Context(io, outbox.put, log)
-    ref = LoopRuntime(io).start(SignalingService, context, own, open_server, 100, 200.0, life=life)
+    ref = LoopRuntime(io).start(
+        SignalingService, context, own, HandshakeBudget(fixed_cost(0.0)), open_server, 100, 200.0, life=life
+    )
     try:
         yield Service(servers[0].address.port, outbox, ref.tell)
     finally:

@@ -91,10 +91,6 @@ def test_streams_outlive_the_revocation_of_their_intermediate_beside_another_one
     assert (outcome.facts["streams"], outcome.facts["excused"]) == (2, 0)
 
 
-@pytest.mark.xfail(
-    reason="a grant that was signed after the certificate of its issuer had ended is refused, and the agent "
-    "shows it until it renews it at half its life: nothing tells it to ask for another one at once"
-)
 def test_grant_of_an_intermediate_whose_certificate_had_ended_is_replaced_soon_after_its_renewal() -> None:
     flow = Work(6.0, WorkKind.DATAGRAMS, "agent-0", "connector-0", up=5, down=20, over_s=0.2)
     subject = scenario(Fault(4.0, EXPIRE, "intermediate-0", lasts_s=6.0))

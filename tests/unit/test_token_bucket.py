@@ -74,3 +74,13 @@ def test_grants_never_exceed_burst_plus_rate_times_time(rate: float, burst: floa
         now += gap
         granted += bucket.take(now)
     assert granted <= burst + rate * now + 1e-6
+
+
+def test_charge_may_go_into_debt_which_is_paid_off_at_the_rate() -> None:
+    bucket = TokenBucket(rate=2.0, burst=1.0, now=0.0)
+    bucket.charge(0.0, 4.0)
+    assert bucket.level(0.0) == -3.0
+    assert bucket.seconds_until(0.0, 0.0) == 1.5
+    assert not bucket.take(1.5)
+    assert bucket.level(1.5) == 0.0
+    assert bucket.take(2.0)

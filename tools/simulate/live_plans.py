@@ -82,9 +82,9 @@ class LiveIntermediatePlan(IntermediatePlan):
         policy = [rule for rule in self._settings.policy if not set(rule.agents) & set(agents)]
         self._settings = self._settings.model_copy(update={"policy": tuple(policy)})
 
-    def _signaling_service(self, context: Context) -> SignalingService:
+    def _signaling_service(self, node: Node, context: Context) -> SignalingService:
         if not self._listens:
-            return super()._signaling_service(context)
+            return super()._signaling_service(node, context)
         limits = self._settings.limits
 
         def open_server(owner: ListenerOwner) -> SimGrpcServer:
@@ -99,6 +99,7 @@ class LiveIntermediatePlan(IntermediatePlan):
         return SignalingService(
             context,
             self._credentials,
+            node.handshakes,
             cast("Any", open_server),
             limits.attached_nodes,
             limits.frames_per_second,

@@ -27,6 +27,7 @@ from ztna.address import TransportAddress, network_prefix
 from ztna.errors import RemoteProtocolError
 from ztna.quic.adapter import parse_header
 from ztna.quic.admission import BUDGET_SPENT, Admission
+from ztna.quic.budget import HandshakeBudget
 from ztna.quic.connection import Connection
 from ztna.quic.demux import (
     LOCAL_CID_BYTES,
@@ -51,8 +52,9 @@ MAX_STATELESS_BURST = 200.0
 MAX_TOKEN_AGE_S = 8.0
 """A client gives an attempt up ten seconds after it asked for the token. The last Initial before that comes
 after six seconds; what comes later is its farewell, which would only spend a handshake."""
-MAX_USED_TOKENS = 1024
-"""Remembered while they would still be accepted: more than admission lets begin in those seconds."""
+MAX_USED_TOKENS = 4096
+"""Remembered while they would still be accepted: more than the budget lets begin in those seconds, unless one
+begins in less than 0.4 ms. A megabyte."""
 MAX_WAITING = 128
 """Clients of proved addresses whose handshake may not begin yet: 160 kB, and what the budget serves in six
 seconds. They come in waves, since all of them double the same time-out; without a place to wait, most of
@@ -62,7 +64,7 @@ MAX_WAITING_PER_NETWORK = 32
 MAX_SILENCE_S = 4.0
 """Since a client that waits asked last: it asks again after 3.2 s at most, or has given up."""
 LOOK_INTERVAL_S = 0.02
-"""How often those who wait are looked at; the budget is good for twenty handshakes per second."""
+"""How often those who wait are looked at; meanwhile the budget gains about one step of a handshake."""
 MAX_LAG_S = 0.05
 """A look that comes later than this shows a machine that is busier than the budget supposes, be it with us or
 with others: handshakes then begin one by one, each look later than the last, until those under way have
@@ -129,12 +131,14 @@ class Deliver(Generic[OwnerT]):
 class Endpoint(Generic[OwnerT]):
     """Decides about datagrams of unknown connections; `dropped` and `replied` count what became of them."""
 
-    def __init__(self, options: ConnectionOptions, table: ConnectionIdTable[OwnerT]) -> None:
+    def __init__(
+        self, options: ConnectionOptions, table: ConnectionIdTable[OwnerT], budget: HandshakeBudget
+    ) -> None:
         self._options = options
         self._table = table
         self._tokens = QuicRetryTokenHandler()
         self._replies = TokenBucket(MAX_STATELESS_REPLIES_PER_S, MAX_STATELESS_BURST, 0.0)
-        self._admission = Admission()
+        self.admission = Admission(budget)
         self._used_tokens: OrderedDict[bytes, float] = OrderedDict()  # the connection ID in each, when used
         self._waiting: OrderedDict[bytes, _Waiting] = OrderedDict()  # by connection ID, last who asked last
         self._look_at = 0.0
@@ -148,7 +152,7 @@ class Endpoint(Generic[OwnerT]):
     @property
     def handshaking(self) -> int:
         """Accepted connections that are neither established nor closed."""
-        return self._admission.handshaking
+        return self.admission.handshaking
 
     @property
     def waiting(self) -> int:
@@ -171,7 +175,7 @@ class Endpoint(Generic[OwnerT]):
             self._drop("gave_up_waiting")
         admitted: list[Admitted] = []
         for key, each in reversed(list(self._waiting.items())):
-            refusal = self._admission.admit(each.network, now)
+            refusal = self.admission.admit(each.network, now)
             if not refusal:
                 del self._waiting[key]
                 admitted.append(Admitted(self._begin(each, now), each.source, each.local_host))
@@ -266,7 +270,7 @@ class Endpoint(Generic[OwnerT]):
         network = network_prefix(source)
         client = _Waiting(header, original, datagram, source, local_host, network, now)
         # Those who wait have their turn at fixed intervals: who comes between them takes nothing from them.
-        refusal = self._admission.admit(network, now) if not self._waiting else BUDGET_SPENT
+        refusal = self.admission.admit(network, now) if not self._waiting else BUDGET_SPENT
         if not refusal:
             return Accept(self._begin(client, now))
         self._make_room(network)
@@ -289,14 +293,15 @@ class Endpoint(Generic[OwnerT]):
         self._drop("no_place_to_wait")
 
     def _begin(self, client: _Waiting, now: float) -> Connection:
-        connection = Connection.server(
-            self._options,
-            destination_cid=client.header.destination_cid,
-            original_destination_cid=client.original_cid,
-            address=(client.source.host, client.source.port),
-        )
-        connection.receive([client.datagram], now)
-        self._admission.begin(client.network, connection)
+        with self.admission.charged(client.network, now, is_first=True):
+            connection = Connection.server(
+                self._options,
+                destination_cid=client.header.destination_cid,
+                original_destination_cid=client.original_cid,
+                address=(client.source.host, client.source.port),
+            )
+            connection.receive([client.datagram], now)
+        self.admission.begin(client.network, connection)
         self._used_tokens[client.header.destination_cid] = now
         return connection
 

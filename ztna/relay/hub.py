@@ -17,14 +17,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import TypeAlias
 
 from ztna.access.identity import Role, VerifiedPeer
-from ztna.address import TransportAddress
+from ztna.address import TransportAddress, network_prefix
 from ztna.deadlines import Deadlines
 from ztna.errors import RemoteProtocolError
 from ztna.quic import endpoint as quic_endpoint
 from ztna.quic import events
+from ztna.quic.budget import HandshakeBudget
 from ztna.quic.connection import Connection
 from ztna.quic.demux import ConnectionIdTable
 from ztna.quic.options import ConnectionOptions
@@ -91,10 +94,15 @@ HELLO_LIMIT_S = 5.0
 """From the opening of a gRPC stream to its hello, which a node sends at once. A QUIC leg may carry signaling
 first."""
 
+MAX_HELD_DATAGRAMS = 16
+"""Of a leg whose handshake has to wait before it goes on: a node's certificate and what it says right behind
+it, twice. QUIC sends again what finds no room. Five megabytes, if every handshake waits."""
+
 CODE_NO_ERROR = 0
 CODE_PROTOCOL_ERROR = 1
 
 _AnyLeg: TypeAlias = QuicLeg | StreamLeg
+_Held: TypeAlias = list[tuple[TransportAddress, bytes]]
 
 
 @dataclass(slots=True)
@@ -110,12 +118,14 @@ class HubCounters:
 class RelayHub:
     """All legs of an intermediate. `options` come from `ConnectionOptions.leg`, with the judge of nodes.
 
-    `queue_packets` and `queue_s` bound what waits before a leg, per session.
+    `budget` says how much of the time handshakes may take. `queue_packets` and `queue_s` bound what waits
+    before a leg, per session.
     """
 
     def __init__(
         self,
         options: ConnectionOptions,
+        budget: HandshakeBudget,
         *,
         queue_packets: int = MAX_QUEUED_PACKETS_PER_SESSION,
         queue_s: float = MAX_SOJOURN_S,
@@ -123,7 +133,10 @@ class RelayHub:
         self._queue_packets = queue_packets
         self._queue_s = queue_s
         self._table: ConnectionIdTable[int] = ConnectionIdTable()
-        self._endpoint = quic_endpoint.Endpoint(options, self._table)
+        self._endpoint = quic_endpoint.Endpoint(options, self._table, budget)
+        self._admission = self._endpoint.admission
+        self._held: dict[int, _Held] = {}  # by the number of the leg, whose turn comes first first
+        self._go_on_at: float | None = None
         self._bindings = SessionBindings()
         self._channels = self._bindings.channels
         self._legs: dict[int, QuicLeg] = {}
@@ -190,16 +203,17 @@ class RelayHub:
         if leg.local_host != local_host:
             leg.local_host = local_host
         leg.heard_at = now
-        may_send = leg.connection.receive(datagrams, now, (remote.host, remote.port))
-        if self._take_events(leg, now) or may_send:
-            self._touched[leg.number] = leg
+        if leg.network:
+            self._hold(leg, remote, datagrams)
+            self._go_on(now)
         else:
-            self._timers.set(leg.number, leg.connection.next_deadline())
+            self._receive(leg, remote, datagrams, now)
 
     def handle_unknown(
         self, remote: TransportAddress, local_host: str, datagrams: Iterable[bytes], now: float
     ) -> None:
         """Packets for no known connection ID: a new node, a stranger, or noise."""
+        self._go_on(now)  # before a new one begins
         for datagram in datagrams:
             verdict = self._endpoint.handle_datagram(datagram, remote, now, local_host)
             match verdict:
@@ -410,11 +424,16 @@ class RelayHub:
 
     def handle_timeout(self, now: float) -> None:
         """Drive QUIC's timers, and give verdicts that are due."""
+        self._go_on(now)
         for client in self._endpoint.handle_timeout(now):
             self._accept(client.connection, client.source, client.local_host, now)
         for number in self._timers.take_due(now):
             leg = self._legs[number]
-            leg.connection.handle_timeout(now)
+            if leg.network:
+                with self._admission.charged(leg.network, now):
+                    leg.connection.handle_timeout(now)
+            else:
+                leg.connection.handle_timeout(now)
             self._touched[number] = leg
             self._take_events(leg, now)
         for number in self._farewells.take_due(now):
@@ -439,7 +458,7 @@ class RelayHub:
             self._judgements,
             self._superseded,
         )
-        deadlines = (self._endpoint.next_deadline(), *(each.next() for each in every))
+        deadlines = (self._go_on_at, self._endpoint.next_deadline(), *(each.next() for each in every))
         return min((each for each in deadlines if each is not None), default=None)
 
     def flush(self, now: float) -> None:
@@ -469,12 +488,45 @@ class RelayHub:
             connection=connection,
             remote=remote,
             local_host=local_host,
+            network=network_prefix(remote),
         )
         self._legs[leg.number] = leg
         self._silences.set(leg.number, now + SILENCE_LIMIT_S)
         self.counters.accepted += 1
         self._touched[leg.number] = leg
         self._take_events(leg, now)
+
+    def _hold(self, leg: QuicLeg, remote: TransportAddress, datagrams: Iterable[bytes]) -> None:
+        """Keep what belongs to a handshake until its turn."""
+        held = self._held.setdefault(leg.number, [])
+        for datagram in datagrams:
+            if len(held) >= MAX_HELD_DATAGRAMS:
+                self._refused["handshake_backlog"] += 1
+                return
+            held.append((remote, datagram))
+
+    def _go_on(self, now: float) -> None:
+        """Go on with handshakes that began, as far as the budget allows, who waits longest first.
+
+        They come before those that have not begun: whoever is let in has to be let through.
+        """
+        budget = self._admission.budget
+        while self._held and budget.is_open(now):
+            number = next(iter(self._held))
+            leg, held = self._legs[number], self._held.pop(number)
+            with self._admission.charged(leg.network, now):
+                for remote, group in groupby(held, key=itemgetter(0)):
+                    self._receive(leg, remote, [datagram for _, datagram in group], now)
+        self._go_on_at = budget.opens_at(now) if self._held else None
+
+    def _receive(
+        self, leg: QuicLeg, remote: TransportAddress, datagrams: Iterable[bytes], now: float
+    ) -> None:
+        may_send = leg.connection.receive(datagrams, now, (remote.host, remote.port))
+        if self._take_events(leg, now) or may_send:
+            self._touched[leg.number] = leg
+        else:
+            self._timers.set(leg.number, leg.connection.next_deadline())
 
     def _make_queue(self) -> FairScheduler[bytes]:
         queue: FairScheduler[bytes] = FairScheduler(
@@ -688,6 +740,15 @@ class RelayHub:
             self._send(leg, sent)
 
     def _transmit(self, leg: QuicLeg, now: float) -> None:
+        if not leg.network:
+            self._send_all(leg, now)
+            return
+        with self._admission.charged(leg.network, now):
+            self._send_all(leg, now)
+        if (leg.peer is not None or leg.is_closed) and leg.number not in self._held:
+            leg.network = ""  # what it has still to say is said
+
+    def _send_all(self, leg: QuicLeg, now: float) -> None:
         connection = leg.connection
         self._feed_connection(leg, now)
         self._tell_address(leg)
@@ -726,6 +787,7 @@ class RelayHub:
         if self._legs.pop(leg.number, None) is None:
             return
         self._touched.pop(leg.number, None)
+        self._held.pop(leg.number, None)
         self._timers.set(leg.number, None)
         self._farewells.set(leg.number, None)
         self._silences.set(leg.number, None)

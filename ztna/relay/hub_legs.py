@@ -38,6 +38,7 @@ class QuicLeg(HubLeg):
     remote: TransportAddress
     local_host: str
     decoder: FrameDecoder = field(default_factory=FrameDecoder)
+    network: str = ""  # that pays for its handshake, until that is over
     has_control: bool = False  # only the node can open its stream
     told: tuple[str, int] | None = None  # where it was told to be
     has_signaling: bool = False

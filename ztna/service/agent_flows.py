@@ -76,7 +76,9 @@ class AgentFlows(FlowTable[_AgentFlow]):
         """Take the connector's refusal; raises as `handle_accepted` does."""
         flow = self._answered(flow_id)
         if flow is not None:
-            self._refused_until[flow.service] = now + REFUSED_HOLD_S
+            # Another grant is asked for, and nothing opens a flow before there is one.
+            if code is not StreamError.GRANT_REFUSED:
+                self._refused_until[flow.service] = now + REFUSED_HOLD_S
             self._close(flow, CloseReason.REFUSED, now, code, message)
 
     def _answered(self, flow_id: int) -> _AgentFlow | None:

@@ -20,6 +20,7 @@ class StreamError(IntEnum):
     SHUTTING_DOWN = 8
     INTERNAL = 9
     INVALID = 10
+    GRANT_REFUSED = 11
 
 
 BACKEND_FAILED_MESSAGE = "the connector cannot reach the service"

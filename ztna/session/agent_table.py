@@ -161,6 +161,7 @@ class AgentSessions(SessionBook):
             self._effects.append(
                 RenewalRefused(refused.session_id, refused.service, connector_id, code, message)
             )
+            self._ask_unasked(refused.service, now)
         wish = next((w for w in self._wishes.values() if w.request_id == request_id), None)
         if wish is None:
             return
@@ -170,6 +171,12 @@ class AgentSessions(SessionBook):
             self._fail(wish, now)
         else:
             self._retry(wish, code, now)
+
+    def handle_grant_refused(
+        self, session_id: bytes, service: str, grant: object, message: str, now: float
+    ) -> None:
+        """Ask for another grant soon; who wants the service meanwhile waits for that."""
+        self._grants.refused(session_id, service, grant, message, now)
 
     def handle_attached(
         self, intermediate_id: str, attach_id: bytes, refused_sessions: list[bytes], now: float
@@ -319,6 +326,9 @@ class AgentSessions(SessionBook):
     def _ask(self, wish: _Wish, now: float) -> None:
         wish.request_id = wish.ask_at = None
         held = self._grants.current(wish.service)
+        if held is not None and self._grants.is_being_replaced(held, self._can_renew):
+            wish.failure = ("grant_refused", held.refusal)
+            return
         if held is not None and held.is_fresh(now):
             record = self._sessions.get(held.session_id)
             if record is not None and record.state is not SessionState.ESTABLISHED:
@@ -368,6 +378,12 @@ class AgentSessions(SessionBook):
         if wish is not None and wish.request_id is None:
             wish.failure = ("unusable_answer", "the intermediate's answer could not be used")
             self._retry(wish, "unusable_answer", now)
+
+    def _ask_unasked(self, service: str, now: float) -> None:
+        """Somebody who waited for the renewal of a grant has to ask for himself."""
+        wish = self._wishes.get(service)
+        if wish is not None and wish.request_id is None:
+            self._ask(wish, now)
 
     def _fail(self, wish: _Wish, now: float) -> None:
         self._effects.append(ServiceUnavailable(wish.service, *wish.failure))

@@ -3,6 +3,10 @@
 A grant is renewed at about half its life if it was used meanwhile, so that a new connection never waits for
 one. The latest grant of each session is renewed whether or not it was used: it is what proves the session to
 an intermediate that has forgotten it, however old the connections are that the session carries.
+
+A grant that the connector refused is out of use at once, and renewed at once: the connector may accept the
+next one, as when the intermediate has renewed its certificate meanwhile. While that is refused, too, each
+renewal comes later than the one before.
 """
 
 from __future__ import annotations
@@ -27,10 +31,23 @@ RENEWAL_RETRY_S = 20.0
 # not ask together.
 RENEWAL_SPREAD_S = 20.0
 
+# After a second refusal in a row; doubled with each that follows.
+REFUSED_RETRY_S = 1.0
+
+# Below the time that a client waits for its service, so that each client sees one try at least.
+MAX_REFUSED_RETRY_S = 8.0
+
+# A refusal that comes later than this after the one before begins a new row.
+REFUSALS_FORGOTTEN_S = 60.0
+
 
 @dataclass(slots=True, eq=False)
 class HeldGrant:
-    """One grant; times are monotonic seconds. `request_id` is that of the renewal under way."""
+    """One grant; times are monotonic seconds. `request_id` is that of the renewal under way.
+
+    `refusal` is what the connector said when it refused it, if it did; `refusals` is how many grants in a row
+    were, the last of them at `refused_at`.
+    """
 
     session_id: bytes
     service: str
@@ -39,11 +56,14 @@ class HeldGrant:
     expires_at: float
     is_used: bool = False
     is_expired: bool = False
+    refusal: str = ""
+    refusals: int = 0
+    refused_at: float = 0.0
     request_id: int | None = None
 
     def is_fresh(self, now: float) -> bool:
         """Whether a new connection may show it."""
-        return now < self.expires_at - GRANT_MARGIN_S
+        return not self.refusal and now < self.expires_at - GRANT_MARGIN_S
 
 
 class GrantBook:
@@ -81,11 +101,37 @@ class GrantBook:
             now + max(until_renewal_s, MIN_RENEWAL_INTERVAL_S),
             now + lifetime_s,
         )
-        self._held.pop((session_id, service), None)
+        former = self._held.pop((session_id, service), None)
+        if former is not None:
+            held.refusals, held.refused_at = former.refusals, former.refused_at
         self._held[session_id, service] = held
         current = self._current.get(service)
         if not is_renewal or current is None or current.session_id == session_id:
             self._current[service] = held
+
+    def refused(self, session_id: bytes, service: str, grant: object, message: str, now: float) -> None:
+        """A connector refused this grant: show it nobody any more, and renew it soon.
+
+        Says nothing about the grant that has taken its place meanwhile.
+        """
+        held = self._held.get((session_id, service))
+        if held is None or held.refusal or held.grant != grant:
+            return
+        delay_s = 0.0
+        if held.refusals and now < held.refused_at + REFUSALS_FORGOTTEN_S:
+            longest_s = min(REFUSED_RETRY_S * 2.0 ** (held.refusals - 1), MAX_REFUSED_RETRY_S)
+            delay_s = longest_s * self._random.uniform(1 - RENEWAL_JITTER, 1)
+        else:
+            held.refusals = 0
+        held.is_used = True
+        held.refusal = message or "refused"
+        held.refusals += 1
+        held.refused_at = now
+        held.renew_at = now + delay_s
+
+    def is_being_replaced(self, held: HeldGrant, can_renew: Callable[[bytes], bool]) -> bool:
+        """Whether a refused grant is about to be renewed, so that nobody else need ask for one."""
+        return bool(held.refusal) and can_renew(held.session_id)
 
     def drop_session(self, session_id: bytes) -> list[str]:
         """Forget the grants of a session that is over; returns the services that it served."""
@@ -178,7 +224,8 @@ class GrantBook:
 
     def _try_again(self, held: HeldGrant, now: float) -> None:
         held.request_id = None
-        held.renew_at = now + RENEWAL_RETRY_S * self._random.uniform(1 - RENEWAL_JITTER, 1 + RENEWAL_JITTER)
+        retry_s = MAX_REFUSED_RETRY_S if held.refusal else RENEWAL_RETRY_S
+        held.renew_at = now + retry_s * self._random.uniform(1 - RENEWAL_JITTER, 1 + RENEWAL_JITTER)
 
     def _drop(self, held: HeldGrant) -> None:
         del self._held[held.session_id, held.service]

@@ -27,7 +27,7 @@ from ztna.v1 import signaling_pb2 as ztna_dot_v1_dot_signaling__pb2
 from ztna.v1 import types_pb2 as ztna_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aztna/v1/service_port.proto\x12\x07ztna.v1\x1a\x13ztna/v1/grant.proto\x1a\x17ztna/v1/signaling.proto\x1a\x13ztna/v1/types.proto\"n\n\nFlowOpened\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x0f\n\x07service\x18\x02 \x01(\t\x12*\n\x08protocol\x18\x03 \x01(\x0e\x32\x18.ztna.v1.ServiceProtocol\x12\x0f\n\x07peer_id\x18\x04 \x01(\t\"\xc8\x01\n\nFlowClosed\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x0f\n\x07service\x18\x02 \x01(\t\x12*\n\x08protocol\x18\x03 \x01(\x0e\x32\x18.ztna.v1.ServiceProtocol\x12\x0f\n\x07peer_id\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x18\n\x10\x62ytes_to_service\x18\x06 \x01(\x04\x12\x1a\n\x12\x62ytes_from_service\x18\x07 \x01(\x04\x12\x12\n\nduration_s\x18\x08 \x01(\x01\"j\n\x13\x46lowRefusedReported\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x0f\n\x07service\x18\x02 \x01(\t\x12\x0f\n\x07peer_id\x18\x03 \x01(\t\x12\x0c\n\x04\x63ode\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\"I\n\x0eGrantPresented\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12#\n\x05grant\x18\x02 \x01(\x0b\x32\x14.ztna.v1.SealedGrant\"s\n\x0fListenerChanged\x12\x0f\n\x07service\x18\x01 \x01(\t\x12*\n\x07\x61\x64\x64ress\x18\x02 \x01(\x0b\x32\x19.ztna.v1.TransportAddress\x12\x14\n\x0cis_listening\x18\x03 \x01(\x08\x12\r\n\x05\x65rror\x18\x04 \x01(\t\"\xbe\x02\n\x11ServiceStatistics\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tive\x18\x02 \x01(\r\x12\r\n\x05total\x18\x03 \x01(\x04\x12\x0f\n\x07refused\x18\x04 \x01(\x04\x12\x0e\n\x06\x65rrors\x18\x05 \x01(\x04\x12\x18\n\x10\x62ytes_to_service\x18\x06 \x01(\x04\x12\x1a\n\x12\x62ytes_from_service\x18\x07 \x01(\x04\x12\x1a\n\x12packets_to_service\x18\x08 \x01(\x04\x12\x1c\n\x14packets_from_service\x18\t \x01(\x04\x12\x38\n\x07\x64ropped\x18\n \x03(\x0b\x32\'.ztna.v1.ServiceStatistics.DroppedEntry\x1a.\n\x0c\x44roppedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"M\n\x13SendInSessionSignal\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\"\n\x06signal\x18\x02 \x01(\x0b\x32\x12.ztna.v1.IceSignalb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aztna/v1/service_port.proto\x12\x07ztna.v1\x1a\x13ztna/v1/grant.proto\x1a\x17ztna/v1/signaling.proto\x1a\x13ztna/v1/types.proto\"n\n\nFlowOpened\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x0f\n\x07service\x18\x02 \x01(\t\x12*\n\x08protocol\x18\x03 \x01(\x0e\x32\x18.ztna.v1.ServiceProtocol\x12\x0f\n\x07peer_id\x18\x04 \x01(\t\"\xc8\x01\n\nFlowClosed\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x0f\n\x07service\x18\x02 \x01(\t\x12*\n\x08protocol\x18\x03 \x01(\x0e\x32\x18.ztna.v1.ServiceProtocol\x12\x0f\n\x07peer_id\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x18\n\x10\x62ytes_to_service\x18\x06 \x01(\x04\x12\x1a\n\x12\x62ytes_from_service\x18\x07 \x01(\x04\x12\x12\n\nduration_s\x18\x08 \x01(\x01\"j\n\x13\x46lowRefusedReported\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x0f\n\x07service\x18\x02 \x01(\t\x12\x0f\n\x07peer_id\x18\x03 \x01(\t\x12\x0c\n\x04\x63ode\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\"i\n\x0cGrantRefused\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x0f\n\x07service\x18\x02 \x01(\t\x12#\n\x05grant\x18\x03 \x01(\x0b\x32\x14.ztna.v1.SealedGrant\x12\x0f\n\x07message\x18\x04 \x01(\t\"I\n\x0eGrantPresented\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12#\n\x05grant\x18\x02 \x01(\x0b\x32\x14.ztna.v1.SealedGrant\"s\n\x0fListenerChanged\x12\x0f\n\x07service\x18\x01 \x01(\t\x12*\n\x07\x61\x64\x64ress\x18\x02 \x01(\x0b\x32\x19.ztna.v1.TransportAddress\x12\x14\n\x0cis_listening\x18\x03 \x01(\x08\x12\r\n\x05\x65rror\x18\x04 \x01(\t\"\xbe\x02\n\x11ServiceStatistics\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tive\x18\x02 \x01(\r\x12\r\n\x05total\x18\x03 \x01(\x04\x12\x0f\n\x07refused\x18\x04 \x01(\x04\x12\x0e\n\x06\x65rrors\x18\x05 \x01(\x04\x12\x18\n\x10\x62ytes_to_service\x18\x06 \x01(\x04\x12\x1a\n\x12\x62ytes_from_service\x18\x07 \x01(\x04\x12\x1a\n\x12packets_to_service\x18\x08 \x01(\x04\x12\x1c\n\x14packets_from_service\x18\t \x01(\x04\x12\x38\n\x07\x64ropped\x18\n \x03(\x0b\x32\'.ztna.v1.ServiceStatistics.DroppedEntry\x1a.\n\x0c\x44roppedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"M\n\x13SendInSessionSignal\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\"\n\x06signal\x18\x02 \x01(\x0b\x32\x12.ztna.v1.IceSignalb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,14 +42,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FLOWCLOSED']._serialized_end=419
   _globals['_FLOWREFUSEDREPORTED']._serialized_start=421
   _globals['_FLOWREFUSEDREPORTED']._serialized_end=527
-  _globals['_GRANTPRESENTED']._serialized_start=529
-  _globals['_GRANTPRESENTED']._serialized_end=602
-  _globals['_LISTENERCHANGED']._serialized_start=604
-  _globals['_LISTENERCHANGED']._serialized_end=719
-  _globals['_SERVICESTATISTICS']._serialized_start=722
-  _globals['_SERVICESTATISTICS']._serialized_end=1040
-  _globals['_SERVICESTATISTICS_DROPPEDENTRY']._serialized_start=994
-  _globals['_SERVICESTATISTICS_DROPPEDENTRY']._serialized_end=1040
-  _globals['_SENDINSESSIONSIGNAL']._serialized_start=1042
-  _globals['_SENDINSESSIONSIGNAL']._serialized_end=1119
+  _globals['_GRANTREFUSED']._serialized_start=529
+  _globals['_GRANTREFUSED']._serialized_end=634
+  _globals['_GRANTPRESENTED']._serialized_start=636
+  _globals['_GRANTPRESENTED']._serialized_end=709
+  _globals['_LISTENERCHANGED']._serialized_start=711
+  _globals['_LISTENERCHANGED']._serialized_end=826
+  _globals['_SERVICESTATISTICS']._serialized_start=829
+  _globals['_SERVICESTATISTICS']._serialized_end=1147
+  _globals['_SERVICESTATISTICS_DROPPEDENTRY']._serialized_start=1101
+  _globals['_SERVICESTATISTICS_DROPPEDENTRY']._serialized_end=1147
+  _globals['_SENDINSESSIONSIGNAL']._serialized_start=1149
+  _globals['_SENDINSESSIONSIGNAL']._serialized_end=1226
 # @@protoc_insertion_point(module_scope)

@@ -144,6 +144,42 @@ class FlowRefusedReported(_message.Message):
 Global___FlowRefusedReported: _TypeAlias = FlowRefusedReported  # noqa: Y015
 
 @_typing.final
+class GrantRefused(_message.Message):
+    """Event: the connector refused this grant, and may accept another one (agent)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    SERVICE_FIELD_NUMBER: _builtins.int
+    GRANT_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.bytes
+    """16 bytes"""
+    service: _builtins.str
+    """id of the service, a DNS label"""
+    message: _builtins.str
+    """for people"""
+    @_builtins.property
+    def grant(self) -> _grant_pb2.SealedGrant:
+        """as it was shown"""
+
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.bytes = ...,
+        service: _builtins.str = ...,
+        grant: _grant_pb2.SealedGrant | None = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grant", b"grant"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grant", b"grant", "message", b"message", "service", b"service", "session_id", b"session_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GrantRefused: _TypeAlias = GrantRefused  # noqa: Y015
+
+@_typing.final
 class GrantPresented(_message.Message):
     """Event: the peer of this session showed a grant that holds (connector)."""
 

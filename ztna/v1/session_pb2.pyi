@@ -35,6 +35,8 @@ class _RefusalCodeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RefusalCo
     REFUSAL_CODE_LIMIT: _RefusalCode.ValueType  # 4
     REFUSAL_CODE_SHUTTING_DOWN: _RefusalCode.ValueType  # 5
     REFUSAL_CODE_INVALID: _RefusalCode.ValueType  # 6
+    REFUSAL_CODE_GRANT_REFUSED: _RefusalCode.ValueType  # 7
+    """another grant may be accepted: this one, or its issuer, is out of date"""
 
 class RefusalCode(_RefusalCode, metaclass=_RefusalCodeEnumTypeWrapper): ...
 
@@ -45,6 +47,8 @@ REFUSAL_CODE_BACKEND_UNREACHABLE: RefusalCode.ValueType  # 3
 REFUSAL_CODE_LIMIT: RefusalCode.ValueType  # 4
 REFUSAL_CODE_SHUTTING_DOWN: RefusalCode.ValueType  # 5
 REFUSAL_CODE_INVALID: RefusalCode.ValueType  # 6
+REFUSAL_CODE_GRANT_REFUSED: RefusalCode.ValueType  # 7
+"""another grant may be accepted: this one, or its issuer, is out of date"""
 Global___RefusalCode: _TypeAlias = RefusalCode  # noqa: Y015
 
 @_typing.final

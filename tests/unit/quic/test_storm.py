@@ -10,7 +10,13 @@ import pytest
 
 from tests.unit.quic.identities import AGENT, INTERMEDIATE, leg_options
 from ztna.address import TransportAddress
-from ztna.quic.admission import HANDSHAKE_COST_S, MAX_HANDSHAKE_BURST_S, MAX_HANDSHAKE_SHARE
+from ztna.quic.budget import (
+    MAX_HANDSHAKE_BURST_S,
+    MAX_HANDSHAKE_SHARE,
+    WHOLE_HANDSHAKE,
+    HandshakeBudget,
+    fixed_cost,
+)
 from ztna.quic.connection import Connection
 from ztna.quic.demux import ConnectionIdTable
 from ztna.quic.endpoint import Accept, Deliver, Endpoint, Reply
@@ -20,6 +26,7 @@ DELAY_S = 0.02
 MAX_REST_S = 10.0
 """Between two attempts of a client, drawn evenly: a node's own back-off soon rests longer."""
 START = 50.0
+COST_S = 0.008
 SUSTAINED_SHARE = MAX_HANDSHAKE_SHARE - MAX_HANDSHAKE_BURST_S
 CLIENT_OPTIONS = leg_options(AGENT, "intermediate", is_client=True)
 
@@ -39,7 +46,11 @@ class Storm:
 
     def __init__(self, nodes: int, networks: int) -> None:
         self.table: ConnectionIdTable[End] = ConnectionIdTable()
-        self.endpoint = Endpoint(leg_options(INTERMEDIATE, "agent", is_client=False), self.table)
+        self.endpoint = Endpoint(
+            leg_options(INTERMEDIATE, "agent", is_client=False),
+            self.table,
+            HandshakeBudget(fixed_cost(COST_S / WHOLE_HANDSHAKE)),
+        )
         self.clients: dict[int, End] = {}
         self.servers: list[End] = []
         self.accepted_at: list[float] = []
@@ -140,13 +151,13 @@ def test_storm_of_clients_takes_a_fifth_of_any_second_and_all_get_in(networks: i
     storm = Storm(NODES, networks)
     took_s = storm.run(limit_s=9.0)
     # The budget never lies idle while somebody waits.
-    assert took_s <= 1.2 * NODES * HANDSHAKE_COST_S / SUSTAINED_SHARE
+    assert took_s <= 1.2 * NODES * COST_S / SUSTAINED_SHARE
     times = sorted(storm.accepted_at)
     assert len(times) == NODES, "nobody's handshake was done twice"
     busiest = max(sum(start <= each < start + 1.0 for each in times) for start in times)
-    assert busiest * HANDSHAKE_COST_S <= MAX_HANDSHAKE_SHARE
+    assert busiest * COST_S <= MAX_HANDSHAKE_SHARE + COST_S
     at_once = max(times.count(each) for each in times)
-    assert at_once * HANDSHAKE_COST_S <= MAX_HANDSHAKE_BURST_S
+    assert at_once * COST_S <= MAX_HANDSHAKE_BURST_S + COST_S
     assert storm.endpoint.handshaking == 0
 
 
@@ -154,5 +165,5 @@ def test_storm_that_outlasts_the_patience_of_its_clients_wastes_hardly_a_handsha
     nodes = 600  # half a minute of the budget; a client gives an attempt up after ten seconds
     storm = Storm(nodes, 40)
     took_s = storm.run(limit_s=120.0)
-    assert took_s <= 1.5 * nodes * HANDSHAKE_COST_S / SUSTAINED_SHARE
+    assert took_s <= 1.5 * nodes * COST_S / SUSTAINED_SHARE
     assert len(storm.accepted_at) <= 1.1 * nodes

@@ -20,6 +20,7 @@ from tests.unit.quic.identities import AGENT, CONNECTOR, INTERMEDIATE, leg_optio
 from ztna.access.identity import Role
 from ztna.address import TransportAddress
 from ztna.pki.authority import Issued
+from ztna.quic.budget import HandshakeBudget, fixed_cost
 from ztna.quic.connection import Connection
 from ztna.quic.options import ConnectionOptions
 from ztna.relay import frame
@@ -47,7 +48,7 @@ class World:
         options = ConnectionOptions.leg(
             certificate=INTERMEDIATE.certificate, private_key=INTERMEDIATE.private_key, verify_peer=judge
         )
-        self.hub = RelayHub(options)
+        self.hub = RelayHub(options, HandshakeBudget(fixed_cost()))
         self.now = 50.0
         self.received: Counter[TransportAddress] = Counter()
         self.sent: Counter[TransportAddress] = Counter()

@@ -40,7 +40,9 @@ from ztna.session.effects import (
 )
 from ztna.session.grants import (
     GRANT_MARGIN_S,
+    MAX_REFUSED_RETRY_S,
     MIN_RENEWAL_INTERVAL_S,
+    REFUSALS_FORGOTTEN_S,
     RENEWAL_JITTER,
     RENEWAL_RETRY_S,
     RENEWAL_SPREAD_S,
@@ -467,6 +469,110 @@ def test_renewal_answered_with_another_session_is_tried_again() -> None:
     assert world.of(GrantRenewed) == []
     ask, _ = world.renewal(now)
     assert ask.connectors == ("c1",)
+
+
+def refuse(world: World, grant: object, now: float) -> None:
+    world.table.handle_grant_refused(S1, "web", grant, "expired: the issuer's certificate", now)
+    world.take()
+
+
+def shown(world: World) -> object:
+    """What the last `ServiceReady` gave out."""
+    (ready,) = world.of(ServiceReady)
+    return ready.grant
+
+
+def test_refused_grant_is_renewed_at_once_and_a_client_that_waits_gets_the_new_one() -> None:
+    world = World.established()
+    refused = shown(world)
+    refuse(world, refused, 1.0)
+    assert world.run_until(1.0) == [AskForSession("i1", 2, "web", (), ("c1",))]
+    world.want(now=1.1)
+    assert world.effects == [], "it waits for the answer, and asks nothing itself"
+    world.grant(now=1.2)
+    assert shown(world) is not refused
+    assert [renewed.grant for renewed in world.of(GrantRenewed)] == [shown(world)]
+
+
+def test_refusal_of_a_grant_that_was_replaced_meanwhile_changes_nothing() -> None:
+    world = World.established()
+    refused = shown(world)
+    refuse(world, refused, 1.0)
+    world.run_until(1.0)
+    world.grant(now=1.2)
+    for _ in range(100):
+        refuse(world, refused, 1.3)
+    assert world.run_until(LIFETIME_S / 4) == []
+    world.want(now=1.4)
+    assert len(world.of(ServiceReady)) == 1
+
+
+def test_grants_that_are_all_refused_are_asked_for_ever_more_seldom() -> None:
+    world = World.established()
+    grant, now, waits = shown(world), 1.0, []
+    for _ in range(8):
+        refuse(world, grant, now)
+        _, wait_s = world.renewal(now)
+        waits.append(wait_s)
+        now += wait_s
+        world.want(now=now)
+        world.grant(now=now)
+        grant = shown(world)
+    assert waits[0] == 0.0
+    assert waits[1:] == [
+        pytest.approx(min(2.0**number, MAX_REFUSED_RETRY_S), rel=RENEWAL_JITTER) for number in range(7)
+    ]
+    assert max(waits) <= MAX_REFUSED_RETRY_S < WISH_LIMIT_S
+    # One that nobody shows is refused by nobody, and so not asked for either.
+    assert world.renewal(now)[1] >= EARLIEST_S
+
+
+def test_refusal_long_after_the_last_one_is_mended_at_once_again() -> None:
+    world = World.established()
+    now = 1.0
+    for _ in range(2):
+        refuse(world, shown(world), now)
+        assert world.renewal(now)[1] == 0.0
+        world.want(now=now)
+        world.grant(now=now)
+        now += REFUSALS_FORGOTTEN_S
+
+
+def test_client_that_waits_in_vain_for_another_grant_is_told_why_the_last_one_was_refused() -> None:
+    world = World.established()
+    refuse(world, shown(world), 1.0)
+    world.want(now=1.0)
+    world.renewal(1.0)
+    (failed,) = world.run_until(1.0 + WISH_LIMIT_S)
+    assert failed == ServiceUnavailable("web", "grant_refused", "expired: the issuer's certificate")
+
+
+def test_client_that_waits_asks_for_itself_when_the_renewal_is_finally_refused() -> None:
+    world = World.established()
+    refuse(world, shown(world), 1.0)
+    world.want(now=1.0)
+    world.renewal(1.0)
+    world.fail("access_denied", 1.1, is_final=True)
+    assert [type(each) for each in world.effects] == [RenewalRefused, AskForSession]
+    world.fail("access_denied", 1.2, is_final=True)
+    assert world.effects == [ServiceUnavailable("web", "access_denied", "why")]
+
+
+def test_renewal_of_a_refused_grant_that_came_to_nothing_is_tried_again_while_clients_wait() -> None:
+    world = World.established()
+    refuse(world, shown(world), 1.0)
+    world.renewal(1.0)
+    world.fail("session_timeout", 1.0)
+    _, wait_s = world.renewal(1.0)
+    assert wait_s == pytest.approx(MAX_REFUSED_RETRY_S, rel=RENEWAL_JITTER)
+    assert wait_s < WISH_LIMIT_S
+
+
+def test_refusal_of_what_the_agent_does_not_hold_changes_nothing() -> None:
+    world = World.established()
+    world.table.handle_grant_refused(S2, "web", object(), "", 0.8)
+    world.table.handle_grant_refused(S1, "ssh", object(), "", 0.8)
+    assert world.run_until(EARLIEST_S - 1.0) == []
 
 
 @pytest.mark.parametrize("lifetime_s", [-1.0, 0.0, 1.0])

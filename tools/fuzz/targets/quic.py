@@ -22,6 +22,7 @@ from ztna.access.identity import Role
 from ztna.address import TransportAddress
 from ztna.quic import events
 from ztna.quic.admission import MAX_HANDSHAKING
+from ztna.quic.budget import HandshakeBudget, fixed_cost
 from ztna.quic.connection import Connection
 from ztna.quic.demux import ConnectionIdTable, Demultiplexer
 from ztna.quic.endpoint import Accept, Deliver, Endpoint, Reply
@@ -97,7 +98,7 @@ class Door(Target):
         self._count = 0
         options = connections.leg_options(is_client=False)
         self._table: ConnectionIdTable[int] = ConnectionIdTable()
-        self._endpoint = Endpoint(options, self._table)
+        self._endpoint = Endpoint(options, self._table, HandshakeBudget(fixed_cost()))
         self._hello = connections.crypto_frame(0, connections.client_hello())
 
     def corpus(self) -> list[bytes]:

@@ -23,6 +23,7 @@ from tools.fuzz.stage import Stage
 from tools.fuzz.target import Target, require
 from ztna.access.identity import Role
 from ztna.quic import events
+from ztna.quic.budget import HandshakeBudget, fixed_cost
 from ztna.quic.connection import Connection
 from ztna.quic.demux import destination_cid
 from ztna.relay import frame, hub
@@ -99,7 +100,11 @@ def attach(stage: Stage) -> None:
 def relay_on_stage() -> tuple[Stage, QuicRelay]:
     """An intermediate's relay, to which an agent and a connector are attached."""
     stage = Stage()
-    relay = QuicRelay(stage.context(), identities.credentials(Role.INTERMEDIATE, INTERMEDIATE_ID))
+    relay = QuicRelay(
+        stage.context(),
+        identities.credentials(Role.INTERMEDIATE, INTERMEDIATE_ID),
+        HandshakeBudget(fixed_cost(0.0)),
+    )
     stage.add(relay)
     stage.start()
     attach(stage)

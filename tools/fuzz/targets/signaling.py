@@ -26,6 +26,7 @@ from ztna.access.grant import sign_nonce
 from ztna.access.identity import Role
 from ztna.access.policy import AccessPolicy, AccessRule, AccessRules, OfferPolicy, OfferRule
 from ztna.errors import RemoteProtocolError
+from ztna.quic.budget import HandshakeBudget, fixed_cost
 from ztna.session import agent_table
 from ztna.signaling import registry
 from ztna.signaling.framing import MAX_FRAME_BYTES, FrameDecoder, encode
@@ -243,7 +244,9 @@ class Service(_Actor):
         own = identities.credentials(Role.INTERMEDIATE, INTERMEDIATE_ID)
         self._registry = Registry(stage.context(), lambda: rules, 256)
         self._manager = SessionManager(stage.context(), own, lambda: rules, 600.0, 3600.0, 1000)
-        self._service = SignalingService(stage.context(), own, None, 10, 1000.0)
+        self._service = SignalingService(
+            stage.context(), own, HandshakeBudget(fixed_cost(0.0)), None, 10, 1000.0
+        )
         for concern in (self._registry, self._manager, self._service):
             stage.add(concern)
         stage.start()
