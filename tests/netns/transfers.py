@@ -159,6 +159,8 @@ class Transfer:
         self._client.sendall(b"UP  " if is_upload else b"DOWN")
         self._server = backend.accept()
         sender, receiver = (self._client, self._server) if is_upload else (self._server, self._client)
+        # A pause may be long; who waits for bytes has a limit, and the end of the context wakes the thread.
+        receiver.settimeout(None)
         self._sent, self._received = _End(), _End()
         self._errors: dict[socket.socket, OSError] = {}
         self._receiver = receiver
