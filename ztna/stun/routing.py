@@ -9,9 +9,8 @@ Requests are known by their USERNAME, `<local ufrag>:<remote ufrag>` (RFC 8445 Â
 the integrity of the local password. Responses are known by their transaction, and have to carry the integrity
 that its request was sent with.
 
-A check that somebody overheard and sends again from elsewhere is answered with silence, as long as the
-original is remembered (`REPLAY_MEMORY_S`). Later it earns one answer that tells nothing new to who has seen
-the original. Expired entries cost memory only until `handle_timeout`; no decision depends on it.
+A check that somebody overheard and sends again is answered with silence (`ztna.stun.replays`). Expired
+entries cost memory only until `handle_timeout`; no decision depends on it.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from ztna.errors import RemoteProtocolError
 from ztna.stun.attributes import MAGIC_COOKIE, MAX_USERNAME_BYTES, Username
 from ztna.stun.integrity import ATTRIBUTE_HEADER_BYTES, HEADER_BYTES
 from ztna.stun.message import MAX_ATTRIBUTES, TRANSACTION_ID_BYTES, Message, parse
+from ztna.stun.replays import ReplayMemory
 from ztna.token_bucket import TokenBucket
 
 MIN_UFRAG_CHARACTERS: Final = 4
@@ -46,12 +46,6 @@ MAX_TRANSACTIONS: Final = 32_768
 TRANSACTION_LIFETIME_S: Final = 60.0
 """A check fails after 4.7 s, yet a late answer still counts; no network keeps a packet for a minute."""
 
-MAX_REPLAYS_REMEMBERED: Final = 1024
-"""Per ufrag: 17 new checks a second, of which only who holds the password can make any."""
-REPLAY_MEMORY_S: Final = 60.0
-MAX_COPIES: Final = 16
-"""Of one check, all told: it is sent six times at most, and some networks double packets. Each copy is
-answered at the address that it seems to come from, by as many bytes."""
 CHECKS_PER_SECOND: Final = 100.0
 CHECK_BURST: Final = 300.0
 """Per ufrag, of new checks, which only who holds the password can make: an agent paces them by 20 ms or more
@@ -86,23 +80,13 @@ class Route:
 
 
 @dataclass(slots=True)
-class _Seen:
-    """A check that was passed on."""
-
-    source: TransportAddress
-    at: float
-    copies: int = 1
-
-
-@dataclass(slots=True)
 class _Credentials:
     session_id: bytes
     key: bytes
     budget: TokenBucket
     ends_at: float | None = None
     """Once they are former ones."""
-    replays: OrderedDict[bytes, _Seen] = field(default_factory=OrderedDict)
-    """By transaction id, the oldest first."""
+    replays: ReplayMemory = field(default_factory=ReplayMemory)
 
 
 @dataclass(slots=True)
@@ -223,7 +207,7 @@ class StunRouter:
         self._forget_former(now)
         self._forget_expired(now)
         for held in self._credentials.values():
-            _forget_replays(held, now)
+            held.replays.handle_timeout(now)
 
     def _judge(self, datagram: bytes, source: TransportAddress, now: float) -> Route | str:
         """The route, or why there is none."""
@@ -332,24 +316,10 @@ def _username(datagram: bytes) -> bytes:
 
 def _remember(held: _Credentials, transaction_id: bytes, source: TransportAddress, now: float) -> str:
     """Note an authentic check; why it is not passed on, or empty."""
-    _forget_replays(held, now)
-    known = held.replays.get(transaction_id)
-    if known is not None:
-        if known.source != source:
-            return "stun_replayed"
-        known.copies += 1
-        return "stun_repeated" if known.copies > MAX_COPIES else ""
+    complaint = held.replays.complaint(transaction_id, source, now)
+    if complaint is not None:
+        return complaint
     if not held.budget.take(now):
         return "stun_too_many_checks"
-    if len(held.replays) >= MAX_REPLAYS_REMEMBERED:
-        held.replays.popitem(last=False)
-    held.replays[transaction_id] = _Seen(source, now)
+    held.replays.note(transaction_id, source, now)
     return ""
-
-
-def _forget_replays(held: _Credentials, now: float) -> None:
-    while held.replays:
-        transaction_id, seen = next(iter(held.replays.items()))
-        if now < seen.at + REPLAY_MEMORY_S:
-            return
-        del held.replays[transaction_id]

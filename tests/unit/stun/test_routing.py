@@ -10,15 +10,13 @@ from tests.unit.stun.strategies import addresses, messages
 from ztna.address import TransportAddress
 from ztna.stun.attributes import MAGIC_COOKIE, Attribute, ErrorCode, Priority, Software, Username
 from ztna.stun.message import BINDING, Message, MessageClass, build
+from ztna.stun.replays import COPIES_LIMIT_S, MAX_COPIES, MAX_REPLAYS_REMEMBERED
 from ztna.stun.routing import (
     CHECK_BURST,
     CHECKS_PER_SECOND,
     FORMER_CREDENTIALS_S,
-    MAX_COPIES,
-    MAX_REPLAYS_REMEMBERED,
     MAX_TRANSACTIONS_PER_SESSION,
     MAX_UFRAGS_PER_SESSION,
-    REPLAY_MEMORY_S,
     TRANSACTION_LIFETIME_S,
     Asker,
     Route,
@@ -175,7 +173,7 @@ class TestReplays:
     def test_same_check_from_another_source_is_for_nobody(self) -> None:
         made = router()
         made.route(check(), PEER, NOW)
-        assert made.route(check(), STRANGER, NOW + REPLAY_MEMORY_S - 1) is None
+        assert made.route(check(), STRANGER, NOW + COPIES_LIMIT_S - 1) is None
         assert made.route(check(), TransportAddress(PEER.host, 1), NOW + 1) is None
         assert made.dropped["stun_replayed"] == 2
 
@@ -184,11 +182,21 @@ class TestReplays:
         made.route(check(pwd=REMOTE_PWD), STRANGER, NOW)
         assert made.route(check(), PEER, NOW) is not None
 
-    def test_memory_ends(self) -> None:
+    def test_check_is_for_nobody_however_late_it_comes_again(self) -> None:
         made = router()
         made.route(check(), PEER, NOW)
-        made.handle_timeout(NOW + REPLAY_MEMORY_S)
-        assert made.route(check(), STRANGER, NOW + REPLAY_MEMORY_S) is not None
+        for later in (COPIES_LIMIT_S, 3600.0):
+            made.handle_timeout(NOW + later)
+            assert made.route(check(), STRANGER, NOW + later) is None
+            assert made.route(check(), PEER, NOW + later) is None
+        assert made.dropped["stun_replayed"] == 4
+
+    def test_memory_ends_with_the_credentials(self) -> None:
+        made = router()
+        made.route(check(), PEER, NOW)
+        made.refuse(SESSION, UFRAG, NOW)
+        made.handle_timeout(NOW + FORMER_CREDENTIALS_S)
+        assert made.ufrags == 0
 
     def test_memory_is_bounded_and_forgets_the_oldest(self) -> None:
         made = router()

@@ -33,7 +33,7 @@ from ztna.ice.signals import MAX_CANDIDATES
 from ztna.ice.timing import CHECK_PACING_S
 from ztna.nat.behaviour import NatBehaviour
 from ztna.stun import attributes as a
-from ztna.stun import message, routing
+from ztna.stun import message, replays
 from ztna.stun.message import Message, MessageClass
 from ztna.stun.routing import Asker, StunRouter
 from ztna.stun.transaction import CONNECTIVITY_CHECK
@@ -353,7 +353,7 @@ class Router(Target):
     def check(self) -> None:
         require(self._router.ufrags == 1 and self._router.transactions <= 1, "more is kept than was entered")
         held = self._router._credentials[b"evtj"]  # noqa: SLF001 - its bound
-        require(len(held.replays) <= routing.MAX_REPLAYS_REMEMBERED, "too many replays remembered")
+        require(len(held.replays) <= replays.MAX_REPLAYS_REMEMBERED, "too many replays remembered")
 
 
 TARGETS: Sequence[type[Target]] = (AgentSearch, ConnectorSearch, Router)
