@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 
 from tools.simulate import __main__ as command
+from tools.simulate import coverage
 from tools.simulate.generate import RECIPES
 from tools.simulate.mutations import MUTATIONS, Edit, MutationError, planted
 from tools.simulate.prove import prove
-from ztna.path.rules import RULES
+from ztna.path import manager
+from ztna.path.rules import RULES, Event
 from ztna.path.traffic import Traffic
 
 
@@ -21,6 +23,16 @@ def test_mutation_still_applies_and_leaves_nothing_behind(name: str) -> None:
     with planted(name):
         assert ([vars(each.owner)[each.name] for each in edits], dict(RULES)) != before
     assert ([vars(each.owner)[each.name] for each in edits], dict(RULES)) == before
+
+
+def test_rule_that_is_planted_rules_where_look_ups_are_counted_too() -> None:
+    coverage.install()
+    counted = vars(manager)["RULES"]
+    before = counted[Event.MIRROR]
+    for _ in range(2):
+        with planted("no-mirror-rule"):
+            assert counted[Event.MIRROR] == RULES[Event.MIRROR] != before
+        assert counted[Event.MIRROR] == before
 
 
 @pytest.mark.parametrize(

@@ -28,14 +28,15 @@ _INSTALLED: Final[list[bool]] = []
 
 
 class _CountingTable(dict[Any, Any]):
-    """A table that counts what is looked up in it."""
+    """A table that counts what is looked up in it; planted bugs change the original."""
 
     def __init__(self, name: str, table: Mapping[Any, Any]) -> None:
         super().__init__(table)
+        self._table = table
         self._names = {key: f"{name}: {_named(key)}" for key in table}
 
     def __getitem__(self, key: Any) -> Any:
-        value = super().__getitem__(key)
+        value = self._table[key]
         COUNTS[self._names[key]] += 1
         return value
 
