@@ -103,6 +103,9 @@ class QuicRelay(Concern):
         """Close the legs; the sessions live on through another intermediate, or this one once restarted."""
         self._hub.close_all("shutting_down")
         self._act()
+        # A successor numbers its legs anew, and must not be given what comes for these.
+        self._hub.forget_all()
+        self._act()
 
     def configuration_reloaded(self, _message: reload_pb2.ConfigurationReloaded) -> None:
         """Show the certificate of now to whoever connects from now on; legs that stand are left alone."""

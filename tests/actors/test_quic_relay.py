@@ -601,6 +601,14 @@ def test_connection_ids_of_a_dead_leg_are_forgotten(site: Site) -> None:
     assert len(site.table) < 12, "connection IDs of the dead leg are forgotten"
 
 
+def test_relay_that_stops_leaves_no_connection_id_to_its_successor(site: Site) -> None:
+    site.joined()
+    assert len(site.table)
+    site.harness.concern.on_stop()
+    site.run()
+    assert not len(site.table)
+
+
 def test_slow_leg_holds_few_packets_and_drops_the_oldest(site: Site) -> None:
     agent, connector, agent_channel, _ = site.joined()
     connector.is_deaf = True

@@ -187,7 +187,8 @@ class StreamService:
 def datagram(flow: int, number: int, direction: int, size: int) -> bytes:
     """A datagram of at least `DATAGRAM.size` bytes."""
     head = DATAGRAM.pack(MARK, flow, number, direction)
-    filler = hashlib.sha256(head).digest()
+    # With a mark in each fragment of it.
+    filler = MARK + hashlib.sha256(head).digest()
     return (head + filler * (size // len(filler) + 1))[: max(size, len(head))]
 
 

@@ -593,6 +593,8 @@ class Run:
             return []
         left = [f"scope {key}" for key in daemon.node.supervisor.scopes()]
         left += [f"session {session_id.hex()}" for session_id in daemon.facts.established]
+        # Those of its legs live on: it stays attached.
+        left += [f"connection IDs of {owner.hex()}" for _, owner, _ in daemon.facts.connection_ids if owner]
         left += [f"{count} of {service}" for service, count in daemon.facts.active.items() if count]
         service = world.services[daemon.id]
         left += [f"connection at the service {daemon.id}" for _ in service.open]
@@ -616,4 +618,5 @@ class Run:
         managed = latest.get(session_manager_pb2.SessionsStatistics)
         if isinstance(managed, session_manager_pb2.SessionsStatistics):
             left += [f"session {each.session_id.hex()}" for each in managed.sessions]
+        left += [f"connection IDs of leg {leg}" for _, _, leg in daemon.facts.connection_ids]
         return left

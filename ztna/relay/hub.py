@@ -355,6 +355,11 @@ class RelayHub:
         for number in (*self._legs, *self._stream_legs):
             self.close(number, reason, CODE_NO_ERROR)
 
+    def forget_all(self) -> None:
+        """Let go of all legs, once what closes them was handed over: nobody waits until they are drained."""
+        for leg in tuple(self._legs.values()):
+            self._forget(leg)
+
     # From gRPC streams
 
     def handle_stream_opened(self, stream: int, peer: VerifiedPeer, remote: str, now: float) -> None:
