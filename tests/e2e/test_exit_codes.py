@@ -364,20 +364,50 @@ def test_log_on_a_full_disk_costs_lines_and_never_the_daemon(site: Site) -> None
     assert deployment.kill("agent-1", signal.SIGTERM) == 0
 
 
-def test_full_disk_ends_the_issue_of_a_certificate_in_one_line_and_leaves_no_half(tmp_path: Path) -> None:
-    def run(*arguments: str, limit: str = "unlimited") -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "ztna.cli.main", "pki", *arguments, "--dir", str(tmp_path / "pki")]
-        # What `ulimit -f` refuses comes as an error of write(2), as on a full disk, once SIGXFSZ is ignored.
-        script = f"trap '' XFSZ; ulimit -f {limit}; exec \"$@\""
-        return subprocess.run(
-            ["sh", "-c", script, "sh", *command], capture_output=True, text=True, timeout=60, check=False
-        )
+def run_pki(directory: Path, *arguments: str, limit: str = "unlimited") -> subprocess.CompletedProcess[str]:
+    """`ztna pki`, whose files may have no more than `limit` blocks."""
+    command = [sys.executable, "-m", "ztna.cli.main", "pki", *arguments, "--dir", str(directory)]
+    # What `ulimit -f` refuses comes as an error of write(2), as on a full disk, once SIGXFSZ is ignored.
+    script = f"trap '' XFSZ; ulimit -f {limit}; exec \"$@\""
+    return subprocess.run(
+        ["sh", "-c", script, "sh", *command], capture_output=True, text=True, timeout=60, check=False
+    )
 
-    assert run("init", "--trust-domain", "demo.test").returncode == 0
-    out = tmp_path / "out"
-    failed = run("issue", "agent", "laptop", "--out", str(out), limit="0")
-    assert failed.returncode != 0
-    assert "Traceback" not in failed.stderr
-    assert len(failed.stderr.splitlines()) == 1
-    assert [path for path in out.rglob("*") if path.is_file() and not path.stat().st_size] == []
-    assert run("issue", "agent", "laptop", "--out", str(out)).returncode == 0
+
+def contents(directory: Path) -> dict[str, bytes]:
+    """Every file but the one that is locked, which is empty at all times."""
+    return {
+        str(path): path.read_bytes()
+        for path in directory.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("init", "--trust-domain", "demo.test"),
+        ("issue", "agent", "laptop", "--out", "{out}"),
+        ("revoke", "agent", "desktop"),
+        ("crl",),
+    ],
+    ids=lambda command: command[0],
+)
+def test_full_disk_ends_a_command_of_the_ca_with_2_in_one_line_and_changes_nothing(
+    tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    ca, out = tmp_path / "pki", tmp_path / "out"
+    command = tuple(word.format(out=out) for word in command)
+    if command[0] != "init":
+        assert run_pki(ca, "init", "--trust-domain", "demo.test").returncode == 0
+        assert run_pki(ca, "issue", "agent", "desktop", "--out", str(tmp_path / "desktop")).returncode == 0
+    before = contents(tmp_path)
+    failed = run_pki(ca, *command, limit="0")
+    assert failed.returncode == 2
+    assert failed.stdout == ""
+    (line,) = failed.stderr.splitlines()
+    assert "File too large" in line
+    assert contents(tmp_path) == before
+    # With room again the same command does its work, and nothing is in its way.
+    assert run_pki(ca, *command).returncode == 0
+    assert contents(tmp_path) != before
