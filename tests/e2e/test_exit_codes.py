@@ -411,3 +411,28 @@ def test_full_disk_ends_a_command_of_the_ca_with_2_in_one_line_and_changes_nothi
     # With room again the same command does its work, and nothing is in its way.
     assert run_pki(ca, *command).returncode == 0
     assert contents(tmp_path) != before
+
+
+def test_name_of_an_intermediate_that_does_not_resolve_is_told_in_log_and_status(
+    deployment: Deployment, connector: Daemon
+) -> None:
+    connector.settings["signaling"] = {"transport": "quic"}
+    connector.settings["intermediates"][0]["quic"] = "relay.example:4433"
+    configure(deployment, connector)
+    connector.program = ("-P", str(Path(__file__).with_name("nameless.py")))
+    deployment.start(connector.id)
+    words = "relay.example: Name or service not known"
+    status = deployment.wait_for(
+        connector.id,
+        lambda status: any(
+            each["message"] == f"relay leg to intermediate-1: {words}" and each["count"] > 2
+            for each in status["problems"]
+        ),
+        "attempt after attempt",
+    )
+    assert not status["is_ready"]
+    assert status["intermediates"][0]["leg_reason"] == words
+    # An outage is one line, not one per attempt.
+    lines = map(json.loads, connector.log_path.read_text(encoding="utf-8").splitlines())
+    (lost,) = [line for line in lines if line["event"] == "relay_leg.lost"]
+    assert (lost["reason"], lost["detail"], lost["level"]) == ("unresolvable", words, "warning")
