@@ -16,7 +16,7 @@ from actors.base import Concern, Context, loop_callback
 from actors.grpc_relay_stream import RelayStreamOwner
 from actors.outage_log import OutageLog
 from ztna.address import TransportAddress
-from ztna.errors import RemoteProtocolError
+from ztna.errors import RemoteProtocolError, describe
 from ztna.quic.connection import Connection
 from ztna.relay import leg
 from ztna.relay import leg_effects as effects
@@ -202,7 +202,8 @@ class RelayLeg(Concern):
     @loop_callback
     def _resolved(self, addresses: list[TransportAddress], error: OSError | None) -> None:
         self._resolved_addresses = addresses or self._resolved_addresses
-        self._core.handle_resolved(addresses, str(error or "no address"), self.now)
+        reason = "no address" if error is None else describe(error)
+        self._core.handle_resolved(addresses, f"{self._host}: {reason}", self.now)
         self._act()
 
     @loop_callback

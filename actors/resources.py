@@ -38,10 +38,8 @@ MEMORY_SHARE: Final = 0.9
 READING_AGE_S: Final = 0.1
 """A reading is used for so long: reading takes some 10 us, and in this time a core fills a few MB at most."""
 
-_CGROUP_LIMITS: Final = (
-    Path("/sys/fs/cgroup/memory.max"),
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-)
+_CONTROL_GROUPS: Final = Path("/proc/self/cgroup")
+_HIERARCHIES: Final = Path("/sys/fs/cgroup")
 _UNLIMITED_BYTES: Final = 1 << 60  # how version 1 says so is 2^63 less a page
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
@@ -118,16 +116,45 @@ def resident_memory_bytes() -> int:
     return int(Path("/proc/self/statm").read_bytes().split()[1]) * _PAGE_BYTES
 
 
-def detected_memory_bytes() -> int:
-    """Nine tenths of the limit of the control group; 0 when it has none."""
-    for path in _CGROUP_LIMITS:
-        try:
-            text = path.read_text(encoding="ascii").strip()
-        except OSError:
-            continue
-        if text.isdecimal() and int(text) < _UNLIMITED_BYTES:
-            return int(int(text) * MEMORY_SHARE)
-    return 0
+def detected_memory_bytes(control_groups: Path = _CONTROL_GROUPS, hierarchies: Path = _HIERARCHIES) -> int:
+    """Nine tenths of the least memory limit of the control group and those above it; 0 when none has one.
+
+    A service of a service manager sees the whole tree and is somewhere in it; a container mostly sees its own
+    group as the root (`cgroup_namespaces(7)`).
+    """
+    try:
+        text = control_groups.read_bytes()
+    except OSError:
+        text = b""
+    # The roots are asked whatever the file says: a container without a namespace of its own is told a path of
+    # the machine, and what is mounted for it begins at its group.
+    files = [hierarchies / "memory.max", hierarchies / "memory" / "memory.limit_in_bytes"]
+    for line in text.splitlines():
+        hierarchy, _, rest = line.partition(b":")
+        controllers, _, path = rest.partition(b":")
+        if (hierarchy, controllers) == (b"0", b""):
+            files += _up_the_tree(hierarchies, path, "memory.max")
+        elif b"memory" in controllers.split(b","):
+            files += _up_the_tree(hierarchies / "memory", path, "memory.limit_in_bytes")
+    limits = [limit for limit in map(_limit_bytes, files) if limit is not None]
+    return int(min(limits, default=0) * MEMORY_SHARE)
+
+
+def _up_the_tree(root: Path, path: bytes, name: str) -> list[Path]:
+    """The file `name` of the group at `path` and of each above it, but for the root's."""
+    parts = [part for part in os.fsdecode(path).split("/") if part]
+    if ".." in parts:  # outside of the namespace: nothing of it can be seen
+        return []
+    return [root.joinpath(*parts[:depth], name) for depth in range(len(parts), 0, -1)]
+
+
+def _limit_bytes(path: Path) -> int | None:
+    """What the file of a control group says; None for no limit, no such group, or anything unknown."""
+    try:
+        text = path.read_bytes().strip()
+    except (OSError, ValueError):  # a NUL in the path is a ValueError
+        return None
+    return int(text) if text.isdigit() and int(text) < _UNLIMITED_BYTES else None
 
 
 def wanted_descriptors(settings: DaemonSettings) -> tuple[str, int]:

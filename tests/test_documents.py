@@ -28,6 +28,19 @@ MESSAGE_NAME = re.compile(r"`([A-Z][a-z]+[A-Z]\w*)")
 CODE_NAME = re.compile(r"`([A-Z]+(?:_[A-Z]+)*)`")
 WIRE_FILES = (grant_pb2, qad_pb2, relay_pb2, session_pb2, signaling_pb2)
 ADR_SECTIONS = ["Context", "Decision", "Consequences"]
+FAULTS = [
+    f"tests/e2e/test_{each}.py"
+    for each in (
+        "abuse",
+        "exit_codes",
+        "identity_faults",
+        "reload",
+        "resilience",
+        "resource_limits",
+        "strangers",
+    )
+]
+"""Nothing in these is about anything else."""
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 
 
@@ -191,6 +204,14 @@ def test_every_test_that_a_document_names_exists() -> None:
         if not re.search(rf"^def {name}\(", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE)
     ]
     assert missing == []
+
+
+@pytest.mark.parametrize("path", FAULTS)
+def test_every_fault_that_is_tried_has_a_row(path: str) -> None:
+    named = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    tests = re.findall(r"^def (test_\w+)\(", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE)
+    assert tests
+    assert [each for each in tests if f"`{path}::{each}`" not in named] == []
 
 
 def test_troubleshooting_knows_every_reason_of_the_search_and_no_other() -> None:

@@ -262,7 +262,7 @@ def test_name_that_does_not_resolve_is_told() -> None:
     world.leg.tell(relay_leg_pb2.ConnectLeg(intermediate_id="i1"))
     world.exchange()
     (down,) = world.of(relay_leg_pb2.RelayLegDown)
-    assert down.reason == "unresolvable"
+    assert (down.reason, down.detail) == ("unresolvable", "no.such.host: no.such.host is unknown")
     world.io.names["no.such.host"] = ["127.0.0.1"]
     world.run(1.0)
     assert len(world.of(relay_leg_pb2.LegConnected)) == 1

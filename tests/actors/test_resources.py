@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from actors import resources
 from actors.resources import (
     FILE_DESCRIPTOR_LIMIT,
     MEMORY_LIMIT,
+    MEMORY_SHARE,
     MIN_DESCRIPTORS,
     OWN_DESCRIPTORS,
     READING_AGE_S,
@@ -141,24 +141,82 @@ def test_resident_memory_is_that_of_this_process() -> None:
     assert 8 << 20 < resident_memory_bytes() <= peak + (64 << 20)
 
 
+SERVICE = "system.slice/ztna-agent.service"
+GIB = 1 << 30
+HALF_GIB = GIB >> 1
+VERSION_1 = "12:pids:/x\n5:cpu,memory:/{}\n1:name=systemd:/y\n"
+NONE_1 = 0x7FFFFFFFFFFFF000
+ROOT_1 = "memory/memory.limit_in_bytes"
+OWN_1 = f"memory/{SERVICE}/memory.limit_in_bytes"
+
+
 @pytest.mark.parametrize(
-    ("text", "expected"),
+    ("groups", "files", "limit"),
     [
-        ("1000000000\n", 900_000_000),
-        ("max\n", 0),
-        ("9223372036854771712\n", 0),
-        (None, 0),
+        pytest.param(f"0::/{SERVICE}\n", {f"{SERVICE}/memory.max": GIB}, GIB, id="own_group"),
+        pytest.param(
+            f"0::/{SERVICE}\n",
+            {f"{SERVICE}/memory.max": GIB, "system.slice/memory.max": HALF_GIB},
+            HALF_GIB,
+            id="group_above_is_lower",
+        ),
+        pytest.param(
+            f"0::/{SERVICE}\n",
+            {f"{SERVICE}/memory.max": "max", "system.slice/memory.max": GIB},
+            GIB,
+            id="only_a_group_above",
+        ),
+        pytest.param(
+            f"0::/{SERVICE}\n",
+            {f"{SERVICE}/memory.max": "max", "system.slice/memory.max": "max", "other/memory.max": GIB},
+            0,
+            id="none_limited",
+        ),
+        pytest.param("0::/\n", {"memory.max": GIB}, GIB, id="container_that_sees_its_group_as_the_root"),
+        pytest.param("0::/\n", {}, 0, id="root_of_the_machine"),
+        pytest.param("0::/docker/1\n", {"memory.max": GIB}, GIB, id="container_told_a_path_of_the_machine"),
+        pytest.param(
+            "0::/../secret\n",
+            {"memory.max": GIB, "secret/memory.max": HALF_GIB, "../secret/memory.max": HALF_GIB},
+            GIB,
+            id="outside_of_the_namespace",
+        ),
+        pytest.param(f"0::/{SERVICE} (deleted)\n", {"system.slice/memory.max": GIB}, GIB, id="deleted_group"),
+        pytest.param(VERSION_1.format(SERVICE), {OWN_1: GIB, ROOT_1: NONE_1}, GIB, id="version_1"),
+        pytest.param(VERSION_1.format(SERVICE), {OWN_1: NONE_1, ROOT_1: NONE_1}, 0, id="version_1_without"),
+        pytest.param(VERSION_1.format("docker/1"), {ROOT_1: GIB}, GIB, id="version_1_container"),
+        pytest.param(
+            VERSION_1.format(SERVICE) + "0::/z\n",
+            {OWN_1: GIB, "unified/z/memory.max": 1},
+            GIB,
+            id="both_versions",
+        ),
+        pytest.param(
+            f"0::/{SERVICE}\n",
+            {f"{SERVICE}/memory.max": "much", "system.slice/memory.max": "-1", "memory.max": "\u0661\u0662"},
+            0,
+            id="garbage_for_limits",
+        ),
+        pytest.param(
+            "\0::/\n0:\n0\n\n0::/\0\nmemory:memory\n\xff", {"memory.max": GIB}, GIB, id="garbage_for_groups"
+        ),
+        pytest.param(None, {"memory.max": GIB}, GIB, id="no_list_of_groups"),
+        pytest.param(None, {}, 0, id="no_control_groups"),
     ],
-    ids=["limit", "version_2_without", "version_1_without", "no_control_group"],
 )
-def test_limit_of_the_control_group_is_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None, expected: int
+def test_least_limit_from_the_own_control_group_up_to_the_root_is_found(
+    tmp_path: Path, groups: str | None, files: dict[str, int | str], limit: int
 ) -> None:
-    path = tmp_path / "memory.max"
-    if text is not None:
-        path.write_text(text, encoding="ascii")
-    monkeypatch.setattr(resources, "_CGROUP_LIMITS", (path,))
-    assert detected_memory_bytes() == expected
+    hierarchies = tmp_path / "fs" / "cgroup"
+    hierarchies.mkdir(parents=True)
+    for name, text in files.items():
+        path = hierarchies / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{text}\n", encoding="utf-8")
+    own = tmp_path / "own"
+    if groups is not None:
+        own.write_text(groups, encoding="latin-1")
+    assert detected_memory_bytes(own, hierarchies) == int(limit * MEMORY_SHARE)
 
 
 def test_soft_limit_is_raised_as_far_as_needed(limits: tuple[int, int]) -> None:

@@ -364,20 +364,75 @@ def test_log_on_a_full_disk_costs_lines_and_never_the_daemon(site: Site) -> None
     assert deployment.kill("agent-1", signal.SIGTERM) == 0
 
 
-def test_full_disk_ends_the_issue_of_a_certificate_in_one_line_and_leaves_no_half(tmp_path: Path) -> None:
-    def run(*arguments: str, limit: str = "unlimited") -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "ztna.cli.main", "pki", *arguments, "--dir", str(tmp_path / "pki")]
-        # What `ulimit -f` refuses comes as an error of write(2), as on a full disk, once SIGXFSZ is ignored.
-        script = f"trap '' XFSZ; ulimit -f {limit}; exec \"$@\""
-        return subprocess.run(
-            ["sh", "-c", script, "sh", *command], capture_output=True, text=True, timeout=60, check=False
-        )
+def run_pki(directory: Path, *arguments: str, limit: str = "unlimited") -> subprocess.CompletedProcess[str]:
+    """`ztna pki`, whose files may have no more than `limit` blocks."""
+    command = [sys.executable, "-m", "ztna.cli.main", "pki", *arguments, "--dir", str(directory)]
+    # What `ulimit -f` refuses comes as an error of write(2), as on a full disk, once SIGXFSZ is ignored.
+    script = f"trap '' XFSZ; ulimit -f {limit}; exec \"$@\""
+    return subprocess.run(
+        ["sh", "-c", script, "sh", *command], capture_output=True, text=True, timeout=60, check=False
+    )
 
-    assert run("init", "--trust-domain", "demo.test").returncode == 0
-    out = tmp_path / "out"
-    failed = run("issue", "agent", "laptop", "--out", str(out), limit="0")
-    assert failed.returncode != 0
-    assert "Traceback" not in failed.stderr
-    assert len(failed.stderr.splitlines()) == 1
-    assert [path for path in out.rglob("*") if path.is_file() and not path.stat().st_size] == []
-    assert run("issue", "agent", "laptop", "--out", str(out)).returncode == 0
+
+def contents(directory: Path) -> dict[str, bytes]:
+    """Every file but the one that is locked, which is empty at all times."""
+    return {
+        str(path): path.read_bytes()
+        for path in directory.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("init", "--trust-domain", "demo.test"),
+        ("issue", "agent", "laptop", "--out", "{out}"),
+        ("revoke", "agent", "desktop"),
+        ("crl",),
+    ],
+    ids=lambda command: command[0],
+)
+def test_full_disk_ends_a_command_of_the_ca_with_2_in_one_line_and_changes_nothing(
+    tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    ca, out = tmp_path / "pki", tmp_path / "out"
+    command = tuple(word.format(out=out) for word in command)
+    if command[0] != "init":
+        assert run_pki(ca, "init", "--trust-domain", "demo.test").returncode == 0
+        assert run_pki(ca, "issue", "agent", "desktop", "--out", str(tmp_path / "desktop")).returncode == 0
+    before = contents(tmp_path)
+    failed = run_pki(ca, *command, limit="0")
+    assert failed.returncode == 2
+    assert failed.stdout == ""
+    (line,) = failed.stderr.splitlines()
+    assert "File too large" in line
+    assert contents(tmp_path) == before
+    # With room again the same command does its work, and nothing is in its way.
+    assert run_pki(ca, *command).returncode == 0
+    assert contents(tmp_path) != before
+
+
+def test_name_of_an_intermediate_that_does_not_resolve_is_told_in_log_and_status(
+    deployment: Deployment, connector: Daemon
+) -> None:
+    connector.settings["signaling"] = {"transport": "quic"}
+    connector.settings["intermediates"][0]["quic"] = "relay.example:4433"
+    configure(deployment, connector)
+    connector.program = ("-P", str(Path(__file__).with_name("nameless.py")))
+    deployment.start(connector.id)
+    words = "relay.example: Name or service not known"
+    status = deployment.wait_for(
+        connector.id,
+        lambda status: any(
+            each["message"] == f"relay leg to intermediate-1: {words}" and each["count"] > 2
+            for each in status["problems"]
+        ),
+        "attempt after attempt",
+    )
+    assert not status["is_ready"]
+    assert status["intermediates"][0]["leg_reason"] == words
+    # An outage is one line, not one per attempt.
+    lines = map(json.loads, connector.log_path.read_text(encoding="utf-8").splitlines())
+    (lost,) = [line for line in lines if line["event"] == "relay_leg.lost"]
+    assert (lost["reason"], lost["detail"], lost["level"]) == ("unresolvable", words, "warning")

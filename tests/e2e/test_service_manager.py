@@ -131,5 +131,9 @@ def test_unit_file_names_what_the_daemon_does(kind: str) -> None:
     assert service["Restart"] == "on-failure", "a watchdog's kill counts as a failure"
     for hardening in HARDENING:
         assert service[hardening] not in {"", "no", "false"}, hardening
+    # What a start can mend is tried for ever and slowly, what needs somebody to look is not.
+    assert unit["Unit"]["StartLimitIntervalSec"] == "0"
+    assert "StartLimitBurst" not in unit["Unit"]
+    assert int(service["RestartSec"]) >= 5
     assert service["RestartPreventExitStatus"].split() == ["2", "3"]
     assert service["RuntimeDirectory"] == f"ztna-{kind}"

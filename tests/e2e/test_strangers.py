@@ -153,6 +153,16 @@ def pester(addresses: list[str], is_over: threading.Event) -> int:
     return count
 
 
+def start_flood(targets: list[str]) -> subprocess.Popen[str]:
+    """Says `flooding` once it is under way; ends with its standard input, and then says how much it sent."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.e2e.flood", *targets],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
 @pytest.mark.timeout(300)
 def test_download_ends_while_every_socket_gets_ten_thousand_garbage_datagrams_a_second(
     site: Site, record_property: Callable[[str, object], None]
@@ -171,12 +181,7 @@ def test_download_ends_while_every_socket_gets_ten_thousand_garbage_datagrams_a_
     assert download(site.tcp_port, 1000) == content_digest(1000)
     before = {name: resident_kib(daemon) for name, daemon in daemons.items()}
     is_over = threading.Event()
-    flooder = subprocess.Popen(
-        [sys.executable, "-m", "tests.e2e.flood", *targets],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    flooder = start_flood(targets)
     assert flooder.stdin is not None
     assert flooder.stdout is not None
     with ThreadPoolExecutor(1) as pool:
@@ -227,3 +232,34 @@ def test_download_ends_while_every_socket_gets_ten_thousand_garbage_datagrams_a_
         ("stun", "source_rate"),
     ):
         assert refused[f'ztna_dropped_total{{place="{place}",reason="{reason}"}}'] > 0
+
+
+@pytest.mark.timeout(300)
+def test_download_ends_while_a_udp_service_of_the_agent_is_sent_ten_thousand_datagrams_a_second(
+    site: Site,
+) -> None:
+    """Garbage or not, that socket takes it: it is what a service's client says, and its echoes come back."""
+    daemons = site.deployment.daemons
+    assert download(site.tcp_port, 1000) == content_digest(1000)
+    before = {name: resident_kib(daemon) for name, daemon in daemons.items()}
+    flooder = start_flood([f"127.0.0.1:{site.udp_port}"])
+    assert flooder.stdout is not None
+    try:
+        assert flooder.stdout.readline() == "flooding\n"
+        assert download(site.tcp_port, MIB, timeout_s=100.0) == content_digest(MIB)
+    finally:
+        summary, _ = flooder.communicate(timeout=LIMIT_S)
+    sent, seconds = map(float, summary.split())
+    assert sent >= flood.HEAD_START
+    assert seconds < flood.MAX_DURATION_S, "the flood was over before the download"
+    site.deployment.wait_ready()
+    # What the path does not carry is dropped and counted, and never kept.
+    assert metrics(daemons["agent-1"])[
+        'ztna_dropped_total{place="quic_session",reason="congestion_window_full"}'
+    ]
+    for name, daemon in daemons.items():
+        assert resident_kib(daemon) - before[name] < MAX_GROWTH_KIB, name
+        assert not events(daemon, "quic_session.session_closed"), name
+        lines = daemon.log_path.read_text(encoding="utf-8").splitlines()
+        assert len(lines) < 200, name
+        assert not [line for line in lines if '"level":"error"' in line.replace(" ", "")], name
