@@ -20,7 +20,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from actors import grpc_signaling
 from actors.base import ConcernRef, Context, Unobserved
 from actors.credentials import Credentials, parse_credentials
-from actors.grpc_signaling import GrpcSignalingServer, remote_text
+from actors.grpc_signaling import MAX_STREAMS_PER_CONNECTION, GrpcSignalingServer, remote_text
 from actors.io_asyncio import AsyncioIo
 from actors.runtime import LoopRuntime, request_stop
 from actors.signaling_service import SignalingService
@@ -31,7 +31,12 @@ from ztna.address import TransportAddress
 from ztna.errors import AuthenticationError
 from ztna.pki.authority import Issued
 from ztna.quic.budget import HandshakeBudget, fixed_cost
-from ztna.v1 import grant_pb2, signaling_pb2, signaling_pb2_grpc, signaling_service_pb2
+from ztna.v1 import (
+    grant_pb2,
+    signaling_pb2,
+    signaling_pb2_grpc,
+    signaling_service_pb2,
+)
 
 HANDSHAKE_LIMIT = "grpc.server_handshake_timeout_ms"
 NONCE = bytes(range(32))
@@ -274,6 +279,36 @@ def test_revoked_certificate_is_refused_with_the_reason() -> None:
             assert "revoked" in detail
 
     on_loop(body, node)
+
+
+def test_streams_of_one_connection_are_bounded_and_the_next_is_served_when_one_ends() -> None:
+    async def body(service: Service) -> None:
+        node = issue(Role.OPERATOR, "op")
+        async with service.channel(node) as hoarding, service.channel(node) as modest:
+            request = health_pb2.HealthCheckRequest(service="")
+            calls = [
+                health_pb2_grpc.HealthStub(hoarding).Watch(request)
+                for _ in range(2 * MAX_STREAMS_PER_CONNECTION)
+            ]
+            answers = [asyncio.ensure_future(call.read()) for call in calls]
+            while sum(each.done() for each in answers) < MAX_STREAMS_PER_CONNECTION:
+                await asyncio.wait(
+                    [each for each in answers if not each.done()], return_when=asyncio.FIRST_COMPLETED
+                )
+            # Another connection is served all the while, and these would have been by now.
+            for _ in range(20):
+                await health_pb2_grpc.HealthStub(modest).Check(request)
+            served = [number for number, each in enumerate(answers) if each.done()]
+            assert len(served) == MAX_STREAMS_PER_CONNECTION
+            calls[served[0]].cancel()
+            await asyncio.wait(
+                [each for each in answers if not each.done()], return_when=asyncio.FIRST_COMPLETED
+            )
+            for call in calls:
+                call.cancel()
+            await asyncio.gather(*answers, return_exceptions=True)
+
+    on_loop(body)
 
 
 def test_certificate_that_breaks_the_profile_is_refused_with_the_reason() -> None:
