@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -31,8 +32,12 @@ from ztna.address import TransportAddress
 from ztna.errors import AuthenticationError
 from ztna.pki.authority import Issued
 from ztna.quic.budget import HandshakeBudget, fixed_cost
+from ztna.signaling.stream_admission import MAX_STREAM_BURST
 from ztna.v1 import (
     grant_pb2,
+    quic_relay_pb2,
+    relay_pb2,
+    relay_pb2_grpc,
     signaling_pb2,
     signaling_pb2_grpc,
     signaling_service_pb2,
@@ -279,6 +284,60 @@ def test_revoked_certificate_is_refused_with_the_reason() -> None:
             assert "revoked" in detail
 
     on_loop(body, node)
+
+
+async def codes_of_flood(attempt: Callable[[], Awaitable[grpc.StatusCode]]) -> Counter[grpc.StatusCode]:
+    """How 80 streams ended, a few at a time: a connection at its bound is refused others by gRPC itself."""
+    codes: Counter[grpc.StatusCode] = Counter()
+
+    async def go_on() -> None:
+        for _ in range(20):
+            codes[await attempt()] += 1
+
+    await asyncio.gather(*(go_on() for _ in range(MAX_STREAMS_PER_CONNECTION // 2)))
+    return codes
+
+
+def test_flood_with_a_revoked_certificate_is_refused_unjudged_and_another_node_attaches() -> None:
+    node, other = issue(Role.AGENT, "mallory"), issue(Role.AGENT, "a1")
+
+    async def body(service: Service) -> None:
+        async with service.channel(node) as channel, service.channel(other) as second:
+
+            async def attempt() -> grpc.StatusCode:
+                return (await refusal(channel))[0]
+
+            codes = await codes_of_flood(attempt)
+            assert codes.keys() == {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.RESOURCE_EXHAUSTED}
+            assert codes[grpc.StatusCode.UNAUTHENTICATED] >= MAX_STREAM_BURST
+            await attach(second)
+            figures = await service.wait_for(signaling_service_pb2.SignalingStatistics)
+            while figures.refused["too_many_streams"] < codes[grpc.StatusCode.RESOURCE_EXHAUSTED]:
+                figures = await service.wait_for(signaling_service_pb2.SignalingStatistics)
+
+    on_loop(body, node)
+
+
+def test_relay_streams_reach_the_relay_at_the_same_rate_and_no_more() -> None:
+    async def relay(channel: aio.Channel) -> grpc.StatusCode:
+        call = relay_pb2_grpc.RelayServiceStub(channel).Relay()
+        try:
+            await call.write(relay_pb2.RelayFrame(ping=1))
+            await call.done_writing()
+            while await call.read() is not aio.EOF:
+                pass
+        except (aio.AioRpcError, asyncio.InvalidStateError):
+            pass
+        return await call.code()
+
+    async def body(service: Service) -> None:
+        async with service.channel(issue(Role.AGENT, "mallory")) as channel:
+            codes = await codes_of_flood(lambda: relay(channel))
+            assert codes.keys() == {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
+            opened = sum(isinstance(each, quic_relay_pb2.RelayStreamOpened) for each in service.emitted)
+            assert opened == codes[grpc.StatusCode.OK] >= MAX_STREAM_BURST
+
+    on_loop(body)
 
 
 def test_streams_of_one_connection_are_bounded_and_the_next_is_served_when_one_ends() -> None:
