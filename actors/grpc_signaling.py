@@ -44,9 +44,16 @@ MAX_QUEUED_RELAY_FRAMES = 64
 """Waiting for one node on its `Relay` stream: a batch of packets, and answers to what it asked. Packets wait
 elsewhere, where the oldest are dropped."""
 
+MAX_STREAMS_PER_CONNECTION = 8
+"""A node has one for `Attach` and one for `Relay`, on a connection each; tools ask for health and
+reflection. The others are for streams that were given up and are not gone yet. Whoever wants more waits
+until one ends: any certificate of the CA, also a revoked one, gets this far, and each stream holds some 20
+KiB."""
+
 _OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_receive_message_length", MAX_FRAME_BYTES),
     ("grpc.max_send_message_length", MAX_FRAME_BYTES),
+    ("grpc.max_concurrent_streams", MAX_STREAMS_PER_CONNECTION),
     # By default a stranger who dribbles bytes has a place for two minutes.
     ("grpc.server_handshake_timeout_ms", HANDSHAKE_LIMIT_MS),
     # A node whose address vanished sends no FIN: two missed pings tell.

@@ -176,7 +176,7 @@ class QuicRelay(Concern):
     def relay_stream_opened(self, message: quic_relay_pb2.RelayStreamOpened) -> None:
         """A node whose network lets no UDP pass."""
         try:
-            with self._budget.charged(self.now):
+            with self._budget.charged_at_once(self.now):
                 peer = self._verify(translate.chain_from_der([message.certificate]))
         except (AuthenticationError, RemoteProtocolError) as error:
             self._refuse_stream(message, error.reason, str(error), is_unknown=True)

@@ -1,10 +1,11 @@
 """Owns the attachments of an intermediate; takes frames of nodes over two carriers, emits what they want.
 
-A stream comes from gRPC or from stream 4 of a relay leg. Either way its certificate is judged here once
-more, for role and revocation, then its first frame must be an AttachRequest. The core
+A stream comes from gRPC or from stream 4 of a relay leg. Of gRPC streams, those for the relay included,
+only so many per certificate are looked at (`ztna.signaling.stream_admission`). Either way a certificate is
+judged here once more, for role and revocation, then the first frame must be an AttachRequest. The core
 (`ztna.signaling.attachments`) decides who is attached and who is lost. What a frame says about sessions and
-services is for other actors. An attachment costs about as much as a step of a handshake, so it waits for the
-same budget (`ztna.quic.budget`), and pays into it.
+services is for other actors. An attachment costs about as much as a step of a handshake, so it waits for
+the same budget (`ztna.quic.budget`), and pays into it.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from ztna.errors import AccessDenied, AuthenticationError, LocalProtocolError, R
 from ztna.quic.budget import HandshakeBudget
 from ztna.signaling import attachments
 from ztna.signaling.exchange import MAX_ROUND_TRIP_S
+from ztna.signaling.stream_admission import TOO_MANY_STREAMS, StreamAdmission
 from ztna.signaling.values import Code
 from ztna.v1 import quic_relay_pb2, relay_pb2, reload_pb2, signaling_pb2, signaling_service_pb2
 
@@ -132,6 +134,7 @@ class SignalingService(Concern):
         self._grpc_streams: dict[GrpcStream, Stream] = {}
         self._leg_streams: dict[int, Stream] = {}
         self._relay_calls = RelayCalls(self.emit)
+        self._stream_admission = StreamAdmission()
         self._pending: dict[tuple[Role, str], Stream] = {}
         self._waiting: dict[tuple[Role, str], Stream] = {}  # for their attachment, last who asked last
         self._look_at = 0.0
@@ -169,6 +172,8 @@ class SignalingService(Concern):
     @loop_callback
     def stream_opened(self, stream: GrpcStream) -> None:
         """A node opened a gRPC stream."""
+        if not self._is_admitted(stream):
+            return
         try:
             certificates = x509.load_pem_x509_certificates(stream.certificate_pem)
         except UNREADABLE:
@@ -202,7 +207,8 @@ class SignalingService(Concern):
     @loop_callback
     def relay_opened(self, call: GrpcRelayCall) -> None:
         """A node opened a relay stream."""
-        self._relay_calls.opened(call)
+        if self._is_admitted(call):
+            self._relay_calls.opened(call)
 
     @loop_callback
     def relay_frame(self, call: GrpcRelayCall, frame: relay_pb2.RelayFrame) -> None:
@@ -305,8 +311,21 @@ class SignalingService(Concern):
 
     # Streams
 
+    def _is_admitted(self, stream: GrpcStream | GrpcRelayCall) -> bool:
+        """Whether to look at a stream; otherwise it is refused for next to nothing."""
+        if self._stream_admission.admit(stream.certificate_pem, self.now):
+            return True
+        detail = "too many streams were opened with this certificate"
+        self._count_refusal(TOO_MANY_STREAMS)
+        host = stream.remote.rpartition(":")[0]  # each connection has another port
+        self._refusal_log.note(
+            self.now, (TOO_MANY_STREAMS, host), remote=stream.remote, reason=TOO_MANY_STREAMS, detail=detail
+        )
+        stream.close(grpc.StatusCode.RESOURCE_EXHAUSTED, detail)
+        return False
+
     def _judge(self, chain: list[x509.Certificate]) -> VerifiedPeer:
-        with self._budget.charged(self.now):
+        with self._budget.charged_at_once(self.now):
             return self._credentials.verifier.verify(
                 chain, expect=NODE_ROLES, now_wall=self.io.wall_time(), as_server=False
             )

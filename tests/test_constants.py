@@ -62,6 +62,10 @@ CONSTANTS: list[tuple[str, str, str, Any]] = [
     ("ours, docs/wire.md §1", "ztna.quic.admission", "MAX_HANDSHAKING", 256),
     ("ours, a fifth of any second", "ztna.quic.budget", "MAX_HANDSHAKE_SHARE", 0.2),
     ("ours, docs/wire.md §1", "ztna.quic.budget", "MAX_HANDSHAKE_BURST_S", 0.02),
+    ("ours, docs/wire.md §1", "ztna.quic.budget", "AT_ONCE_SHARE", 0.5),
+    ("ours, docs/wire.md §4", "ztna.signaling.stream_admission", "MAX_STREAMS_PER_S", 1.0),
+    ("ours, docs/wire.md §4", "ztna.signaling.stream_admission", "MAX_STREAM_BURST", 16.0),
+    ("ours, docs/wire.md §4", "actors.grpc_signaling", "MAX_STREAMS_PER_CONNECTION", 8),
     # Keepalive, which is the consent check
     ("RFC 7675 §5.1", "ztna.ice.timing", "KEEPALIVE_ACTIVE_S", 5.0),
     ("ours, docs/wire.md §7", "ztna.ice.timing", "KEEPALIVE_IDLE_S", 15.0),

@@ -12,6 +12,7 @@ from tests.actors.test_quic_relay import ATTACH_A, ATTACH_C, SESSION, Node, Site
 from tests.pki_fixtures import issue
 from ztna.access.identity import Role, fingerprint, identity_of
 from ztna.pki.authority import Issued
+from ztna.quic.budget import TYPICAL_STEP_S
 from ztna.relay import frame
 from ztna.relay.hub import (
     HELLO_LIMIT_S,
@@ -255,6 +256,15 @@ def test_stream_of_nobody_we_know_is_refused_and_counted(
     site.say(stream, relay_pb2.RelayFrame(ping=1))  # it does not know yet
     assert stream.frames == []
     assert site.refused() == {stream.reason: 1}
+
+
+def test_flood_of_streams_that_are_judged_leaves_room_for_handshakes(site: StreamSite) -> None:
+    expired = issue(Role.AGENT, "a1", expired=True)
+    for _ in range(200):
+        assert site.open(Role.AGENT, "a1", issued=expired).closed is not None
+    assert site.budget.spent_s >= 200 * TYPICAL_STEP_S
+    assert site.budget.is_open(site.now)
+    assert site.dial(Role.AGENT, "a2").connection.is_established
 
 
 def test_stream_whose_certificate_is_unreadable_is_refused(site: StreamSite) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from actors import grpc_signaling
 from actors.base import ConcernRef, Context, Unobserved
 from actors.credentials import Credentials, parse_credentials
-from actors.grpc_signaling import GrpcSignalingServer, remote_text
+from actors.grpc_signaling import MAX_STREAMS_PER_CONNECTION, GrpcSignalingServer, remote_text
 from actors.io_asyncio import AsyncioIo
 from actors.runtime import LoopRuntime, request_stop
 from actors.signaling_service import SignalingService
@@ -31,7 +32,16 @@ from ztna.address import TransportAddress
 from ztna.errors import AuthenticationError
 from ztna.pki.authority import Issued
 from ztna.quic.budget import HandshakeBudget, fixed_cost
-from ztna.v1 import grant_pb2, signaling_pb2, signaling_pb2_grpc, signaling_service_pb2
+from ztna.signaling.stream_admission import MAX_STREAM_BURST
+from ztna.v1 import (
+    grant_pb2,
+    quic_relay_pb2,
+    relay_pb2,
+    relay_pb2_grpc,
+    signaling_pb2,
+    signaling_pb2_grpc,
+    signaling_service_pb2,
+)
 
 HANDSHAKE_LIMIT = "grpc.server_handshake_timeout_ms"
 NONCE = bytes(range(32))
@@ -274,6 +284,90 @@ def test_revoked_certificate_is_refused_with_the_reason() -> None:
             assert "revoked" in detail
 
     on_loop(body, node)
+
+
+async def codes_of_flood(attempt: Callable[[], Awaitable[grpc.StatusCode]]) -> Counter[grpc.StatusCode]:
+    """How 80 streams ended, a few at a time: a connection at its bound is refused others by gRPC itself."""
+    codes: Counter[grpc.StatusCode] = Counter()
+
+    async def go_on() -> None:
+        for _ in range(20):
+            codes[await attempt()] += 1
+
+    await asyncio.gather(*(go_on() for _ in range(MAX_STREAMS_PER_CONNECTION // 2)))
+    return codes
+
+
+def test_flood_with_a_revoked_certificate_is_refused_unjudged_and_another_node_attaches() -> None:
+    node, other = issue(Role.AGENT, "mallory"), issue(Role.AGENT, "a1")
+
+    async def body(service: Service) -> None:
+        async with service.channel(node) as channel, service.channel(other) as second:
+
+            async def attempt() -> grpc.StatusCode:
+                return (await refusal(channel))[0]
+
+            codes = await codes_of_flood(attempt)
+            assert codes.keys() == {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.RESOURCE_EXHAUSTED}
+            assert codes[grpc.StatusCode.UNAUTHENTICATED] >= MAX_STREAM_BURST
+            await attach(second)
+            figures = await service.wait_for(signaling_service_pb2.SignalingStatistics)
+            while figures.refused["too_many_streams"] < codes[grpc.StatusCode.RESOURCE_EXHAUSTED]:
+                figures = await service.wait_for(signaling_service_pb2.SignalingStatistics)
+
+    on_loop(body, node)
+
+
+def test_relay_streams_reach_the_relay_at_the_same_rate_and_no_more() -> None:
+    async def relay(channel: aio.Channel) -> grpc.StatusCode:
+        call = relay_pb2_grpc.RelayServiceStub(channel).Relay()
+        try:
+            await call.write(relay_pb2.RelayFrame(ping=1))
+            await call.done_writing()
+            while await call.read() is not aio.EOF:
+                pass
+        except (aio.AioRpcError, asyncio.InvalidStateError):
+            pass
+        return await call.code()
+
+    async def body(service: Service) -> None:
+        async with service.channel(issue(Role.AGENT, "mallory")) as channel:
+            codes = await codes_of_flood(lambda: relay(channel))
+            assert codes.keys() == {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
+            opened = sum(isinstance(each, quic_relay_pb2.RelayStreamOpened) for each in service.emitted)
+            assert opened == codes[grpc.StatusCode.OK] >= MAX_STREAM_BURST
+
+    on_loop(body)
+
+
+def test_streams_of_one_connection_are_bounded_and_the_next_is_served_when_one_ends() -> None:
+    async def body(service: Service) -> None:
+        node = issue(Role.OPERATOR, "op")
+        async with service.channel(node) as hoarding, service.channel(node) as modest:
+            request = health_pb2.HealthCheckRequest(service="")
+            calls = [
+                health_pb2_grpc.HealthStub(hoarding).Watch(request)
+                for _ in range(2 * MAX_STREAMS_PER_CONNECTION)
+            ]
+            answers = [asyncio.ensure_future(call.read()) for call in calls]
+            while sum(each.done() for each in answers) < MAX_STREAMS_PER_CONNECTION:
+                await asyncio.wait(
+                    [each for each in answers if not each.done()], return_when=asyncio.FIRST_COMPLETED
+                )
+            # Another connection is served all the while, and these would have been by now.
+            for _ in range(20):
+                await health_pb2_grpc.HealthStub(modest).Check(request)
+            served = [number for number, each in enumerate(answers) if each.done()]
+            assert len(served) == MAX_STREAMS_PER_CONNECTION
+            calls[served[0]].cancel()
+            await asyncio.wait(
+                [each for each in answers if not each.done()], return_when=asyncio.FIRST_COMPLETED
+            )
+            for call in calls:
+                call.cancel()
+            await asyncio.gather(*answers, return_exceptions=True)
+
+    on_loop(body)
 
 
 def test_certificate_that_breaks_the_profile_is_refused_with_the_reason() -> None:

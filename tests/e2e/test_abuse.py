@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 import select
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 import yaml
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from tests.e2e import grpc_flood
 from tests.e2e.backends import TcpBackend, UdpEcho, connect, content_digest, download
 from tests.e2e.conftest import listeners, services
 from tests.e2e.hostile import (
@@ -26,11 +30,11 @@ from tests.e2e.hostile import (
     resident_kib,
     wait_for_metric,
 )
-from tests.e2e.identities import Identities
+from tests.e2e.identities import TRUST_DOMAIN, Identities
 from tests.e2e.test_identity_faults import events, wait_for_event
 from tools.deployment import Daemon, Deployment, free_port
 from ztna.access.grant import sign
-from ztna.access.identity import Role
+from ztna.access.identity import Identity, Role
 from ztna.pki.authority import Issued
 from ztna.relay import frame as relay_frame
 from ztna.service.fragments import MAX_PAYLOAD_BYTES, Fragmenter, encode_varint
@@ -476,3 +480,60 @@ def test_identity_in_two_places_is_named_with_both_addresses(prey: Prey) -> None
     assert line["former_remote"] in str(problems)
     # The later one is in, and stays in.
     prey.deployment.wait_ready("agent-2")
+
+
+@contextmanager
+def flooding(kind: str, intermediate: Daemon, own: Issued, ca_pem: bytes, directory: Path) -> Iterator[None]:
+    """Streams with this certificate while something else is done, for `MAX_DURATION_S` at most."""
+    contents = {"ca": ca_pem, "key": own.key_pem, "cert": own.certificate_pem}
+    for name, content in contents.items():
+        (directory / name).write_bytes(content)
+    name = Identity(TRUST_DOMAIN, Role.INTERMEDIATE, intermediate.id).dns_name
+    flooder = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "tests.e2e.grpc_flood", kind),
+            *(intermediate.settings["grpc"]["listen"], name),
+            *(str(directory / each) for each in contents),
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert flooder.stdout is not None
+        assert flooder.stdout.readline() == "flooding\n"
+        yield
+        summary, _ = flooder.communicate(timeout=30)
+        assert int(summary) >= grpc_flood.HEAD_START
+    finally:
+        flooder.kill()
+        flooder.communicate()
+
+
+@pytest.mark.parametrize("kind", ["attach", "relay"])
+@pytest.mark.parametrize("is_revoked", [True, False], ids=["revoked", "valid"])
+def test_streams_without_end_of_one_certificate_keep_nobody_out(
+    deployment: Deployment, tmp_path: Path, kind: str, is_revoked: bool
+) -> None:
+    identities = Identities()
+    mallory = identities.issue(Role.AGENT, "mallory")
+    other = identities.issue(Role.AGENT, "other")
+    intermediate = deployment.add_intermediate("intermediate-1")
+    identities.equip(intermediate, revoked=[mallory if is_revoked else other])
+    deployment.start()
+    deployment.wait_ready()
+    ca_pem = identities.ca_pem(trusts_alien=False)
+    with flooding(kind, intermediate, mallory, ca_pem, tmp_path):
+        # Each dials its leg and attaches within its time-outs, while the flood goes on.
+        for number in range(10):
+            with HostileNode(intermediate, identities.issue(Role.AGENT, f"agent-{number}")) as node:
+                node.attach()
+    with HostileNode(intermediate, identities.issue(Role.AGENT, "latecomer")) as node:
+        node.attach()
+    reason = 'ztna_refusals_total{place="signaling",reason="too_many_streams"}'
+    wait_for_metric(intermediate, reason, grpc_flood.HEAD_START / 2)
+    line = wait_for_event(intermediate, "signaling_service.node_refused", reason="too_many_streams")
+    assert line["remote"].startswith("127.0.0.1:")
+    # One line per burst, and the next one later.
+    lines = events(intermediate, "signaling_service.node_refused")
+    assert sum(each["reason"] == "too_many_streams" for each in lines) <= 5

@@ -6,6 +6,10 @@ while the budget is not in debt, and pays what it took afterwards: whatever step
 with a stranger's monstrous certificate, those of one second come to no more than the share of it, and one
 step. What a peer can make us do between its steps is charged alike, and later ones wait for that too.
 
+Some steps cannot wait: the certificate of a gRPC stream is judged when the stream is there. How many of them
+there are is bounded elsewhere (`ztna.signaling.stream_admission`); here they may take half of the share from
+the others and no more, so that whoever causes them keeps nobody out.
+
 This is processor time of the loop's thread, which is what delays packets there. What other threads do, like
 gRPC's for TLS, is not in it.
 """
@@ -31,6 +35,9 @@ TYPICAL_STEP_S = 0.002
 WHOLE_HANDSHAKE = 2.3
 """A handshake costs so many times what its beginning did, as measured: 5.0 to 6.5 ms to 2.0 to 3.0. No more
 begin than can be ended: whoever answers slowly would otherwise find that others have begun meanwhile."""
+AT_ONCE_SHARE = 0.5
+"""Of the budget: what steps that cannot wait may take from those that can. The rest of them is free: the
+alternative is a debt which grows as long as somebody likes."""
 MIN_DEBT_WAIT_S = 0.001
 """Nobody asks more often whether a debt is paid."""
 
@@ -48,6 +55,7 @@ class HandshakeBudget:
         rate = MAX_HANDSHAKE_SHARE - MAX_HANDSHAKE_BURST_S
         self._bucket = TokenBucket(rate, MAX_HANDSHAKE_BURST_S, 0.0)
         self._beginnings = TokenBucket(rate, MAX_HANDSHAKE_BURST_S, 0.0)
+        self._at_once = TokenBucket(rate * AT_ONCE_SHARE, MAX_HANDSHAKE_BURST_S * AT_ONCE_SHARE, 0.0)
         self.spent_s = 0.0
 
     def is_open(self, now: float, reserve_s: float = 0.0) -> bool:
@@ -77,3 +85,19 @@ class HandshakeBudget:
             self._bucket.charge(now, cost_s)
             if is_first:
                 self._beginnings.charge(now, cost_s * WHOLE_HANDSHAKE)
+
+    @contextmanager
+    def charged_at_once(self, now: float) -> Iterator[None]:
+        """Do a step within it that cannot wait, whether the budget is open or not.
+
+        It is paid as far as such steps have not had their half yet. Not to be nested.
+        """
+        lap = self._stopwatch()
+        try:
+            yield
+        finally:
+            cost_s = lap()
+            self.spent_s += cost_s
+            due_s = min(cost_s, self._at_once.level(now))
+            self._at_once.charge(now, due_s)
+            self._bucket.charge(now, due_s)

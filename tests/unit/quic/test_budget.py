@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ztna.quic.budget import (
+    AT_ONCE_SHARE,
     MAX_HANDSHAKE_BURST_S,
     MAX_HANDSHAKE_SHARE,
     MIN_DEBT_WAIT_S,
@@ -117,3 +118,41 @@ def test_no_more_handshakes_begin_than_can_be_ended_however_long_that_takes() ->
     assert whole_s <= SUSTAINED_SHARE * seconds + MAX_HANDSHAKE_BURST_S + cost_s * WHOLE_HANDSHAKE
     assert whole_s >= 0.95 * SUSTAINED_SHARE * seconds
     assert budget.is_open(NOW + seconds), "what is left belongs to the steps that follow"
+
+
+@given(st.lists(st.tuples(st.floats(0.0, 0.2), COSTS), min_size=1, max_size=200))
+def test_steps_that_cannot_wait_leave_half_to_those_that_can_whatever_they_cost(
+    asked: list[tuple[float, float]],
+) -> None:
+    machine, now = Machine(), NOW
+    for later_s, cost_s in asked:
+        now += later_s
+        machine.cost_s = cost_s
+        with machine.budget.charged_at_once(now):
+            pass
+        assert machine.budget.is_open(now, MAX_HANDSHAKE_BURST_S * (1 - AT_ONCE_SHARE) - ROUNDING_S)
+    assert machine.budget.spent_s == pytest.approx(sum(cost for _, cost in asked))
+
+
+def test_handshakes_have_half_of_the_budget_during_a_flood_of_steps_that_cannot_wait() -> None:
+    machine, seconds = Machine(), 10
+    for step in range(seconds * 1000):
+        now = NOW + step / 1000
+        machine.cost_s = 0.01
+        with machine.budget.charged_at_once(now):
+            pass
+        machine.step(now, 0.002)
+    done_s = sum(cost for _, cost in machine.done)
+    assert done_s >= 0.95 * SUSTAINED_SHARE * (1 - AT_ONCE_SHARE) * seconds
+
+
+def test_steps_that_cannot_wait_delay_the_others_as_long_as_they_keep_to_their_half() -> None:
+    budget = HandshakeBudget(fixed_cost(MAX_HANDSHAKE_BURST_S * AT_ONCE_SHARE))
+    with budget.charged_at_once(NOW):
+        pass
+    for _ in range(2):
+        assert budget.is_open(NOW)
+        with budget.charged(NOW):
+            pass
+    assert not budget.is_open(NOW)
+    assert budget.opens_at(NOW) < NOW + 1.0
