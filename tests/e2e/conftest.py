@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -86,7 +87,7 @@ def backends() -> Iterator[tuple[TcpBackend, UdpEcho]]:
 def configured_site(deployment: Deployment, backends: tuple[TcpBackend, UdpEcho]) -> Site:
     """Configured, not started."""
     tcp, udp = backends
-    site = Site(deployment, tcp, udp, free_port(), free_port())
+    site = Site(deployment, tcp, udp, free_port(), free_port(socket.SOCK_DGRAM))
     deployment.add_intermediate("intermediate-1")
     deployment.add_connector("connector-1", services(tcp, udp))
     deployment.add_agent("agent-1", listeners(site.tcp_port, site.udp_port))
