@@ -46,7 +46,7 @@ def start_delays_ms(round_trips_s: Mapping[Role, float | None]) -> dict[Role, in
 
 
 class ExchangeState(Enum):
-    """How far the exchange of one generation is."""
+    """How far the exchange of one generation is; both parties are ready as soon as one has answered."""
 
     IDLE = "idle"
     AWAITING_ANSWER = "awaiting_answer"
