@@ -36,8 +36,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="size of the long download in the NAT lab (tests/netns/test_survival.py), which is then held "
-        "to the limits of a quiet machine (default: as little as its disturbances take)",
+        help="size of each transfer in the NAT lab (tests/netns/test_survival.py), which is then held to the "
+        "limits of a quiet machine (default: as little as its disturbances take)",
     )
 
 

@@ -39,7 +39,7 @@ class Flood:
     async def go_on(self) -> None:
         """Open one after the other."""
         while not self._is_over():
-            with suppress(aio.AioRpcError, asyncio.InvalidStateError):
+            with suppress(aio.AioRpcError, aio.BaseError, asyncio.InvalidStateError):
                 await self._open()
             self.count += 1
             if self.count == HEAD_START:

@@ -2,7 +2,7 @@
 
 Stalls are measured and shown. A machine with other work is late by itself, so each limit leaves room for what
 the same transfer does while nobody disturbs it, and for how late this process was woken in the meantime.
-With `--lab-download-mb N` the long download has that size, and its limits leave no room: for a quiet machine.
+With `--lab-download-mb N` each transfer has that size, and its limits leave no room: for a quiet machine.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -87,7 +88,7 @@ class Stalls:
     nodes: Nodes
     transfer: Transfer
     lateness: Lateness
-    is_strict: bool = False
+    size_mb: int = 0
     found: dict[str, float] = field(default_factory=dict)
     excesses: list[str] = field(default_factory=list)
     _steady_s: float = 0.0
@@ -107,7 +108,7 @@ class Stalls:
         self.transfer.meter.wait_for_more(PIECE)
         stall_s = self.found[name] = self.transfer.meter.longest_s
         room_s = WAKE_UPS * max(self._steady_s, self.lateness.longest_s)
-        if stall_s > limit_s + (0.0 if self.is_strict else room_s):
+        if stall_s > limit_s + (0.0 if self.size_mb else room_s):
             self.excesses.append(f"{name} {stall_s:.2f} s, allowed {limit_s:.2f} s, room {room_s:.2f} s")
 
     def cut(self, name: str, cut: Cut) -> None:
@@ -151,10 +152,26 @@ class Stalls:
         for node, count in selections.items():
             assert set(selected_paths(self.nodes, node)[count:]) <= {DIRECT}, "no fall-back is shown"
 
-    def check(self) -> str:
-        """Fail if a stall was too long; returns what was measured."""
+    def finish(self) -> str:
+        """End the transfer at its size, and fail if a stall was too long; returns what was measured."""
+        self.transfer.meter.wait_for_size(self.size_mb * 1_000_000, DOWNLOAD_LIMIT_S)
+        size = self.transfer.finish()
         assert not self.excesses, self.excesses
-        return ", ".join(f"{name} {stall_s:.2f} s" for name, stall_s in self.found.items())
+        stalls = ", ".join(f"{name} {stall_s:.2f} s" for name, stall_s in self.found.items())
+        return f"{stalls}; {size} bytes unchanged"
+
+
+Watch = Callable[[Nodes, Transfer], Stalls]
+
+
+@pytest.fixture
+def watch(lateness: Lateness, request: pytest.FixtureRequest) -> Watch:
+    """Look after the stalls of a transfer."""
+    return partial(Stalls, lateness=lateness, size_mb=request.config.getoption("--lab-download-mb"))
+
+
+# As long as a transfer of any size may take.
+transferring = pytest.mark.timeout(2 * DOWNLOAD_LIMIT_S)
 
 
 def selected_paths(nodes: Nodes, node: str) -> list[str]:
@@ -175,11 +192,10 @@ def searches_again(nodes: Nodes) -> None:
     nodes.wait_direct()
 
 
-@pytest.mark.timeout(2 * DOWNLOAD_LIMIT_S)
+@transferring
 def test_download_survives_cut_rebinding_hand_over_and_the_death_of_the_intermediate(
-    nodes: Nodes, lateness: Lateness, report_figure: Report, request: pytest.FixtureRequest
+    nodes: Nodes, watch: Watch, report_figure: Report
 ) -> None:
-    size_mb = request.config.getoption("--lab-download-mb")
     # A new session begins on the relay, and stays there until its packets may pass.
     nodes.lab.cut("a", towards="b")
     nodes.deployment.kill(AGENT, signal.SIGTERM)
@@ -189,64 +205,67 @@ def test_download_survives_cut_rebinding_hand_over_and_the_death_of_the_intermed
         transfer.meter.wait_for_more(2 * PIECE)
         assert {nodes.session(node).path for node in BOTH} == {RELAY}
         heals(nodes)
-        stalls = Stalls(nodes, transfer, lateness, is_strict=size_mb > 0)
+        stalls = watch(nodes, transfer)
         stalls.cut("cut", Cut.BOTH)
         heals(nodes)
         stalls.rebind()
         stalls.hand_over("a", Handover.HARD)
         stalls.restart_intermediate()
-        transfer.meter.wait_for_size(size_mb * 1_000_000, DOWNLOAD_LIMIT_S)
-        size = transfer.finish()
-    report_figure("longest stall of a download", f"{stalls.check()}; {size} bytes unchanged")
+        found = stalls.finish()
+    report_figure("longest stall of a download", found)
 
 
+@transferring
 @pytest.mark.parametrize(
     ("site", "how"),
     [("b", Handover.HARD), ("a", Handover.SOFT), ("b", Handover.SOFT)],
     ids=lambda value: value.value if isinstance(value, Handover) else value,
 )
 def test_download_survives_a_hand_over_of_either_site(
-    direct: Nodes, site: str, how: Handover, lateness: Lateness, report_figure: Report
+    direct: Nodes, site: str, how: Handover, watch: Watch, report_figure: Report
 ) -> None:
     with direct.transfer() as transfer:
-        stalls = Stalls(direct, transfer, lateness)
+        stalls = watch(direct, transfer)
         stalls.hand_over(site, how)
-        transfer.finish()
-    report_figure("longest stall of a download", stalls.check())
+        found = stalls.finish()
+    report_figure("longest stall of a download", found)
 
 
+@transferring
 @pytest.mark.parametrize("cut", Cut)
-def test_upload_survives_a_cut(direct: Nodes, cut: Cut, lateness: Lateness, report_figure: Report) -> None:
+def test_upload_survives_a_cut(direct: Nodes, cut: Cut, watch: Watch, report_figure: Report) -> None:
     with direct.transfer(is_upload=True) as transfer:
-        stalls = Stalls(direct, transfer, lateness)
+        stalls = watch(direct, transfer)
         stalls.cut(f"cut {cut.value}", cut)
         searches_again(direct)
-        transfer.finish()
-    report_figure("longest stall of an upload", stalls.check())
+        found = stalls.finish()
+    report_figure("longest stall of an upload", found)
 
 
+@transferring
 @pytest.mark.parametrize("cut", [Cut.UP, Cut.DOWN])
 def test_download_survives_a_cut_of_one_direction(
-    direct: Nodes, cut: Cut, lateness: Lateness, report_figure: Report
+    direct: Nodes, cut: Cut, watch: Watch, report_figure: Report
 ) -> None:
     with direct.transfer() as transfer:
-        stalls = Stalls(direct, transfer, lateness)
+        stalls = watch(direct, transfer)
         stalls.cut(f"cut {cut.value}", cut)
         searches_again(direct)
-        transfer.finish()
-    report_figure("longest stall of a download", stalls.check())
+        found = stalls.finish()
+    report_figure("longest stall of a download", found)
 
 
+@transferring
 def test_upload_survives_rebinding_hand_over_and_the_death_of_the_intermediate(
-    direct: Nodes, lateness: Lateness, report_figure: Report
+    direct: Nodes, watch: Watch, report_figure: Report
 ) -> None:
     with direct.transfer(is_upload=True) as transfer:
-        stalls = Stalls(direct, transfer, lateness)
+        stalls = watch(direct, transfer)
         stalls.rebind()
         stalls.hand_over("a", Handover.HARD)
         stalls.restart_intermediate()
-        transfer.finish()
-    report_figure("longest stall of an upload", stalls.check())
+        found = stalls.finish()
+    report_figure("longest stall of an upload", found)
 
 
 def comes_back(nodes: Nodes) -> None:

@@ -44,8 +44,8 @@ DIRECT_LIMIT_S: Final = 46.0 - STEP_S
 """A pair that failed once is tried again after 30 s ± 20 %, and a search takes up to 10 s."""
 CLEAN_DIRECT_LIMIT_S: Final = 10.0
 """Where nothing went wrong: gathering 2 s, an exchange of a few round trips, checks 5 s."""
-FREED_LIMIT_S: Final = PEER_LOST_PATIENCE_S + SILENCE_LIMIT_S + 5.0
-"""After a goodbye, each packet of which may be lost."""
+FREED_LIMIT_S: Final = PEER_LOST_PATIENCE_S + SILENCE_LIMIT_S + 20.0
+"""After a goodbye, each packet of which may be lost: then a leg without an attachment idles out."""
 OPENING_EXCUSE_S: Final = 15.0
 """A connection may be refused for so long after a fault, since nobody could serve it yet."""
 DEAD_FAMILY_EXCUSE_S: Final = DEAD_AFTER_S

@@ -136,7 +136,7 @@ class ConsentMachine(RuleBasedStateMachine):
         self.now = 100.0
         self.pair: DirectPair | None = None
         self.confirmed_at = 0.0
-        self.is_usable = False
+        self.is_usable = self.was_heard = False
         self.asked: dict[bytes, tuple[bytes, str]] = {}
         self.generation = 0
 
@@ -147,7 +147,7 @@ class ConsentMachine(RuleBasedStateMachine):
                     assert effect.pair == self.pair
                     self.asked[effect.transaction_id] = (effect.datagram, effect.pwd)
                 case PathConfirmed() if effect.pair is not None:
-                    self.confirmed_at = self.now
+                    self.confirmed_at, self.was_heard = self.now, True
                 case ConsentExpired():
                     assert self.is_usable
                     self.is_usable = False
@@ -169,7 +169,7 @@ class ConsentMachine(RuleBasedStateMachine):
         local, peer = (Credentials(f"{side}{self.generation}", side * 24) for side in "op")
         self.pair = DirectPair(remote)
         self.core.handle_nominated(self.pair, local, peer, self.now)
-        self.confirmed_at, self.is_usable = self.now, True
+        self.confirmed_at, self.is_usable, self.was_heard = self.now, True, True
         self.settle()
 
     @rule()
@@ -191,6 +191,8 @@ class ConsentMachine(RuleBasedStateMachine):
             transaction_id, (_, pwd) = list(self.asked.items())[-1]
             message = stun.Message(stun.BINDING, stun.MessageClass.SUCCESS_RESPONSE, transaction_id)
             self.core.handle_response(self.pair.remote, stun.build(message, key=pwd.encode()), self.now)
+            # After a late answer the next check may be due already.
+            self.core.handle_timeout(self.now)
             self.settle()
 
     @rule(state=st.sampled_from(PathState), remote=st.sampled_from(REMOTES))
@@ -198,8 +200,9 @@ class ConsentMachine(RuleBasedStateMachine):
         self.core.handle_state(remote, state, self.now)
         if self.pair is not None and self.pair.remote == remote:
             if state is PathState.FAILED:
-                self.is_usable = False
-            elif state is not PathState.RECOVERING and self.now - self.confirmed_at < 1.0:
+                self.is_usable = self.was_heard = False
+            # Nobody takes a failed path before a check was answered there.
+            elif state is not PathState.RECOVERING and self.was_heard and self.now - self.confirmed_at < 1.0:
                 self.is_usable = True
         self.settle()
 
