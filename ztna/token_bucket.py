@@ -2,13 +2,19 @@
 
 It holds no timer and no queue: the caller asks, and is told yes or no. Where the price is known only
 afterwards, the caller looks at the level, acts, and is charged: the bucket may be in debt then.
+
+`TokenBuckets` has one for each of many who ask, and a bound on how many are remembered.
 """
 
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
+from typing import Generic, TypeVar
 
 from ztna.errors import LocalProtocolError
+
+KeyT = TypeVar("KeyT")
 
 
 class TokenBucket:
@@ -59,3 +65,34 @@ class TokenBucket:
         if now > self._updated_at:
             self._tokens = min(self._burst, self._tokens + (now - self._updated_at) * self._rate)
             self._updated_at = now
+
+
+class TokenBuckets(Generic[KeyT]):
+    """A bucket for each key; beyond `max_keys` the one that was used longest ago is forgotten."""
+
+    def __init__(self, rate: float, burst: float, max_keys: int) -> None:
+        """`rate` and `burst` are those of each bucket."""
+        self._rate = rate
+        self._burst = burst
+        self._max_keys = max_keys
+        self._buckets: OrderedDict[KeyT, TokenBucket] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._buckets)
+
+    def look(self, key: KeyT, now: float) -> TokenBucket:
+        """The bucket of a key; for one that is not remembered a full one, which `keep` would remember."""
+        return self._buckets.get(key) or TokenBucket(self._rate, self._burst, now)
+
+    def keep(self, key: KeyT, bucket: TokenBucket) -> None:
+        """Remember it, as the one used last."""
+        self._buckets[key] = bucket
+        self._buckets.move_to_end(key)
+        if len(self._buckets) > self._max_keys:
+            self._buckets.popitem(last=False)
+
+    def use(self, key: KeyT, now: float) -> TokenBucket:
+        """The bucket of a key, which is remembered from now on."""
+        bucket = self.look(key, now)
+        self.keep(key, bucket)
+        return bucket

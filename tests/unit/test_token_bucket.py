@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ztna.errors import LocalProtocolError
-from ztna.token_bucket import TokenBucket
+from ztna.token_bucket import TokenBucket, TokenBuckets
 
 
 def test_new_bucket_grants_its_burst_and_then_refuses() -> None:
@@ -84,3 +84,26 @@ def test_charge_may_go_into_debt_which_is_paid_off_at_the_rate() -> None:
     assert not bucket.take(1.5)
     assert bucket.level(1.5) == 0.0
     assert bucket.take(2.0)
+
+
+def test_each_key_has_a_bucket_of_its_own() -> None:
+    buckets: TokenBuckets[str] = TokenBuckets(rate=1.0, burst=1.0, max_keys=10)
+    assert buckets.use("a", 0.0).take(0.0)
+    assert not buckets.use("a", 0.0).take(0.0)
+    assert buckets.use("b", 0.0).take(0.0)
+
+
+def test_key_that_was_used_longest_ago_is_forgotten() -> None:
+    buckets: TokenBuckets[str] = TokenBuckets(rate=1.0, burst=1.0, max_keys=2)
+    for key in ("a", "b", "a", "c"):
+        buckets.use(key, 0.0).take(0.0)
+    assert len(buckets) == 2
+    assert not buckets.use("a", 0.0).take(0.0)
+    assert buckets.use("b", 0.0).take(0.0), "it begins with a full one"
+
+
+def test_bucket_that_was_only_looked_at_is_not_remembered() -> None:
+    buckets: TokenBuckets[str] = TokenBuckets(rate=1.0, burst=1.0, max_keys=2)
+    assert buckets.look("a", 0.0).take(0.0)
+    assert len(buckets) == 0
+    assert buckets.look("a", 0.0).take(0.0)

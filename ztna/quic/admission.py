@@ -7,13 +7,12 @@ stranger who repeats handshakes, or never ends them, keeps nobody else out.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
 from ztna.quic.budget import MAX_HANDSHAKE_BURST_S, MAX_HANDSHAKE_SHARE, HandshakeBudget
-from ztna.token_bucket import TokenBucket
+from ztna.token_bucket import TokenBuckets
 
 MAX_HANDSHAKING = 256
 """Connections between accepted and established: about 25 MB, and several seconds at the budget."""
@@ -49,7 +48,8 @@ class Admission:
 
     def __init__(self, budget: HandshakeBudget) -> None:
         self.budget = budget
-        self._shares: OrderedDict[str, TokenBucket] = OrderedDict()
+        rate = NETWORK_HANDSHAKE_SHARE - NETWORK_HANDSHAKE_BURST_S
+        self._shares: TokenBuckets[str] = TokenBuckets(rate, NETWORK_HANDSHAKE_BURST_S, MAX_NETWORKS)
         self._handshaking: list[tuple[str, Handshake]] = []
 
     @property
@@ -68,7 +68,7 @@ class Admission:
         """
         if not self.budget.may_begin(now):
             return BUDGET_SPENT
-        is_modest = self._share_of(network, now).level(now) >= 0
+        is_modest = self._shares.use(network, now).level(now) >= 0
         if not is_modest and not self.budget.may_begin(now, MAX_HANDSHAKE_BURST_S / 2):
             return "network_handshake_budget"
         places = self.handshaking
@@ -95,16 +95,5 @@ class Admission:
         self._handshaking.append((network, handshake))
 
     def _charge_network(self, network: str, cost_s: float, now: float) -> None:
-        share = self._share_of(network, now)
+        share = self._shares.use(network, now)
         share.charge(now, min(cost_s, share.level(now) + MAX_NETWORK_DEBT_S))
-
-    def _share_of(self, network: str, now: float) -> TokenBucket:
-        share = self._shares.get(network)
-        if share is None:
-            rate = NETWORK_HANDSHAKE_SHARE - NETWORK_HANDSHAKE_BURST_S
-            share = TokenBucket(rate, NETWORK_HANDSHAKE_BURST_S, now)
-            self._shares[network] = share
-            if len(self._shares) > MAX_NETWORKS:
-                self._shares.popitem(last=False)
-        self._shares.move_to_end(network)
-        return share

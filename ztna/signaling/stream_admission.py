@@ -8,9 +8,8 @@ that nobody can use up the share of another, and nodes behind one address have o
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 
-from ztna.token_bucket import TokenBucket
+from ztna.token_bucket import TokenBuckets
 
 MAX_STREAMS_PER_S = 1.0
 MAX_STREAM_BURST = 16.0
@@ -28,15 +27,10 @@ class StreamAdmission:
     """Streams of one listener; `now` is monotonic seconds."""
 
     def __init__(self) -> None:
-        self._shares: OrderedDict[bytes, TokenBucket] = OrderedDict()
+        self._shares: TokenBuckets[bytes] = TokenBuckets(
+            MAX_STREAMS_PER_S, MAX_STREAM_BURST, MAX_CERTIFICATES
+        )
 
     def admit(self, certificate: bytes, now: float) -> bool:
         """Whether to judge a stream that shows this certificate, in whatever encoding."""
-        key = hashlib.sha256(certificate).digest()
-        share = self._shares.get(key)
-        if share is None:
-            share = self._shares[key] = TokenBucket(MAX_STREAMS_PER_S, MAX_STREAM_BURST, now)
-            if len(self._shares) > MAX_CERTIFICATES:
-                self._shares.popitem(last=False)
-        self._shares.move_to_end(key)
-        return share.take(now)
+        return self._shares.use(hashlib.sha256(certificate).digest(), now).take(now)

@@ -16,7 +16,6 @@ They are given the attributes that they know, and no error responses, which some
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass, fields, replace
 from typing import Final
 
@@ -42,7 +41,7 @@ from ztna.stun.attributes import (
 )
 from ztna.stun.integrity import HEADER_BYTES
 from ztna.stun.message import BINDING, Message, MessageClass, build, parse
-from ztna.token_bucket import TokenBucket
+from ztna.token_bucket import TokenBucket, TokenBuckets
 
 # The factor that RFC 9000 §8.1 grants to unvalidated addresses; the smallest answer always fits into it.
 AMPLIFICATION_LIMIT: Final = 3
@@ -127,7 +126,9 @@ class BindingResponder:
         """`alternate_port` is the second port on every local address; None when there is none."""
         self._alternate_port = alternate_port
         self._global_bucket = TokenBucket(GLOBAL_RATE_PER_S, GLOBAL_BURST, 0.0)
-        self._source_buckets: OrderedDict[str, TokenBucket] = OrderedDict()
+        self._source_buckets: TokenBuckets[str] = TokenBuckets(
+            SOURCE_RATE_PER_S, SOURCE_BURST, MAX_SOURCE_PREFIXES
+        )
         self.stats = ResponderStats()
 
     @property
@@ -215,7 +216,7 @@ class BindingResponder:
     def _admit(self, source: TransportAddress, now: float) -> bool:
         """Take one token from the prefix and one from all; none from either when one of them has none."""
         prefix = network_prefix(source)
-        bucket = self._source_buckets.get(prefix) or TokenBucket(SOURCE_RATE_PER_S, SOURCE_BURST, now)
+        bucket = self._source_buckets.look(prefix, now)
         if bucket.seconds_until(now) > 0:
             self.stats.refused_source_rate += 1
             return False
@@ -223,10 +224,7 @@ class BindingResponder:
             self.stats.refused_global_rate += 1
             return False
         bucket.take(now)
-        self._source_buckets[prefix] = bucket
-        self._source_buckets.move_to_end(prefix)
-        if len(self._source_buckets) > MAX_SOURCE_PREFIXES:
-            self._source_buckets.popitem(last=False)
+        self._source_buckets.keep(prefix, bucket)
         return True
 
 
