@@ -76,15 +76,8 @@ class HandshakeBudget:
 
         Not to be nested.
         """
-        lap = self._stopwatch()
-        try:
+        with self._measured(now, self._pay_first if is_first else self._bucket.charge):
             yield
-        finally:
-            cost_s = lap()
-            self.spent_s += cost_s
-            self._bucket.charge(now, cost_s)
-            if is_first:
-                self._beginnings.charge(now, cost_s * WHOLE_HANDSHAKE)
 
     @contextmanager
     def charged_at_once(self, now: float) -> Iterator[None]:
@@ -92,12 +85,24 @@ class HandshakeBudget:
 
         It is paid as far as such steps have not had their half yet. Not to be nested.
         """
+        with self._measured(now, self._pay_at_once):
+            yield
+
+    @contextmanager
+    def _measured(self, now: float, pay: Callable[[float, float], None]) -> Iterator[None]:
         lap = self._stopwatch()
         try:
             yield
         finally:
             cost_s = lap()
             self.spent_s += cost_s
-            due_s = min(cost_s, self._at_once.level(now))
-            self._at_once.charge(now, due_s)
-            self._bucket.charge(now, due_s)
+            pay(now, cost_s)
+
+    def _pay_first(self, now: float, cost_s: float) -> None:
+        self._bucket.charge(now, cost_s)
+        self._beginnings.charge(now, cost_s * WHOLE_HANDSHAKE)
+
+    def _pay_at_once(self, now: float, cost_s: float) -> None:
+        due_s = min(cost_s, self._at_once.level(now))
+        self._at_once.charge(now, due_s)
+        self._bucket.charge(now, due_s)
