@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from contextlib import closing
 
 import pytest
 
@@ -29,20 +30,16 @@ class SleepyClock:
 )
 def test_clock_of_a_daemon_is_the_one_that_counts_sleep() -> None:
     assert CLOCK_BOOTTIME is not None
-    loop = SleepCountingLoop()
-    try:
+    with closing(SleepCountingLoop()) as loop:
         scheduler = AsyncioScheduler(loop)
         before = time.clock_gettime(CLOCK_BOOTTIME)
         now = scheduler.time()
         assert before <= now <= time.clock_gettime(CLOCK_BOOTTIME)
-    finally:
-        loop.close()
 
 
 def test_what_became_due_while_the_machine_slept_runs_when_the_loop_wakes() -> None:
     clock = SleepyClock()
-    loop = SleepCountingLoop(clock)
-    try:
+    with closing(SleepCountingLoop(clock)) as loop:
         scheduler = AsyncioScheduler(loop)
         rang = asyncio.Event()
         late: list[float] = []
@@ -61,14 +58,11 @@ def test_what_became_due_while_the_machine_slept_runs_when_the_loop_wakes() -> N
         threading.Timer(0.05, scheduler.call_soon_threadsafe, [lambda: None]).start()
         loop.run_until_complete(asyncio.wait_for(rang.wait(), 7260.0))
         assert 3590.0 < late[0] <= 7200.0
-    finally:
-        loop.close()
 
 
 def test_nothing_is_sent_to_a_peer_whose_consent_ended_while_the_machine_slept() -> None:
     clock = SleepyClock()
-    loop = SleepCountingLoop(clock)
-    try:
+    with closing(SleepCountingLoop(clock)) as loop:
         scheduler = AsyncioScheduler(loop)
         paths = traffic.Traffic()
         paths.handle_selected(PathKind.DIRECT, scheduler.time(), has_relay=True)
@@ -78,5 +72,3 @@ def test_nothing_is_sent_to_a_peer_whose_consent_ended_while_the_machine_slept()
         # The first thing that an application sends, before any timer has rung.
         by_relay, by_direct = paths.routes(scheduler.time())
         assert (by_relay, by_direct) == (True, False)
-    finally:
-        loop.close()

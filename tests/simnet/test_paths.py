@@ -29,15 +29,20 @@ STALL_LIMIT_S: Final = 1.0
 BOTH: Final = ("agent-1", "connector-1")
 
 
-def deployed(world: World | None = None) -> World:
-    """Two nodes behind port-restricted NATs, with a direct path between them."""
-    world = world or World(1, SLOW, policy="prefer_direct")
+def served(world: World) -> World:
+    """Two nodes behind port-restricted NATs, and a session between them."""
     world.add_intermediate("intermediate-1", stun={"alternate_port": 4435})
     world.add_connector("connector-1", nat=PORT_RESTRICTED)
     world.add_agent("agent-1", nat=PORT_RESTRICTED)
     world.start()
     world.wait_ready()
     finish(world, download(world, 1000))
+    return world
+
+
+def deployed(world: World | None = None) -> World:
+    """The same, with a direct path between them."""
+    world = served(world or World(1, SLOW, policy="prefer_direct"))
     world.run_until(lambda: is_direct(world), 5, "a direct path at both ends")
     return world
 
@@ -368,15 +373,8 @@ REPLACED_LIMIT_S: Final = 6.0
 def test_session_whose_end_is_lost_with_its_paths_is_replaced_once_it_is_used(
     policy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with World(1, SLOW, policy=policy) as world:
-        world.add_intermediate("intermediate-1", stun={"alternate_port": 4435})
-        world.add_connector("connector-1", nat=PORT_RESTRICTED)
-        world.add_agent("agent-1", nat=PORT_RESTRICTED)
-        world.start()
-        world.wait_ready()
-        finish(world, download(world, 1000))
-        if policy == "prefer_direct":
-            world.run_until(lambda: is_direct(world), 5, "a direct path at both ends")
+    deploy = deployed if policy == "prefer_direct" else served
+    with deploy(World(1, SLOW, policy=policy)) as world:
         world.run_for(1.0)  # all is acknowledged
         established = {name: world.daemons[name].facts.established for name in BOTH}
         (former,) = established["agent-1"]
