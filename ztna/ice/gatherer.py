@@ -26,6 +26,7 @@ from ztna.core import Transmit
 from ztna.ice.candidate import Candidate
 from ztna.ice.local_candidates import Reflexive, build_candidates, host_addresses, is_remote
 from ztna.ice.lookups import Lookups
+from ztna.ice.repeats import Repeats
 from ztna.ice.timing import FAIL_OVER_MIN_S
 from ztna.nat.behaviour import UNKNOWN_BEHAVIOUR, Dependence, NatBehaviour, PortAllocation
 from ztna.nat.discovery import (
@@ -166,6 +167,7 @@ class CandidateGatherer:
         self._bases: tuple[TransportAddress, ...] = ()
         self._intermediates: dict[str, _Intermediate] = {}
         self._lookups = Lookups(names, now)
+        self._repeats = Repeats(chance)
         self._client: BindingClient[TransportAddress] = BindingClient(chance)
         self._mappings: dict[TransportAddress, _Observation] = {}  # by server
         self._others: dict[TransportAddress, TransportAddress] = {}  # second addresses, by server
@@ -353,6 +355,8 @@ class CandidateGatherer:
             deadlines.append(self._tests.next_deadline())
         elif self._can_discover() and not self._is_waiting():
             deadlines.append(self._discover_at)
+        if self._tests is None and not self._is_waiting():
+            deadlines.append(self._repeats.next_deadline())
         deadlines.append(self._lookups.next_deadline())
         return min((each for each in deadlines if each is not None), default=None)
 
@@ -542,6 +546,49 @@ class CandidateGatherer:
         if tests.is_over:
             self._tests = None
 
+    def _repeat(self, now: float) -> None:
+        """Ask again in a while for what had no answer, though somebody is there to give it."""
+        if self._tests is not None or self._is_waiting():
+            return
+        unanswered, is_unknown = self._unanswered(), self._is_behaviour_unknown()
+        if not unanswered and not is_unknown:
+            self._repeats.reset()
+            return
+        self._repeats.want(now)
+        if self._repeats.take(now):
+            for each in unanswered:
+                self._client.ask(each, each, now)
+            self._take_answers("", now)
+            self._discover_at = now if is_unknown else self._discover_at
+
+    def _unanswered(self) -> list[TransportAddress]:
+        """Ports of intermediates that have a leg, or were never tried by one, which told us nothing.
+
+        Where a leg is down it is the leg that tries again.
+        """
+        families = {local.family for local in self._bound}
+        return [
+            port
+            for known in self._intermediates.values()
+            if known.is_up or not known.has_leg
+            for port in self._ports_of(known)
+            if port.family in families and port not in self._mappings and not self._client.is_asking(port)
+        ]
+
+    def _is_behaviour_unknown(self) -> bool:
+        """Whether the last tests told less than the server that is there now could have told."""
+        server = self._server()
+        if server is None or self._discover_at is not None:
+            return False
+        found = self._discovered.get(server.family)
+        if found is None:
+            return True
+        has_other = self._others.get(server, server) != server
+        is_filter_unknown = has_other and found.filtering is Dependence.UNKNOWN
+        return is_filter_unknown or (
+            self._has_nat(server.family) and found.port_allocation is PortAllocation.UNKNOWN
+        )
+
     # What is told
 
     def _look_up(self, now: float) -> None:
@@ -558,6 +605,7 @@ class CandidateGatherer:
         self._take_discovered()
         self._discover(now)
         self._take_discovered()
+        self._repeat(now)
         self._is_timed_out = self._is_timed_out or now >= self._complete_at
         nat = self._judge()
         if nat != self._nat:

@@ -34,6 +34,7 @@ from ztna.ice.gatherer import (
     SendBinding,
     TellSession,
 )
+from ztna.ice.repeats import START_CEILING_S
 from ztna.nat.behaviour import Dependence, NatBehaviour, PortAllocation
 from ztna.nat.discovery import PROBE_SOCKETS, CloseProbe, OpenProbe, SendProbe
 
@@ -70,6 +71,7 @@ class Node:
         self.changes: list[NetworkChanged] = []
         self.learned: list[NatBehaviour] = []
         self.probes: dict[int, TransportAddress] = {}
+        self.are_probes_lost = False
         self.bindings: list[TransportAddress] = []
         self.core.handle_network(hosts, {Family.IPV4: HOST}, self.now)
         self.core.handle_bound([MAIN], self.now)
@@ -107,6 +109,8 @@ class Node:
             self.core.handle_response(*answer, HOST, self.now)
 
     def send_probe(self, effect: SendProbe) -> None:
+        if self.are_probes_lost:
+            return
         local = self.probes[effect.probe]
         answer = self.internet.exchange(effect.transmit.data, local, effect.transmit.remote)
         if answer is not None:
@@ -137,6 +141,9 @@ class Node:
         sources = {} if source is None else {Family.IPV4: source}
         self.core.handle_network(hosts, sources, self.now)
         self.perform()
+
+    def nat(self) -> NatBehaviour:
+        return self.learned[-1]
 
     @property
     def last(self) -> Gathered:
@@ -737,3 +744,74 @@ def test_arbitrary_bytes_change_nothing(data: bytes, source: TransportAddress) -
     node.core.handle_response(data, source, HOST, node.now)
     node.core.handle_probe_datagram(data, source, node.now)
     assert node.core.drain() == []
+
+
+class TestRepetition:
+    """Questions without an answer, though their leg is up: refused for the rate, say."""
+
+    def test_intermediate_that_gave_no_answer_is_asked_again_and_completes_the_picture(self) -> None:
+        far = FakeServer(host="192.0.2.9", is_silent=True)
+        node = Node(FakeNat(AD, APD, PortAllocation.RANDOM), servers=[SERVER, far])
+        node.up()
+        node.up(far, "i2")
+        node.advance(GATHERING_LIMIT_S * 2)
+        assert node.nat().mapping == Dependence.NOT_PORT_DEPENDENT
+        far.is_silent = False
+        node.advance(START_CEILING_S)
+        assert node.nat().mapping == Dependence.ADDRESS_DEPENDENT
+
+    def test_what_is_known_is_not_asked_for_again(self) -> None:
+        node = Node(servers=[SERVER, FAR_SERVER])
+        node.up()
+        node.up(FAR_SERVER, "i2")
+        node.advance(GATHERING_LIMIT_S * 2)
+        asked = len(node.bindings)
+        node.advance(3600.0)
+        assert len(node.bindings) == asked
+        assert node.core.next_deadline() is None
+
+    def test_only_the_port_that_gave_no_answer_is_asked_and_ever_more_rarely(self) -> None:
+        node = Node(servers=[SERVER, SILENT_SERVER])
+        node.up()
+        node.up(SILENT_SERVER, "i2")
+        node.advance(GATHERING_LIMIT_S * 2)
+        asked = len(node.bindings)
+        node.advance(3600.0)
+        assert {*node.bindings[asked:]} == {SILENT_SERVER.primary}
+        # Six requests each time: after 15 to 30 s, twice that, and so on up to 8 min.
+        assert 10 * 6 <= len(node.bindings) - asked <= 20 * 6
+        assert node.nat().mapping == Dependence.NOT_PORT_DEPENDENT
+
+    def test_second_port_that_gave_no_answer_is_asked_without_risk_to_what_the_first_told(self) -> None:
+        node = Node(FakeNat(APD, APD, PortAllocation.RANDOM))
+        node.internet.lost.add(TransportAddress(SERVER.host, SERVER.ports[1]))
+        node.up()
+        node.gather()
+        node.advance(GATHERING_LIMIT_S * 2)
+        assert node.nat().mapping == Dependence.UNKNOWN
+        node.internet.lost.clear()
+        node.advance(START_CEILING_S)
+        assert node.nat().mapping == Dependence.ADDRESS_AND_PORT_DEPENDENT
+        assert node.bindings.count(SERVER.primary) == 1
+
+    def test_intermediate_whose_leg_is_down_is_left_to_its_leg(self) -> None:
+        node = Node(servers=silent())
+        node.up()
+        node.core.handle_leg_down("i1", node.now, is_refusal=False)
+        node.advance(GATHERING_LIMIT_S * 2)
+        asked = len(node.bindings)
+        node.advance(600.0)
+        assert len(node.bindings) == asked
+
+    def test_tests_of_behaviour_that_told_nothing_are_run_again(self) -> None:
+        node = Node(FakeNat(EI, APD, PortAllocation.RANDOM))
+        node.are_probes_lost = True
+        node.up()
+        node.advance(GATHERING_LIMIT_S * 2)
+        assert node.nat().filtering == Dependence.UNKNOWN
+        assert node.nat().port_allocation == PortAllocation.UNKNOWN
+        node.are_probes_lost = False
+        node.advance(START_CEILING_S + GATHERING_LIMIT_S * 2)
+        assert node.nat().filtering == APD
+        assert node.nat().port_allocation == PortAllocation.RANDOM
+        assert node.probes == {}

@@ -122,12 +122,16 @@ class FakeInternet:
     nat: FakeNat
     servers: list[FakeServer]
     requests: int = 0
+    lost: set[TransportAddress] = field(default_factory=set)
+    """Where requests go and are lost."""
 
     def exchange(
         self, data: bytes, local: TransportAddress, remote: TransportAddress
     ) -> tuple[bytes, TransportAddress] | None:
         self.requests += 1
         external = self.nat.outbound(local, remote)
+        if remote in self.lost:
+            return None
         for server in self.servers:
             answer = server.answer(data, external, remote)
             if answer is not None:
