@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.backends import TcpBackend, UdpEcho
+from tests.nursery import QuickDeployment
 from tools.deployment import Deployment, free_port
 
 
@@ -29,7 +30,7 @@ def deploying() -> Iterator[Deployment]:
     """An empty deployment."""
     directory = Path(tempfile.mkdtemp(prefix="ztna-"))
     try:
-        with Deployment(directory) as running:
+        with QuickDeployment(directory) as running:
             yield running
     finally:
         shutil.rmtree(directory, ignore_errors=True)

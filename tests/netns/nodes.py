@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.netns.transfers import Echo, Transfer, TransferBackend
+from tests.nursery import QuickLabDeployment
 from tools.natlab import topology
 from tools.natlab.cell import DIRECT, RELAY, restart_ice
 from tools.natlab.deployment import LabDeployment
@@ -133,7 +134,7 @@ def running(
     """
     with (
         Lab(plan) as lab,
-        LabDeployment(directory, lab) as deployment,
+        QuickLabDeployment(directory, lab) as deployment,
         TransferBackend(lab) as tcp,
         Echo(lab) as udp,
     ):

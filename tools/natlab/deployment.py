@@ -25,8 +25,8 @@ from types import TracebackType
 from typing import IO, Any, Final, Self
 
 from tools.deployment import Daemon, Deployment, DeploymentError, Process
+from tools.foreign_process import ForeignProcess
 from tools.natlab.lab import Lab
-from tools.natlab.namespaces import LabProcess
 from tools.natlab.topology import INTERMEDIATE, INTERMEDIATE_ADDRESSES
 
 QUIC_PORT: Final = 4433
@@ -46,7 +46,7 @@ class LabDeployment(Deployment):
         super().__init__(directory, log_level=log_level)
         self.lab = lab
         self._hosts: dict[str, str] = {}
-        self._backends: list[LabProcess] = []
+        self._backends: list[ForeignProcess] = []
 
     def __enter__(self) -> Self:
         return self

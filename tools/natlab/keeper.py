@@ -53,6 +53,7 @@ class Keeper:
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._operations: dict[str, Callable[..., tuple[dict[str, Any], list[int]]]] = {
             "add_host": self._add_host,
+            "namespace": self._namespace,
             "spawn": self._spawn,
             "status": self._status,
             "socket": self._socket,
@@ -95,6 +96,10 @@ class Keeper:
         finally:
             _enter(self._home)
         return {}, []
+
+    def _namespace(self, *, host: str, descriptors: list[int]) -> tuple[dict[str, Any], list[int]]:
+        del descriptors
+        return {}, [os.dup(self._hosts[host])]
 
     def _spawn(
         self,

@@ -26,8 +26,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final, Literal, Self
 
+from tools.foreign_process import ForeignProcess
 from tools.natlab import conntrack, rules
-from tools.natlab.namespaces import LabError, LabProcess, Namespaces
+from tools.natlab.namespaces import LabError, Namespaces
 from tools.natlab.plan import Direction, Link, Plan
 from tools.natlab.topology import CORE, INTERMEDIATE, INTERMEDIATE_ADDRESSES, Interface, Way, lay_out
 
@@ -81,7 +82,7 @@ class Lab:
         self._active = dict.fromkeys((site.name for site in plan.sites), 0)
         self._chance = random.SystemRandom()
         self._lock = threading.RLock()
-        self._delayd: LabProcess | None = None
+        self._delayd: ForeignProcess | None = None
         self._delayd_input: socket.socket | None = None
         self._namespaces = Namespaces()
         try:
@@ -119,6 +120,11 @@ class Lab:
         """The process whose end is the end of the lab."""
         return self._namespaces.keeper_pid
 
+    def namespace(self, host: str) -> int:
+        """A descriptor of a host's network namespace, for whoever may enter it; the caller closes it."""
+        self._check_host(host)
+        return self._namespaces.namespace(host)
+
     def run(
         self,
         host: str,
@@ -143,7 +149,7 @@ class Lab:
         stderr: int | IO[bytes] | None = None,
         env: MappingType[str, str] | None = None,
         cwd: str | None = None,
-    ) -> LabProcess:
+    ) -> ForeignProcess:
         """Start a command on a host; it ends with the lab at the latest. Raises `LabError`."""
         self._check_host(host)
         return self._namespaces.popen(host, argv, stdin=stdin, stdout=stdout, stderr=stderr, env=env, cwd=cwd)

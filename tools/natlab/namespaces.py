@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -18,8 +17,11 @@ import sys
 import threading
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Final
+
+from tools.foreign_process import ForeignProcess
 
 KEEPER: Final = Path(__file__).with_name("keeper.py")
 MAX_ANSWER_BYTES: Final = 1 << 16
@@ -41,75 +43,6 @@ def search_path(environment: Mapping[str, str] = os.environ) -> str:
 
 class LabError(Exception):
     """The lab could not do what was asked; the message says what the tool or the kernel said."""
-
-
-class LabProcess:
-    """A process in the lab, with the part of `subprocess.Popen` that is needed.
-
-    `pid` is its number outside the lab. Signals go to this very process.
-    """
-
-    def __init__(
-        self, namespaces: Namespaces, key: int, descriptor: int, argv: Sequence[str], stdout: IO[bytes] | None
-    ) -> None:
-        self.args = list(argv)
-        self.stdout = stdout
-        self.returncode: int | None = None
-        self._namespaces = namespaces
-        self._key = key
-        self._descriptor = descriptor
-        self._lock = threading.Lock()
-        # Descriptors of processes that nobody waited for.
-        self._finalizer = weakref.finalize(self, os.close, descriptor)
-        self.pid = _process_id(descriptor)
-
-    def poll(self) -> int | None:
-        """The exit status, None while it runs; minus the signal's number after a signal."""
-        return self._status(0.0)
-
-    def wait(self, timeout: float | None = None) -> int:
-        """Wait for the end. Raises `subprocess.TimeoutExpired` when it does not come in time (seconds)."""
-        status = self._status(timeout)
-        if status is None:
-            raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
-        return status
-
-    def send_signal(self, signal_number: int) -> None:
-        """Send a signal; harmless when the process has ended."""
-        with self._lock:
-            if self.returncode is None:
-                try:
-                    signal.pidfd_send_signal(self._descriptor, signal_number)
-                except ProcessLookupError:
-                    return
-
-    def terminate(self) -> None:
-        """Send SIGTERM."""
-        self.send_signal(signal.SIGTERM)
-
-    def kill(self) -> None:
-        """Send SIGKILL."""
-        self.send_signal(signal.SIGKILL)
-
-    def _status(self, timeout_s: float | None) -> int | None:
-        if self.returncode is not None:
-            return self.returncode
-        poller = select.poll()
-        poller.register(self._descriptor, select.POLLIN)
-        if not poller.poll(None if timeout_s is None else timeout_s * 1e3):
-            return None
-        with self._lock:
-            if self.returncode is None:
-                self.returncode = self._namespaces.status(self._key)
-                self._finalizer()
-        return self.returncode
-
-
-def _process_id(descriptor: int) -> int:
-    for line in Path(f"/proc/self/fdinfo/{descriptor}").read_text(encoding="ascii").splitlines():
-        if line.startswith("Pid:"):
-            return int(line.split()[1])
-    raise LabError("the kernel does not tell the number of a process")
 
 
 class Namespaces:
@@ -146,6 +79,11 @@ class Namespaces:
         """Create an empty network namespace."""
         self._ask("add_host", name=name)
 
+    def namespace(self, host: str) -> int:
+        """A descriptor of a host's network namespace, for whoever may enter it; the caller closes it."""
+        _, descriptors = self._ask("namespace", host=host)
+        return descriptors[0]
+
     def sysctl(self, host: str, values: Mapping[str, str]) -> None:
         """Write files below /proc/sys as seen by a host; keys have slashes."""
         self._ask("sysctl", host=host, values=dict(values))
@@ -169,7 +107,7 @@ class Namespaces:
         env: Mapping[str, str] | None = None,
         cwd: str | None = None,
         namespaces: Sequence[str] = (),
-    ) -> LabProcess:
+    ) -> ForeignProcess:
         """Start a process on a host; standard output may be `subprocess.PIPE`.
 
         An argument `{other}` becomes a path of the namespace of host `other`, if that is in `namespaces`.
@@ -204,7 +142,7 @@ class Namespaces:
         finally:
             for descriptor in opened:
                 os.close(descriptor)
-        return LabProcess(self, answer["pid"], incoming[0], argv, pipe)
+        return ForeignProcess(incoming[0], argv, partial(self.status, answer["pid"]), pipe)
 
     def run(
         self,
