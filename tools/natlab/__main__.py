@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from tools.natlab import server
+from tools.natlab import scorecard, server
 from tools.natlab.availability import missing_packages, unavailable_reason
 from tools.natlab.kinds import Access
 from tools.natlab.namespaces import LabError
@@ -147,10 +147,10 @@ def _matrix(options: argparse.Namespace) -> int:
         kinds, cells = matrix.from_json(json.loads(options.results.read_text(encoding="utf-8")))
     else:
         cells = _measured(matrix, kinds, options)
-    table = matrix.scorecard(kinds, cells)
+    card = matrix.scorecard(kinds, cells)
     if options.write is not None:
-        matrix.write_scorecard(options.write, table)
-    _print(options, matrix.as_json(cells), table)
+        scorecard.write(options.write, card)
+    _print(options, matrix.as_json(cells), card.render())
     return 0 if all(cell.is_as_expected for cell in cells) else 1
 
 
