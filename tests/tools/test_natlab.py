@@ -8,6 +8,7 @@ import json
 import random
 import re
 import shlex
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -352,6 +353,22 @@ def test_matrix_ends_with_1_when_a_cell_is_not_as_expected(
     monkeypatch.setattr(matrix, "run", lambda *_arguments, **_options: cells)
     assert natlab.main(["matrix", "--kinds", "open,eim-apdf", "--json"]) == status
     assert len(json.loads(capsys.readouterr().out)["cells"]) == len(cells)
+
+
+@pytest.mark.parametrize(("kinds", "wanted"), [([], KINDS), (["--kinds", "all"], map(str, ACCESSES))])
+def test_matrix_has_nine_kinds_or_all(
+    kinds: list[str], wanted: Iterable[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def run(names: Sequence[str], *_arguments: Any, **_options: Any) -> list[Cell]:
+        asked.extend(names)
+        return CELLS[:1]
+
+    monkeypatch.setattr(natlab, "unavailable_reason", lambda: None)
+    monkeypatch.setattr(matrix, "run", run)
+    assert natlab.main(["matrix", *kinds]) == 0
+    assert asked == list(wanted)
 
 
 def test_matrix_as_json_has_the_promised_keys() -> None:

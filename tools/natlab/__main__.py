@@ -139,7 +139,9 @@ def _matrix(options: argparse.Namespace) -> int:
     from tools.natlab import matrix  # noqa: PLC0415 - the other commands need not wait for gRPC
 
     kinds: Sequence[str] = matrix.KINDS
-    if options.kinds:
+    if options.kinds == "all":
+        kinds = [str(access) for access in scorecard.ACCESSES]
+    elif options.kinds:
         kinds = [str(Access.parse(kind)) for kind in options.kinds.split(",")]
     if options.punches < 1 or options.jobs < 1:
         raise ValueError("--punches and --jobs are at least 1")
