@@ -272,3 +272,5 @@ def test_configuration_reference_is_current() -> None:
 def test_nat_compatibility_is_current() -> None:
     committed = render_nat_compatibility.TARGET.read_text(encoding="utf-8")
     assert committed == render_nat_compatibility.render(), "run `python -m tools.render_nat_compatibility`"
+    committed = render_nat_compatibility.README.read_text(encoding="utf-8")
+    assert committed == render_nat_compatibility.scorecard(), "run `python -m tools.render_nat_compatibility`"

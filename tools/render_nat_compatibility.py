@@ -1,7 +1,8 @@
 """Render `docs/nat-compatibility.md`: why each pair of NATs is direct or relayed, as the matrix expects it.
 
-Usage: `python -m tools.render_nat_compatibility [--check]`. With `--check` nothing is written: the exit
-status is 1 when the committed file is not what `tools/natlab/kinds.py` gives.
+Which pairs were measured is read off the scorecard in the README, of which the cells that were not measured
+are rendered, too. Usage: `python -m tools.render_nat_compatibility [--check]`. With `--check` nothing is
+written: the exit status is 1 when a committed file is not what `tools/natlab/kinds.py` gives.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ from typing import Final
 from tools.natlab.kinds import (
     Access,
     FilteringBehaviour,
-    Kind,
     MappingBehaviour,
     PortAllocation,
     Rule,
     deciding_rule,
 )
+from tools.natlab.scorecard import ACCESSES, Scorecard, replaced
 
-TARGET: Final = Path(__file__).resolve().parent.parent / "docs" / "nat-compatibility.md"
-ACCESSES: Final = (*map(Access, Kind), Access(Kind.EIM_APDF, Kind.EIM_EIF))
-"""Each kind, and two layers, as the matrix has them."""
+ROOT: Final = Path(__file__).resolve().parent.parent
+TARGET: Final = ROOT / "docs" / "nat-compatibility.md"
+README: Final = ROOT / "README.md"
 
 LETTERS: Final = dict(zip(Rule, "ABCDEF", strict=True))
 """In the order in which they are asked: the first that applies decides."""
@@ -33,11 +34,12 @@ LETTERS: Final = dict(zip(Rule, "ABCDEF", strict=True))
 INTRODUCTION: Final = """\
 # NAT compatibility
 
-<!-- Rendered by `python -m tools.render_nat_compatibility` from tools/natlab/kinds.py. Do not edit. -->
+<!-- Rendered by `make docs` from tools/natlab/kinds.py and the scorecard in README.md. Do not edit. -->
 
 Which pairs of NATs leave room for a direct path, and why, by what RFC 4787 distinguishes. This is what
 `expected` says in the [NAT matrix](natlab.md#the-matrix), rendered from the code that computes it; the
-[scorecard](../README.md#nat-compatibility) is what was measured against it. Each node judges in the same
+[scorecard](../README.md#nat-compatibility) is what was measured against it in the lab. What is *in italics*
+here and there was not measured: it is derived from this logic alone. Each node judges in the same
 way what it learnt of its own NAT and of its peer's (`ztna/nat/behaviour.py`), and calls what it finds by
 the same words ([troubleshooting](troubleshooting.md#why-is-it-relayed)).
 
@@ -82,8 +84,15 @@ FILTERINGS: Final = {
 }
 
 
+def scorecard() -> str:
+    """The README with what was not measured rendered anew."""
+    document = README.read_text(encoding="utf-8")
+    return replaced(document, Scorecard.parse(document))
+
+
 def render() -> str:
     """The whole document."""
+    card = Scorecard.parse(README.read_text(encoding="utf-8"))
     return "\n".join(
         [
             INTRODUCTION,
@@ -91,10 +100,10 @@ def render() -> str:
             *_kinds(),
             "\n## Rules\n\nThe first that applies decides.\n",
             *_rules(),
-            "\n## Every pair\n",
-            *_pairs(),
+            f"\n## Every pair\n\n{_count(card)}\n",
+            *_pairs(card),
             "\n## Pairs in which a mapping varies\n",
-            *_reasons(),
+            *_reasons(card),
             "",
         ]
     )
@@ -121,24 +130,31 @@ def _rules() -> Iterator[str]:
         yield f"| {letter} | {path} | {word} | {MEANINGS[rule]} |"
 
 
-def _pairs() -> Iterator[str]:
+def _count(card: Scorecard) -> str:
+    pairs = list(itertools.combinations_with_replacement(map(str, ACCESSES), 2))
+    measured = sum(card.is_measured(*pair) for pair in pairs)
+    return f"Measured in the lab: {measured} of {len(pairs)} pairs; in italics, the others."
+
+
+def _pairs(card: Scorecard) -> Iterator[str]:
     yield "| | " + " | ".join(f"`{access}`" for access in ACCESSES) + " |"
     yield "|---" * (len(ACCESSES) + 1) + "|"
     for row in ACCESSES:
-        yield f"| `{row}` | " + " | ".join(_cell(row, column) for column in ACCESSES) + " |"
+        yield f"| `{row}` | " + " | ".join(_cell(card, row, column) for column in ACCESSES) + " |"
 
 
-def _cell(a: Access, b: Access) -> str:
+def _cell(card: Scorecard, a: Access, b: Access) -> str:
     rule = deciding_rule(a, b)
-    return f"{'direct' if rule.is_direct else 'relay'} {LETTERS[rule]}"
+    text = f"{'direct' if rule.is_direct else 'relay'} {LETTERS[rule]}"
+    return text if card.is_measured(str(a), str(b)) else f"*{text}*"
 
 
-def _reasons() -> Iterator[str]:
+def _reasons(card: Scorecard) -> Iterator[str]:
     yield "| pair | | why |"
     yield "|---|---|---|"
     for a, b in itertools.combinations_with_replacement(ACCESSES, 2):
         if deciding_rule(a, b) in _VARYING:
-            yield f"| `{a}`, `{b}` | {_cell(a, b)} | {_reason(a, b)} |"
+            yield f"| `{a}`, `{b}` | {_cell(card, a, b)} | {_reason(a, b)} |"
 
 
 _VARYING: Final = {
@@ -166,13 +182,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; 1: the file is not current")
     options = parser.parse_args()
-    text = render()
+    # The document is read off the README, and changes nothing of what it reads.
+    wanted = {README: scorecard(), TARGET: render()}
     if options.check:
-        if TARGET.read_text(encoding="utf-8") != text:
-            print(f"{TARGET} is not current: run `python -m tools.render_nat_compatibility`", file=sys.stderr)
-            return 1
-        return 0
-    TARGET.write_text(text, encoding="utf-8")
+        stale = [path for path, text in wanted.items() if path.read_text(encoding="utf-8") != text]
+        for path in stale:
+            print(f"{path} is not current: run `python -m tools.render_nat_compatibility`", file=sys.stderr)
+        return 1 if stale else 0
+    for path, text in wanted.items():
+        path.write_text(text, encoding="utf-8")
     return 0
 
 

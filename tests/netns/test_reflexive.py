@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +18,7 @@ import pytest
 
 from tests.netns.nodes import AGENT, LIMIT_S, POLL_INTERVAL_S, Nodes, running, short_path
 from tests.netns.probes import udp
-from tests.netns.verdicts import wait_for_nat
+from tests.netns.verdicts import BY_ONE_ADDRESS, BY_TWO_ADDRESSES, wait_for_nat
 from tools.natlab.cell import DIRECT
 from tools.natlab.kinds import Access, Kind
 from tools.natlab.lab import Lab
@@ -33,6 +33,7 @@ ACCESSES = [*TRANSLATING, "eim-apdf/eim-eif", "eim-eif/apdm-random"]
 SITES = {access: "a" if not number else f"s{number}" for number, access in enumerate(ACCESSES)}
 # Without a NAT, or without UDP.
 OTHER_SITES = {"open": "open", "firewall": "fw", "udp-blocked": "blocked"}
+UNTRANSLATED = ["open", "firewall"]
 COTURN_PORT, COTURN_OTHER_PORT = 3478, 3481
 # One of each mapping: sites with nodes that know two intermediates, and so two addresses.
 WITNESSES = ["eim-apdf", "adm-apdf", "apdm-random"]
@@ -117,21 +118,13 @@ def test_mapping_is_told_in_full_by_two_addresses(nodes: Nodes, access: str) -> 
     assert [each["state"] for each in status["intermediates"]] == ["attached", "idle"]
 
 
-# What each of coturn's words may be in ours: our intermediate has one address, coturn two.
-AGREEING = {
-    "Endpoint Independent": {
-        types_pb2.NAT_DEPENDENCE_ENDPOINT_INDEPENDENT,
-        types_pb2.NAT_DEPENDENCE_NOT_PORT_DEPENDENT,
-    },
-    "Address Dependent": {
-        types_pb2.NAT_DEPENDENCE_ADDRESS_DEPENDENT,
-        types_pb2.NAT_DEPENDENCE_NOT_PORT_DEPENDENT,
-    },
-    "Address and Port Dependent": {
-        types_pb2.NAT_DEPENDENCE_ADDRESS_AND_PORT_DEPENDENT,
-        types_pb2.NAT_DEPENDENCE_NOT_ENDPOINT_INDEPENDENT,
-    },
-}
+# Coturn's words, as numbers of `MappingBehaviour` and `FilteringBehaviour`.
+WORDS = {"Endpoint Independent": 1, "Address Dependent": 2, "Address and Port Dependent": 3}
+DISCOVERY_LIMIT_S = 60.0
+needs_coturn = pytest.mark.skipif(
+    os.geteuid() != 0 and shutil.which("turnutils_natdiscovery") is None,
+    reason="turnutils_natdiscovery is not installed (make lab-tools)",
+)
 
 
 @contextmanager
@@ -163,33 +156,52 @@ def coturn(lab: Lab, directory: Path) -> Iterator[None]:
         process.wait()
 
 
-def word_of(printed: str, aspect: str) -> str:
+def number_of(printed: str, aspect: str) -> int:
     """Which of its three words coturn's client used for mapping or filtering."""
-    (found,) = [word for word in AGREEING if f"NAT with {word} {aspect}" in printed]
+    (found,) = [number for word, number in WORDS.items() if f"NAT with {word} {aspect}" in printed]
     return found
 
 
-@pytest.mark.skipif(
-    os.geteuid() != 0 and shutil.which("turnutils_natdiscovery") is None,
-    reason="turnutils_natdiscovery is not installed (make lab-tools)",
-)
-def test_discovery_agrees_with_coturn(nodes: Nodes, short_directory: Path) -> None:
-    kinds = ["eim-eif", "eim-adf", "eim-apdf", "apdm-random"]
-    with coturn(nodes.lab, short_directory):
-        for access in kinds:
-            done = nodes.lab.run(
-                SITES[access],
-                ["turnutils_natdiscovery", "-m", "-f", "-p", str(COTURN_PORT), INTERMEDIATE_ADDRESS],
-                timeout_s=60,
-            )
-            (session,) = nodes.wait_until(
-                lambda session: (
-                    session.direct_path.local_nat.filtering != types_pb2.NAT_DEPENDENCE_UNSPECIFIED
-                ),
-                "the NAT is known",
-                agent_of(access),
-            )
-            nat = session.direct_path.local_nat
-            assert nat.has_nat
-            assert nat.mapping in AGREEING[word_of(done.stdout, "Mapping")], done.stdout
-            assert nat.filtering in AGREEING[word_of(done.stdout, "Filtering")], done.stdout
+@pytest.fixture(scope="module")
+def coturn_said(nodes: Nodes) -> dict[str, str]:
+    """What coturn's client prints at each site that lets UDP out, of coturn with its two addresses."""
+    sites = {**SITES, **{access: OTHER_SITES[access] for access in UNTRANSLATED}}
+    command = ["turnutils_natdiscovery", "-m", "-f", "-p", str(COTURN_PORT), INTERMEDIATE_ADDRESS]
+    printed: dict[str, str] = {}
+    with short_path() as directory, coturn(nodes.lab, directory), ExitStack() as files:
+        # Silence takes it seconds, so all ask at once; each in a file of its own.
+        outputs = {site: files.enter_context((directory / site).open("w+b")) for site in sites.values()}
+        clients = {
+            access: nodes.lab.popen(site, command, stdout=outputs[site], stderr=subprocess.DEVNULL)
+            for access, site in sites.items()
+        }
+        for access, client in clients.items():
+            assert client.wait(DISCOVERY_LIMIT_S) == 0
+            output = outputs[sites[access]]
+            output.seek(0)
+            printed[access] = output.read().decode()
+    return printed
+
+
+@needs_coturn
+@pytest.mark.parametrize("access", [*ACCESSES, *UNTRANSLATED])
+def test_discovery_agrees_with_coturn(nodes: Nodes, coturn_said: dict[str, str], access: str) -> None:
+    nat = wait_for_nat(nodes, agent_of(access), access)["nat"]
+    mapping, filtering = (number_of(coturn_said[access], aspect) for aspect in ("Mapping", "Filtering"))
+    # Our intermediate has one address, coturn two; without a NAT one is enough.
+    assert nat["mapping"] == (BY_ONE_ADDRESS if nat["has_nat"] else BY_TWO_ADDRESSES)[mapping]
+    assert nat["filtering"] == BY_ONE_ADDRESS[filtering]
+
+
+@needs_coturn
+@pytest.mark.parametrize("access", WITNESSES)
+def test_two_addresses_and_coturn_have_the_same_word_for_a_mapping(
+    nodes: Nodes, coturn_said: dict[str, str], access: str
+) -> None:
+    mapping = BY_TWO_ADDRESSES[number_of(coturn_said[access], "Mapping")]
+    for role in ("connector", "witness"):
+        nodes.deployment.wait_for(
+            f"{role}-{SITES[access]}",
+            lambda status: (status["nat"] or {}).get("mapping") == mapping,
+            f"the mapping of {access} is known to be {mapping}",
+        )

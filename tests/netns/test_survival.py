@@ -193,15 +193,16 @@ def searches_again(nodes: Nodes) -> None:
 
 
 @transferring
-def test_download_survives_cut_rebinding_hand_over_and_the_death_of_the_intermediate(
-    nodes: Nodes, watch: Watch, report_figure: Report
+@pytest.mark.parametrize("is_upload", [False, True], ids=["download", "upload"])
+def test_transfer_survives_cut_rebinding_hand_over_and_the_death_of_the_intermediate(
+    nodes: Nodes, watch: Watch, report_figure: Report, *, is_upload: bool
 ) -> None:
     # A new session begins on the relay, and stays there until its packets may pass.
     nodes.lab.cut("a", towards="b")
     nodes.deployment.kill(AGENT, signal.SIGTERM)
     nodes.deployment.start(AGENT)
     nodes.wait_relayed()
-    with nodes.transfer() as transfer:
+    with nodes.transfer(is_upload=is_upload) as transfer:
         transfer.meter.wait_for_more(2 * PIECE)
         assert {nodes.session(node).path for node in BOTH} == {RELAY}
         heals(nodes)
@@ -212,7 +213,7 @@ def test_download_survives_cut_rebinding_hand_over_and_the_death_of_the_intermed
         stalls.hand_over("a", Handover.HARD)
         stalls.restart_intermediate()
         found = stalls.finish()
-    report_figure("longest stall of a download", found)
+    report_figure(f"longest stall of {'an upload' if is_upload else 'a download'}", found)
 
 
 @transferring
@@ -253,19 +254,6 @@ def test_download_survives_a_cut_of_one_direction(
         searches_again(direct)
         found = stalls.finish()
     report_figure("longest stall of a download", found)
-
-
-@transferring
-def test_upload_survives_rebinding_hand_over_and_the_death_of_the_intermediate(
-    direct: Nodes, watch: Watch, report_figure: Report
-) -> None:
-    with direct.transfer(is_upload=True) as transfer:
-        stalls = watch(direct, transfer)
-        stalls.rebind()
-        stalls.hand_over("a", Handover.HARD)
-        stalls.restart_intermediate()
-        found = stalls.finish()
-    report_figure("longest stall of an upload", found)
 
 
 def comes_back(nodes: Nodes) -> None:

@@ -8,6 +8,7 @@ import json
 import random
 import re
 import shlex
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,10 @@ from tools.natlab.kinds import (
     direct_path_possible,
     obstacle,
 )
-from tools.natlab.matrix import BEGIN, END, KINDS, Cell, as_json, scorecard, write_scorecard
+from tools.natlab.matrix import KINDS, Cell, as_json, scorecard
 from tools.natlab.namespaces import search_path
 from tools.natlab.plan import Direction, Link, Plan, Provider, Site, Uplink, pair
+from tools.natlab.scorecard import ACCESSES, BEGIN, END, Scorecard, is_derived, write
 from tools.natlab.topology import lay_out
 from ztna.address import TransportAddress
 from ztna.ice import reasons
@@ -301,7 +303,7 @@ CELLS = [
 
 
 def test_scorecard_marks_what_is_not_as_expected() -> None:
-    assert scorecard(["open", "eim-apdf"], CELLS).splitlines() == [
+    assert scorecard(["open", "eim-apdf"], CELLS).render().splitlines() == [
         "| agent \\ connector | open | eim-apdf |",
         "|---|---|---|",
         "| open | direct 82 / 50 ms | **relay, expected direct** |",
@@ -327,7 +329,7 @@ def test_relay_for_another_reason_shows_both() -> None:
         cell("open", "open", "relay", "relay", reason="no_answer"),
         cell("open", "eim-apdf", "relay", "relay", reason=""),
     ]
-    assert scorecard(["open", "eim-apdf"], cells).splitlines()[2] == (
+    assert scorecard(["open", "eim-apdf"], cells).render().splitlines()[2] == (
         "| open | **relay for no_answer, expected relay for why** "
         "| **relay for no reason, expected relay for why** |"
     )
@@ -353,6 +355,22 @@ def test_matrix_ends_with_1_when_a_cell_is_not_as_expected(
     assert len(json.loads(capsys.readouterr().out)["cells"]) == len(cells)
 
 
+@pytest.mark.parametrize(("kinds", "wanted"), [([], KINDS), (["--kinds", "all"], map(str, ACCESSES))])
+def test_matrix_has_nine_kinds_or_all(
+    kinds: list[str], wanted: Iterable[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def run(names: Sequence[str], *_arguments: Any, **_options: Any) -> list[Cell]:
+        asked.extend(names)
+        return CELLS[:1]
+
+    monkeypatch.setattr(natlab, "unavailable_reason", lambda: None)
+    monkeypatch.setattr(matrix, "run", run)
+    assert natlab.main(["matrix", *kinds]) == 0
+    assert asked == list(wanted)
+
+
 def test_matrix_as_json_has_the_promised_keys() -> None:
     shown = as_json(CELLS)
     assert not shown["is_as_expected"]
@@ -369,40 +387,63 @@ def test_scorecard_is_made_of_results_that_were_kept(
     results.write_text(json.dumps(as_json(CELLS)), encoding="utf-8")
     document.write_text(f"{BEGIN}\n{END}\n", encoding="utf-8")
     assert natlab.main(["matrix", "--from", str(results), "--write", str(document)]) == 1
-    table = scorecard(["open", "eim-apdf"], CELLS)
-    assert capsys.readouterr().out == f"{table}\n"
-    assert document.read_text(encoding="utf-8") == f"{BEGIN}\n{table}{END}\n"
+    card = scorecard(["open", "eim-apdf"], CELLS)
+    assert capsys.readouterr().out == f"{card.render()}\n"
+    assert document.read_text(encoding="utf-8") == f"{BEGIN}\n{card.render_all()}{END}\n"
     results.write_text('{"cells": [{}]}', encoding="utf-8")
     with pytest.raises(SystemExit, match=r"^2$"):
         natlab.main(["matrix", "--from", str(results)])
 
 
 def test_scorecard_of_the_readme_is_what_the_rules_say_with_both_times() -> None:
-    table = Path("README.md").read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
-    head, _, *rows = [
-        [text.strip() for text in line.split("|")[1:-1]]
-        for line in table.splitlines()
-        if line.startswith("|")
-    ]
-    columns = head[1:]
-    shown = {
-        (row[0], column): text for row in rows for column, text in zip(columns, row[1:], strict=True) if text
-    }
-    assert columns == list(KINDS)
-    assert shown.keys() == set(itertools.combinations_with_replacement(KINDS, 2))
-    for (a, b), text in shown.items():
+    card = Scorecard.parse(Path("README.md").read_text(encoding="utf-8"))
+    assert card.texts.keys() >= set(itertools.combinations_with_replacement(KINDS, 2))
+    for (a, b), text in card.texts.items():
         is_direct = direct_path_possible(Access.parse(a), Access.parse(b))
         assert re.fullmatch(r"direct \d+ / \d+ ms" if is_direct else "relay", text)
 
 
-def test_scorecard_goes_between_its_marks(tmp_path: Path) -> None:
+def test_what_was_not_measured_is_derived_for_every_kind_and_told_apart() -> None:
+    card = scorecard(["eim-apdf", "eim-eif/apdm-random"], [cell("eim-apdf", "eim-apdf", "direct", "direct")])
+    lines = card.render_all().splitlines()
+    rows = [[text.strip() for text in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
+    columns = rows[0][1:]
+    assert columns == [*map(str, ACCESSES), "eim-eif/apdm-random"]
+    shown = {
+        (row[0], column): text
+        for row in rows[2:]
+        for column, text in zip(columns, row[1:], strict=True)
+        if text
+    }
+    assert shown.keys() == set(itertools.combinations_with_replacement(columns, 2))
+    assert [pair for pair, text in shown.items() if not is_derived(text)] == [("eim-apdf", "eim-apdf")]
+    assert shown["open", "adm-apdf"] == "*direct*"
+    assert shown["adm-apdf", "eim-eif/apdm-random"] == "*relay*"
+    assert lines[-1] == f"In italics: {len(shown) - 1} pairs that were not measured, by RFC 4787 logic alone."
+
+
+def test_scorecard_of_a_document_is_what_was_written_and_renders_the_same_again(tmp_path: Path) -> None:
     document = tmp_path / "README.md"
     document.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n", encoding="utf-8")
-    write_scorecard(document, "new\n")
-    assert document.read_text(encoding="utf-8") == f"before\n{BEGIN}\nnew\n{END}\nafter\n"
-    document.write_text("no marks", encoding="utf-8")
-    with pytest.raises(ValueError, match="has no lines"):
-        write_scorecard(document, "new\n")
+    # The other way round in the order of the kinds, and one that is not as expected.
+    cells = [cell("eim-apdf", "open", "relay", "direct"), cell("open", "open", "direct", "direct")]
+    card = scorecard(["eim-apdf", "open"], cells)
+    write(document, card)
+    text = document.read_text(encoding="utf-8")
+    assert text == f"before\n{BEGIN}\n{card.render_all()}{END}\nafter\n"
+    read = Scorecard.parse(text)
+    assert (read.texts, read.summary) == (card.texts, card.summary)
+    assert read.is_measured("open", "eim-apdf")
+    assert not read.is_measured("eim-apdf", "eim-apdf")
+    assert read.render_all() == card.render_all()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("no marks", "has no lines"), (f"{BEGIN}\n{END}\n", "there is no table")]
+)
+def test_document_without_a_scorecard_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Scorecard.parse(text)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from tools.natlab import server
+from tools.natlab import scorecard, server
 from tools.natlab.availability import missing_packages, unavailable_reason
 from tools.natlab.kinds import Access
 from tools.natlab.namespaces import LabError
@@ -139,7 +139,9 @@ def _matrix(options: argparse.Namespace) -> int:
     from tools.natlab import matrix  # noqa: PLC0415 - the other commands need not wait for gRPC
 
     kinds: Sequence[str] = matrix.KINDS
-    if options.kinds:
+    if options.kinds == "all":
+        kinds = [str(access) for access in scorecard.ACCESSES]
+    elif options.kinds:
         kinds = [str(Access.parse(kind)) for kind in options.kinds.split(",")]
     if options.punches < 1 or options.jobs < 1:
         raise ValueError("--punches and --jobs are at least 1")
@@ -147,10 +149,10 @@ def _matrix(options: argparse.Namespace) -> int:
         kinds, cells = matrix.from_json(json.loads(options.results.read_text(encoding="utf-8")))
     else:
         cells = _measured(matrix, kinds, options)
-    table = matrix.scorecard(kinds, cells)
+    card = matrix.scorecard(kinds, cells)
     if options.write is not None:
-        matrix.write_scorecard(options.write, table)
-    _print(options, matrix.as_json(cells), table)
+        scorecard.write(options.write, card)
+    _print(options, matrix.as_json(cells), card.render())
     return 0 if all(cell.is_as_expected for cell in cells) else 1
 
 

@@ -263,6 +263,7 @@ class Connection:
         seen, largest = self._engine.packets_seen[0], self._engine.largest_received
         if not self._is_dead:
             self._engine.advance(now)
+        receive = self._engine.receive_datagram
         for data in datagrams:
             self._datagrams_received += 1
             self._bytes_received += len(data)
@@ -274,7 +275,7 @@ class Connection:
             if self._handshake_deadline is None and not self._is_established:
                 self._handshake_deadline = now + self._options.handshake_timeout_s
             try:
-                self._engine.receive_datagram(data, address, now)
+                receive(data, address, now)
             except Exception as error:  # noqa: BLE001 - bytes from outside must not raise out of a core
                 self._fail(error, now)
         if not self._is_dead:
@@ -491,7 +492,10 @@ class Connection:
             if not self._is_established and isinstance(event, _PAYLOAD):
                 # A server sends only to a client that it accepted.
                 self._establish()
-            self._translate(event)
+            if type(event) is quic_events.StreamDataReceived:  # of each packet, and patterns take longer
+                self._take_stream_data(event)
+            else:
+                self._translate(event)
         if self._engine.is_ending:
             self._note_closed()
 
@@ -510,13 +514,15 @@ class Connection:
             self._is_peer_accepted = True
             self._events.append(PeerAccepted())
 
+    def _take_stream_data(self, event: quic_events.StreamDataReceived) -> None:
+        stream_id, data = event.stream_id, event.data
+        if event.end_stream:
+            self._engine.receiving_ended(stream_id)
+        if self._engine.windows.deliver(stream_id, len(data)):
+            self._events.append(StreamDataReceived(stream_id, data, event.end_stream))
+
     def _translate(self, event: quic_events.QuicEvent) -> None:
         match event:
-            case quic_events.StreamDataReceived(data, end_stream, stream_id):
-                if end_stream:
-                    self._engine.receiving_ended(stream_id)
-                if self._engine.windows.deliver(stream_id, len(data)):
-                    self._events.append(StreamDataReceived(stream_id, data, end_stream))
             case quic_events.DatagramFrameReceived(data):
                 self._events.append(DatagramReceived(data))
             case quic_events.StreamReset(error_code, stream_id):
