@@ -95,6 +95,11 @@ CATALOGUE: Final[tuple[MetricSpec, ...]] = (
         COUNTER,
         "Processor time that handshakes with those who dialled, and attachments, took on the event loop",
     ),
+    MetricSpec(
+        "stream_judgement_seconds_total",
+        COUNTER,
+        "Of it the judgement of signaling and relay streams, which does not wait",
+    ),
     MetricSpec("dropped_total", COUNTER, "Datagrams dropped or refused", ("reason", "place")),
     MetricSpec("refusals_total", COUNTER, "What peers asked for and were refused", ("reason", "place")),
     MetricSpec("udp_datagrams_received_total", COUNTER, "UDP datagrams received"),

@@ -83,6 +83,7 @@ class _StatusBoard(Concern):
         self._book = book
         book.validity = hooks.validity
         book.handshake_s = hooks.handshake_s
+        book.judgement_s = hooks.judgement_s
         self._reason: str | None = None
         self._tick_at = self.now + TICK_S
         self._has_failed = False

@@ -169,6 +169,7 @@ class StatusBook:
         self.loop_lag_s = 0.0
         self.validity: Callable[[], Validity] = Validity
         self.handshake_s: Callable[[], float] = float
+        self.judgement_s: Callable[[], float] = float
 
     def take(self, message: Message, now: float, wall: float) -> None:
         """Note one message."""
@@ -259,6 +260,7 @@ class StatusBook:
         yield Sample("ca_expiry_timestamp_seconds", validity.ca_ends_at)
         yield Sample("crl_next_update_timestamp_seconds", validity.list_due_at)
         yield Sample("handshake_seconds_total", self.handshake_s())
+        yield Sample("stream_judgement_seconds_total", self.judgement_s())
         yield Sample("udp_datagrams_received_total", self._sockets.datagrams_received)
         yield Sample("udp_datagrams_sent_total", self._sockets.datagrams_sent)
         yield Sample("udp_bytes_received_total", self._sockets.bytes_received)
