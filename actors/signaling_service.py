@@ -151,7 +151,7 @@ class SignalingService(Concern):
         self._grpc_streams: dict[GrpcStream, Stream] = {}
         self._leg_streams: dict[int, Stream] = {}
         self._relay_calls = RelayCalls(self.emit)
-        self._stream_admission = StreamAdmission(budget)
+        self._stream_admission = StreamAdmission(budget.has_room_at_once)
         self._pending: dict[tuple[Role, str], Stream] = {}
         self._waiting: dict[tuple[Role, str], Stream] = {}  # for their attachment, last who asked last
         self._look_at = 0.0

@@ -561,7 +561,7 @@ def test_streams_without_end_of_many_certificates_keep_nobody_out_and_take_their
     deployment.start()
     deployment.wait_ready()
     ca_pem = identities.ca_pem(trusts_alien=False)
-    dials_s = []
+    dials_s: list[float] = []
     with HandshakeShare(intermediate) as share:
         with flooding(kind, intermediate, mallories, ca_pem, tmp_path):
             ends_at = time.monotonic() + FLOOD_S

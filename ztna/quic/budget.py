@@ -78,9 +78,12 @@ class HandshakeBudget:
         """Whether a handshake may begin: its first step now, and the others when their time comes."""
         return self.is_open(now, reserve_s) and self._beginnings.level(now) >= reserve_s
 
-    def has_room_at_once(self, now: float, reserve_s: float = 0.0) -> bool:
-        """Whether another step that cannot wait should be begun; with `reserve_s` as in `is_open`."""
-        return self._at_once_room.level(now) >= reserve_s
+    def has_room_at_once(self, now: float, reserve_share: float = 0.0) -> bool:
+        """Whether another step that cannot wait should be begun.
+
+        With `reserve_share` only if so much of `MAX_AT_ONCE_BURST_S` is left for others.
+        """
+        return self._at_once_room.level(now) >= reserve_share * MAX_AT_ONCE_BURST_S
 
     def opens_at(self, now: float) -> float:
         """When to ask again, now that it is not open."""

@@ -12,8 +12,8 @@ that.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
-from ztna.quic.budget import MAX_AT_ONCE_BURST_S, HandshakeBudget
 from ztna.token_bucket import TokenBuckets
 
 MAX_STREAMS_PER_S = 1.0
@@ -27,6 +27,8 @@ is."""
 NETWORK_STREAMS_PER_S = 20.0
 NETWORK_STREAM_BURST = 128.0
 """Judged for a network whatever others do: a site whose 64 nodes all come back in one moment."""
+OTHERS_SHARE = 0.5
+"""Of the room there is for judgements: what a network that asks for more never uses."""
 MAX_NETWORKS = 1024
 """As many as certificates are remembered."""
 
@@ -41,9 +43,12 @@ STREAM_BUDGET = "stream_budget"
 class StreamAdmission:
     """Streams of one listener; `now` is monotonic seconds."""
 
-    def __init__(self, budget: HandshakeBudget) -> None:
-        """Whoever judges a stream that was admitted charges `budget` for it."""
-        self._budget = budget
+    def __init__(self, has_room: Callable[[float, float], bool]) -> None:
+        """`has_room` tells, of now and a share to reserve for others, whether another may be judged.
+
+        Whoever judges a stream that was admitted charges for it what is asked there.
+        """
+        self._has_room = has_room
         self._shares: TokenBuckets[bytes] = TokenBuckets(
             MAX_STREAMS_PER_S, MAX_STREAM_BURST, MAX_CERTIFICATES
         )
@@ -58,9 +63,9 @@ class StreamAdmission:
         """
         if not self._shares.use(hashlib.sha256(certificate).digest(), now).take(now):
             return TOO_MANY_STREAMS
-        if not self._budget.has_room_at_once(now):
+        if not self._has_room(now, 0.0):
             return STREAM_BUDGET
         is_modest = self._networks.use(network, now).take(now)
-        if not is_modest and not self._budget.has_room_at_once(now, MAX_AT_ONCE_BURST_S / 2):
+        if not is_modest and not self._has_room(now, OTHERS_SHARE):
             return TOO_MANY_NETWORK_STREAMS
         return ""

@@ -34,7 +34,7 @@ class Listener:
 
     def __init__(self, cost_s: float = COST_S) -> None:
         self.budget = HandshakeBudget(fixed_cost(cost_s))
-        self.admission = StreamAdmission(self.budget)
+        self.admission = StreamAdmission(self.budget.has_room_at_once)
 
     def open(self, certificate: bytes, now: float, network: str = HOME) -> str:
         reason = self.admission.admit(certificate, network, now)
