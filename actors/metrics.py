@@ -102,6 +102,12 @@ CATALOGUE: Final[tuple[MetricSpec, ...]] = (
     ),
     MetricSpec("dropped_total", COUNTER, "Datagrams dropped or refused", ("reason", "place")),
     MetricSpec("refusals_total", COUNTER, "What peers asked for and were refused", ("reason", "place")),
+    MetricSpec(
+        "near_limit_seconds_total",
+        COUNTER,
+        "Seconds in which a limit of the system was nearly reached, looked at once a second",
+        ("reason",),
+    ),
     MetricSpec("udp_datagrams_received_total", COUNTER, "UDP datagrams received"),
     MetricSpec("udp_datagrams_sent_total", COUNTER, "UDP datagrams sent"),
     MetricSpec("udp_bytes_received_total", COUNTER, "UDP payload bytes received"),

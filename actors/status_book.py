@@ -164,6 +164,7 @@ class StatusBook:
         self._sockets = udp_socket_pb2.SocketStatistics()
         self._drops: dict[tuple[str, str], dict[str, int]] = {}
         self._refusals: Counter[tuple[str, str]] = Counter()
+        self._near_limit_s: Counter[str] = Counter()
         self._actors = ActorTotals()
         self.problems = ProblemLog()
         self.loop_lag_s = 0.0
@@ -210,6 +211,11 @@ class StatusBook:
         for reason, count in refused.items():
             if (place, reason) in self._refusals or len(self._refusals) < MAX_DROP_REASONS:
                 self._refusals[place, reason] = count
+
+    def limit_nearly_reached(self, reason: str, detail: str) -> None:
+        """A limit of the system is nearly reached: to be told once a second."""
+        self._near_limit_s[reason] += 1
+        self.problems.note("status_board.limit_nearly_reached", f"{reason}: {detail}", self.wall)
 
     def count_refusal(self, place: str, reason: str) -> None:
         """Count one."""
@@ -269,6 +275,8 @@ class StatusBook:
             yield Sample("dropped_total", sum(by_source.values()), (reason, place))
         for (place, reason), count in self._refusals.items():
             yield Sample("refusals_total", count, (reason, place))
+        for reason, seconds in self._near_limit_s.items():
+            yield Sample("near_limit_seconds_total", seconds, (reason,))
         self._actors.observe(self._children())
         yield from self._actors.samples()
         yield from self.own_samples()
