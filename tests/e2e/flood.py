@@ -21,8 +21,8 @@ RATE_PER_S = 10_000
 """At each socket."""
 MIN_RATE_PER_S = 200
 """What each socket gets on the average even on a machine whose processor belongs to others: a core sends more
-than 100 000 per second, so that a hundredth of one is enough for four sockets. A sender that gets half of a
-core keeps to `RATE_PER_S`."""
+than 100 000 per second, so that a hundredth of one is enough for four sockets. A sender that gets half
+of a core keeps to `RATE_PER_S`."""
 NICENESS = 10
 """The sender stands back for the daemons: its own processor time is not theirs, where it comes from elsewhere."""
 MAX_DURATION_S = 240.0
