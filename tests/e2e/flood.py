@@ -24,7 +24,7 @@ MIN_RATE_PER_S = 200
 than 100 000 per second, so that a hundredth of one is enough for four sockets. A sender that gets half
 of a core keeps to `RATE_PER_S`."""
 NICENESS = 10
-"""The sender stands back for the daemons: its own processor time is not theirs, where it comes from elsewhere."""
+"""The sender stands back for the daemons: in the field it would not use their processor."""
 MAX_DURATION_S = 240.0
 """A download meanwhile takes minutes on a machine that is shared."""
 HEAD_START = 2000
