@@ -119,6 +119,7 @@ class Node:
             self.readiness_changed,
             self._plan.validity,
             lambda: self.handshakes.spent_s,
+            lambda: self.handshakes.at_once_s,
         )
 
     def readiness_changed(self, reason: str) -> None:

@@ -44,6 +44,7 @@ class DaemonHooks:
         on_readiness: told why the daemon is not ready, in words, at each change; empty when it is.
         validity: until when certificates and revocation list hold.
         handshake_s: processor time that handshakes took so far, seconds.
+        judgement_s: of it the judgement of streams, which does not wait.
     """
 
     children: Callable[[], Sequence[ChildStatus]]
@@ -51,3 +52,4 @@ class DaemonHooks:
     on_readiness: Callable[[str], None] = _ignore
     validity: Callable[[], Validity] = Validity
     handshake_s: Callable[[], float] = float
+    judgement_s: Callable[[], float] = float

@@ -22,7 +22,7 @@ from grpc_reflection.v1alpha import reflection
 
 from actors.credentials import Credentials
 from actors.sockaddr import SOCKET_FAMILY, to_sockaddr
-from ztna.address import TransportAddress
+from ztna.address import TransportAddress, network_prefix, split_host_port
 from ztna.errors import describe
 from ztna.signaling.framing import MAX_FRAME_BYTES
 from ztna.v1 import relay_pb2, relay_pb2_grpc, signaling_pb2, signaling_pb2_grpc
@@ -303,6 +303,13 @@ def _presented(context: aio.ServicerContext[Any, Any]) -> bytes:
 def remote_text(peer: str) -> str:
     """`host:port` of what gRPC calls `ipv4:host:port` or `ipv6:%5Bhost%5D:port`."""
     return unquote(peer.partition(":")[2])
+
+
+def remote_network(remote: str) -> str:
+    """The prefix of a `remote_text`; empty for one that gRPC knew no more, since its connection had ended."""
+    if not remote:
+        return ""
+    return network_prefix(TransportAddress.of(*split_host_port(remote)))
 
 
 def _check_bindable(address: TransportAddress) -> None:

@@ -230,3 +230,6 @@ class Io(Scheduler, Protocol):
 
     def shortages(self) -> Mapping[str, int]:
         """How often something was refused because of a shortage, by reason."""
+
+    def nearly_reached(self) -> Shortage | None:
+        """The limit of the system that is nearly reached, or None; in words that stay the same meanwhile."""

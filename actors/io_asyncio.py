@@ -127,6 +127,10 @@ class AsyncioIo(AsyncioScheduler):
         """How often something was refused because of a shortage, by reason."""
         return {} if self._resources is None else self._resources.refused
 
+    def nearly_reached(self) -> Shortage | None:
+        """The limit of the system that is nearly reached, or None."""
+        return None if self._resources is None else self._resources.nearly_reached()
+
     def interface_addresses(self) -> list[InterfaceAddress]:
         """Addresses of all interfaces, loopback included, sorted."""
         found = []

@@ -29,6 +29,11 @@ reload: a handful of each at a time."""
 OWN_DESCRIPTORS: Final = 48
 """What a daemon has open at rest (20) and what is reserved, with room for a dozen listeners."""
 
+NEAR_DESCRIPTORS: Final = 30
+"""From so many left on the limit counts as nearly reached. gRPC closes what comes to its port beyond the
+limit less `OWN_DESCRIPTORS`, and tells nobody (`connection_room`): with the 18 or more that a daemon has open
+itself, no more than these are left then."""
+
 MIN_DESCRIPTORS: Final = 48
 """Below it a daemon could start, and then serve next to nobody."""
 
@@ -75,25 +80,39 @@ class Resources:
             self.refused[found.reason] += 1
         return found
 
+    def nearly_reached(self) -> Shortage | None:
+        """The limit that is nearly reached, whoever used it up, or None; its words stay the same meanwhile.
+
+        What others accept for us, like gRPC, asks nobody: only looking from time to time shows it.
+        """
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if self._lowest_free(limit) + NEAR_DESCRIPTORS < limit:
+            return None
+        return Shortage(
+            FILE_DESCRIPTOR_LIMIT, f"nearly all of {limit} file descriptors (RLIMIT_NOFILE) are in use"
+        )
+
     def close(self) -> None:
         """Give back the descriptor that is held for asking."""
         os.close(self._probe)
 
     def _descriptors(self, promised: int) -> Shortage | None:
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        # The kernel hands out the lowest number that is free (open(2)): all below it are in use.
-        try:
-            lowest = fcntl.fcntl(self._probe, fcntl.F_DUPFD_CLOEXEC, 0)
-        except OSError:
-            lowest = limit
-        else:
-            os.close(lowest)
-        taken = min(lowest + promised, limit)
+        taken = min(self._lowest_free(limit) + promised, limit)
         if taken + RESERVED_DESCRIPTORS < limit:
             return None
         return Shortage(
             FILE_DESCRIPTOR_LIMIT, f"{taken} of {limit} file descriptors (RLIMIT_NOFILE) are in use"
         )
+
+    def _lowest_free(self, limit: int) -> int:
+        # The kernel hands out the lowest number that is free (open(2)): all below it are in use.
+        try:
+            lowest = fcntl.fcntl(self._probe, fcntl.F_DUPFD_CLOEXEC, 0)
+        except OSError:
+            return limit
+        os.close(lowest)
+        return lowest
 
     def _memory_shortage(self) -> Shortage | None:
         if not self._max_memory_bytes:

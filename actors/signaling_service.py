@@ -1,11 +1,11 @@
 """Owns the attachments of an intermediate; takes frames of nodes over two carriers, emits what they want.
 
 A stream comes from gRPC or from stream 4 of a relay leg. Of gRPC streams, those for the relay included,
-only so many per certificate are looked at (`ztna.signaling.stream_admission`). Either way a certificate is
-judged here once more, for role and revocation, then the first frame must be an AttachRequest. The core
-(`ztna.signaling.attachments`) decides who is attached and who is lost. What a frame says about sessions and
-services is for other actors. An attachment costs about as much as a step of a handshake, so it waits for
-the same budget (`ztna.quic.budget`), and pays into it.
+only so many per certificate, per network and in all are looked at (`ztna.signaling.stream_admission`). Either
+way a certificate is judged here once more, for role and revocation, then the first frame must be an
+AttachRequest. The core (`ztna.signaling.attachments`) decides who is attached and who is lost. What a frame
+says about sessions and services is for other actors. An attachment costs about as much as a step of a
+handshake, so it waits for the same budget (`ztna.quic.budget`), and pays into it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,13 @@ from actors import translate
 from actors.base import Concern, Context, loop_callback
 from actors.burst_log import BurstLog
 from actors.credentials import Credentials
-from actors.grpc_signaling import GrpcRelayCall, GrpcSignalingServer, GrpcStream, ListenerOwner
+from actors.grpc_signaling import (
+    GrpcRelayCall,
+    GrpcSignalingServer,
+    GrpcStream,
+    ListenerOwner,
+    remote_network,
+)
 from actors.relay_calls import RelayCalls
 from actors.signaling_streams import Introduction, LegCarrier, Stream, StreamCarrier
 from ztna.access.grant import NONCE_BYTES, sign_nonce
@@ -32,7 +38,12 @@ from ztna.errors import AccessDenied, AuthenticationError, LocalProtocolError, R
 from ztna.quic.budget import HandshakeBudget
 from ztna.signaling import attachments
 from ztna.signaling.exchange import MAX_ROUND_TRIP_S
-from ztna.signaling.stream_admission import TOO_MANY_STREAMS, StreamAdmission
+from ztna.signaling.stream_admission import (
+    STREAM_BUDGET,
+    TOO_MANY_NETWORK_STREAMS,
+    TOO_MANY_STREAMS,
+    StreamAdmission,
+)
 from ztna.signaling.values import Code
 from ztna.v1 import quic_relay_pb2, relay_pb2, reload_pb2, signaling_pb2, signaling_service_pb2
 
@@ -76,6 +87,12 @@ _SESSION_FRAMES: Final = frozenset({
 _STATUS: Final = {
     Code.SUPERSEDED: grpc.StatusCode.ABORTED,
     Code.RATE_LIMITED: grpc.StatusCode.RESOURCE_EXHAUSTED,
+}
+
+_STREAM_REFUSALS: Final = {
+    TOO_MANY_STREAMS: "too many streams were opened with this certificate",
+    TOO_MANY_NETWORK_STREAMS: "too many streams were opened from this network",
+    STREAM_BUDGET: "too many streams were opened by all nodes together",
 }
 
 # Ten thousand nodes at 1 us each are 10 ms in five seconds; nobody needs to be sent away faster than that.
@@ -134,7 +151,7 @@ class SignalingService(Concern):
         self._grpc_streams: dict[GrpcStream, Stream] = {}
         self._leg_streams: dict[int, Stream] = {}
         self._relay_calls = RelayCalls(self.emit)
-        self._stream_admission = StreamAdmission()
+        self._stream_admission = StreamAdmission(budget.has_room_at_once)
         self._pending: dict[tuple[Role, str], Stream] = {}
         self._waiting: dict[tuple[Role, str], Stream] = {}  # for their attachment, last who asked last
         self._look_at = 0.0
@@ -313,14 +330,14 @@ class SignalingService(Concern):
 
     def _is_admitted(self, stream: GrpcStream | GrpcRelayCall) -> bool:
         """Whether to look at a stream; otherwise it is refused for next to nothing."""
-        if self._stream_admission.admit(stream.certificate_pem, self.now):
+        network = remote_network(stream.remote)
+        reason = self._stream_admission.admit(stream.certificate_pem, network, self.now)
+        if not reason:
             return True
-        detail = "too many streams were opened with this certificate"
-        self._count_refusal(TOO_MANY_STREAMS)
+        detail = _STREAM_REFUSALS[reason]
+        self._count_refusal(reason)
         host = stream.remote.rpartition(":")[0]  # each connection has another port
-        self._refusal_log.note(
-            self.now, (TOO_MANY_STREAMS, host), remote=stream.remote, reason=TOO_MANY_STREAMS, detail=detail
-        )
+        self._refusal_log.note(self.now, (reason, host), remote=stream.remote, reason=reason, detail=detail)
         stream.close(grpc.StatusCode.RESOURCE_EXHAUSTED, detail)
         return False
 

@@ -27,6 +27,7 @@ from actors.http_server import HttpServer
 from actors.intermediate_status import IntermediateStatusBook
 from actors.metrics import Sample
 from actors.node_status import NodeStatusBook
+from actors.outage_log import OutageLog
 from actors.status_book import BookSettings, ServiceLine, StatusBook
 from ztna.address import TransportAddress
 from ztna.errors import AuthenticationError, ConfigError
@@ -36,6 +37,11 @@ from ztna.v1 import control_pb2, hole_punch_pb2, reload_pb2, session_table_pb2
 TICK_S: Final = 1.0
 """How often the loop's lag is measured and actors are counted: often enough to catch a stall of some 100
 ms."""
+
+LIMIT_CLEAR_S: Final = 10.0
+"""A limit that was nearly reached is told of anew when it was not for so long: strangers come and go."""
+
+LIMIT_CONSEQUENCE: Final = "what is new is refused, and connections to a gRPC port are closed unanswered"
 
 OPERATOR: Final = "operator"
 
@@ -83,11 +89,14 @@ class _StatusBoard(Concern):
         self._book = book
         book.validity = hooks.validity
         book.handshake_s = hooks.handshake_s
+        book.judgement_s = hooks.judgement_s
         self._reason: str | None = None
         self._tick_at = self.now + TICK_S
         self._has_failed = False
         self._control: ControlServer | None = None
         self._http: HttpServer | None = None
+        self._limit_log = OutageLog(self.log, "status_board.limit_nearly_reached")
+        self._limit_reached_at: float | None = None
         self._request_log = BurstLog(self.log, "status_board.request_refused")
 
     def on_start(self) -> None:
@@ -123,6 +132,7 @@ class _StatusBoard(Concern):
             self._book.tick(now, self.io.wall_time(), now - self._tick_at)
             self._tick_at = now + TICK_S
             self._book.note_refusals("resources", self.io.shortages())
+            self._look_at_limits(now)
             self._request_log.handle_timeout(now)
             self._report_readiness()
             # Ages and rates go on although nothing happens: who watches sees them move.
@@ -149,6 +159,17 @@ class _StatusBoard(Concern):
         """Somebody at the metrics' port asked for nothing that it serves."""
         self._book.count_refusal("http", reason)
         self._request_log.note(self.now, (reason,), reason=reason)
+
+    def _look_at_limits(self, now: float) -> None:
+        """Name a limit that is nearly reached, also by what nobody here accepted: connections of gRPC."""
+        found = self.io.nearly_reached()
+        if found is not None:
+            self._limit_reached_at = now
+            self._limit_log.failed(now, found.reason, found.detail, consequence=LIMIT_CONSEQUENCE)
+            self._book.limit_nearly_reached(found.reason, found.detail)
+        elif self._limit_reached_at is not None and now >= self._limit_reached_at + LIMIT_CLEAR_S:
+            self._limit_reached_at = None
+            self.log.info("status_board.limit_left", **self._limit_log.recovered(now))
 
     def _report_readiness(self) -> None:
         reason = self._book.not_ready_reason()

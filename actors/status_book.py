@@ -164,11 +164,13 @@ class StatusBook:
         self._sockets = udp_socket_pb2.SocketStatistics()
         self._drops: dict[tuple[str, str], dict[str, int]] = {}
         self._refusals: Counter[tuple[str, str]] = Counter()
+        self._near_limit_s: Counter[str] = Counter()
         self._actors = ActorTotals()
         self.problems = ProblemLog()
         self.loop_lag_s = 0.0
         self.validity: Callable[[], Validity] = Validity
         self.handshake_s: Callable[[], float] = float
+        self.judgement_s: Callable[[], float] = float
 
     def take(self, message: Message, now: float, wall: float) -> None:
         """Note one message."""
@@ -209,6 +211,11 @@ class StatusBook:
         for reason, count in refused.items():
             if (place, reason) in self._refusals or len(self._refusals) < MAX_DROP_REASONS:
                 self._refusals[place, reason] = count
+
+    def limit_nearly_reached(self, reason: str, detail: str) -> None:
+        """A limit of the system is nearly reached: to be told once a second."""
+        self._near_limit_s[reason] += 1
+        self.problems.note("status_board.limit_nearly_reached", f"{reason}: {detail}", self.wall)
 
     def count_refusal(self, place: str, reason: str) -> None:
         """Count one."""
@@ -259,6 +266,7 @@ class StatusBook:
         yield Sample("ca_expiry_timestamp_seconds", validity.ca_ends_at)
         yield Sample("crl_next_update_timestamp_seconds", validity.list_due_at)
         yield Sample("handshake_seconds_total", self.handshake_s())
+        yield Sample("stream_judgement_seconds_total", self.judgement_s())
         yield Sample("udp_datagrams_received_total", self._sockets.datagrams_received)
         yield Sample("udp_datagrams_sent_total", self._sockets.datagrams_sent)
         yield Sample("udp_bytes_received_total", self._sockets.bytes_received)
@@ -267,6 +275,8 @@ class StatusBook:
             yield Sample("dropped_total", sum(by_source.values()), (reason, place))
         for (place, reason), count in self._refusals.items():
             yield Sample("refusals_total", count, (reason, place))
+        for reason, seconds in self._near_limit_s.items():
+            yield Sample("near_limit_seconds_total", seconds, (reason,))
         self._actors.observe(self._children())
         yield from self._actors.samples()
         yield from self.own_samples()

@@ -222,6 +222,7 @@ class ManualIo(ManualScheduler):
         self.tcp_attempts: list[RecordedTcpAttempt] = []
         self.names: dict[str, list[str]] = {}
         self.lacks: Shortage | None = None
+        self.nearly_lacks: Shortage | None = None
         self.refused: Counter[str] = Counter()
         self.interfaces = [InterfaceAddress("lo", "127.0.0.1", 8)]
         self.sources: dict[Family, str] = {}
@@ -279,6 +280,9 @@ class ManualIo(ManualScheduler):
 
     def shortages(self) -> Mapping[str, int]:
         return self.refused
+
+    def nearly_reached(self) -> Shortage | None:
+        return self.nearly_lacks
 
     def interface_addresses(self) -> list[InterfaceAddress]:
         return sorted(self.interfaces, key=lambda address: (address.interface, address.host))

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from actors.io import Shortage
 from actors.resources import (
     FILE_DESCRIPTOR_LIMIT,
     MEMORY_LIMIT,
     MEMORY_SHARE,
     MIN_DESCRIPTORS,
+    NEAR_DESCRIPTORS,
     OWN_DESCRIPTORS,
     READING_AGE_S,
     RESERVED_DESCRIPTORS,
@@ -77,6 +79,33 @@ def test_last_descriptors_are_kept_and_given_again_when_others_are_closed(clock:
         room = Resources(clock.time, 0)
         assert room.shortage(needs_descriptor=True) is None
         room.close()
+
+
+@pytest.mark.usefixtures("limits")
+def test_limit_that_others_nearly_used_up_is_named_and_nothing_is_counted_as_refused(clock: Clock) -> None:
+    room = Resources(clock.time, 0)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.open(os.devnull, os.O_RDONLY)
+    os.close(lowest)
+    limit = lowest + NEAR_DESCRIPTORS + 1
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    assert room.nearly_reached() is None
+    other = os.open(os.devnull, os.O_RDONLY)
+    assert room.nearly_reached() == Shortage(
+        FILE_DESCRIPTOR_LIMIT, f"nearly all of {limit} file descriptors (RLIMIT_NOFILE) are in use"
+    )
+    # It is told before anything is refused.
+    assert room.shortage(needs_descriptor=True) is None
+    assert not room.refused
+    os.close(other)
+    assert room.nearly_reached() is None
+    room.close()
+
+
+def test_grpc_closes_nothing_before_the_limit_counts_as_nearly_reached() -> None:
+    at_rest = 18
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert connection_room() + at_rest + NEAR_DESCRIPTORS >= soft
 
 
 @pytest.mark.usefixtures("limits")

@@ -21,7 +21,12 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from actors import grpc_signaling
 from actors.base import ConcernRef, Context, Unobserved
 from actors.credentials import Credentials, parse_credentials
-from actors.grpc_signaling import MAX_STREAMS_PER_CONNECTION, GrpcSignalingServer, remote_text
+from actors.grpc_signaling import (
+    MAX_STREAMS_PER_CONNECTION,
+    GrpcSignalingServer,
+    remote_network,
+    remote_text,
+)
 from actors.io_asyncio import AsyncioIo
 from actors.runtime import LoopRuntime, request_stop
 from actors.signaling_service import SignalingService
@@ -529,3 +534,18 @@ def test_many_sessions_are_shown_and_answered_in_one_burst() -> None:
 )
 def test_remote_of_a_stream_reads_like_any_other_address(peer: str, text: str) -> None:
     assert remote_text(peer) == text
+
+
+@pytest.mark.parametrize(
+    ("peer", "network"),
+    [
+        ("ipv4:192.0.2.7:50000", "192.0.2"),
+        ("ipv6:%5B2001:db8:1::7%5D:50000", "20010db80001::"),
+        ("ipv6:%5B::ffff:192.0.2.7%5D:50000", "192.0.2"),
+        ("", ""),
+    ],
+)
+def test_network_of_a_stream_is_the_prefix_of_its_peer_if_grpc_still_knows_that(
+    peer: str, network: str
+) -> None:
+    assert remote_network(remote_text(peer)) == network

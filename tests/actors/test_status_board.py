@@ -12,6 +12,7 @@ from actors.burst_log import BURST_S
 from actors.child_group import ChildState
 from actors.control_server import Refusal, ReloadWish
 from actors.daemon_hooks import DaemonHooks, Validity
+from actors.io import Shortage
 from actors.metrics import CATALOGUE, exposition
 from actors.session_list import MAX_SERVICES_PER_SESSION, MAX_SESSIONS, OPENING_LIMIT_S, SessionList
 from actors.status_board import (
@@ -882,6 +883,8 @@ def test_every_documented_metric_of_a_daemon_is_exposed(board: str, request: pyt
         "intermediate": signaling_service_pb2.SignalingStatistics(refused={"limit": 1}),
     }
     subject.tell(refusal[board])
+    subject.harness.io.nearly_lacks = Shortage("file_descriptor_limit", "nearly all are in use")
+    subject.harness.advance(1.0)
     if board != "intermediate":
         subject.tell(
             hole_punch_pb2.HolePunchFinished(is_direct=True),
@@ -940,3 +943,27 @@ def test_reload_is_answered_once_the_actors_have_heard_of_it(agent: World) -> No
     agent.harness.concern.reload(RecordedWish(told))
     agent.harness.io.run_until_idle()
     assert told == ["heard", "['services']"]
+
+
+def test_limit_that_is_nearly_reached_is_told_once_and_counted_until_it_is_left_for_a_while(
+    intermediate: World,
+) -> None:
+    harness = intermediate.harness
+    harness.io.nearly_lacks = Shortage("file_descriptor_limit", "nearly all of 64 (RLIMIT_NOFILE) are in use")
+    for _ in range(5):
+        harness.advance(1.0)
+    harness.io.nearly_lacks = None
+    harness.advance(1.0)
+    harness.io.nearly_lacks = Shortage("file_descriptor_limit", "nearly all of 64 (RLIMIT_NOFILE) are in use")
+    harness.advance(1.0)
+    harness.io.nearly_lacks = None
+    for _ in range(12):
+        harness.advance(1.0)
+    assert intermediate.counters['near_limit_seconds_total{reason="file_descriptor_limit"}'] == 6
+    assert intermediate.problems == [
+        "file_descriptor_limit: nearly all of 64 (RLIMIT_NOFILE) are in use",
+    ]
+    assert [line["event"] for line in harness.logs] == [
+        "status_board.limit_nearly_reached",
+        "status_board.limit_left",
+    ]

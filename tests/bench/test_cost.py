@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -55,16 +57,21 @@ def test_echo_compares_round_trips_with_the_bare_service(monkeypatch: pytest.Mon
     only(echo, "relay_grpc")
     monkeypatch.setattr(echo, "ECHOES", 20)
     results = echo.run()
-    assert list(results["round_trip"]) == ["bare", "relay_grpc"]
-    for row in results["round_trip"].values():
+    rows = results["round_trip"]
+    assert list(rows) == ["bare", "bare_quic", "relay_grpc"]
+    for row in rows.values():
         assert 0 < row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"]
-    assert results["round_trip"]["bare"]["added_p50_ms"] == 0
+        for baseline in ("bare", "bare_quic"):
+            for key in ("p50", "p95", "p99"):
+                ratio = row[f"{key}_ms"] / rows[baseline][f"{key}_ms"]
+                assert row[f"{key}_to_{baseline}"] == pytest.approx(ratio, abs=0.01)
+    assert rows["bare"]["added_p50_ms"] == 0
 
 
 def test_echo_without_a_service_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_client, "LOSS_LIMIT_S", 0.01)
     monkeypatch.setattr(echo, "round_trip_ms", lambda *_: None)
-    with pytest.raises(TimeoutError, match="20 datagrams did not come back, 0 did"):
+    with pytest.raises(TimeoutError, match="21 datagrams did not come back, 0 did"):
         echo._echoes(9)
 
 
@@ -76,10 +83,17 @@ def test_setup_measures_cold_and_warm_starts_and_the_return_of_the_intermediate(
     monkeypatch.setattr(setup, "WARM_CONNECTIONS", 3)
     monkeypatch.setattr(setup, "KILLS", 1)
     results = setup.run()
-    assert list(results["first_byte"]) == ["bare", "relay_cold", "relay_warm"]
+    rows = results["first_byte"]
+    assert list(rows) == ["bare", "bare_quic_cold", "bare_quic_warm", "relay_cold", "relay_warm"]
+    for kind in ("cold", "warm"):
+        ratio = rows[f"relay_{kind}"]["p50_ms"] / rows[f"bare_quic_{kind}"]["p50_ms"]
+        assert rows[f"relay_{kind}"]["p50_to_bare_quic"] == pytest.approx(ratio, abs=0.01)
+    assert rows["relay_cold"]["p50_to_bare"] > rows["bare"]["p50_to_bare"] == 1
     row = results["reconnect"]["relay"]
     assert row["silence_p50_s"] == row["silence_max_s"] > 0
     assert row["after_intermediate_ready_p50_s"] >= 0
+    assert row["silence_to_restart"] == pytest.approx(row["silence_p50_s"] / row["restart_p50_s"], abs=0.02)
+    assert row["after_ready_to_bare_quic"] >= 0
 
 
 def test_handshakes_are_related_to_those_of_aioquic(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,6 +114,9 @@ def test_stalled_reader_checks_the_bytes_and_tells_the_memory_of_each_daemon(
     monkeypatch.setattr(stalled_reader, "STOP_S", 0.1)
     results = stalled_reader.run()
     assert set(results["memory"]) == {f"relay_{daemon}" for daemon in DAEMONS}
+    for row in results["memory"].values():
+        ratio = row["peak_mib"] / row["before_mib"]
+        assert row["peak_to_before"] == pytest.approx(ratio, abs=0.01)
     assert results["violations"] == []
 
 
@@ -129,9 +146,11 @@ def test_idle_nodes_attach_and_come_back_over_both_carriers(monkeypatch: pytest.
     monkeypatch.setattr(idle_nodes, "IDLE_S", 0.2)
     monkeypatch.setattr(idle_nodes, "SETTLE_S", 0.0)
     rows = idle_nodes.run()["attached"]
-    assert list(rows) == ["grpc", "quic"]
-    for row in rows.values():
-        assert row["attach_per_s"] > 0
+    assert list(rows) == ["bare_quic", "grpc", "quic"]
+    for carrier in ("grpc", "quic"):
+        row = rows[carrier]
+        ratio = row["attach_per_s"] / rows["bare_quic"]["attach_per_s"]
+        assert row["attach_rate_to_bare"] == pytest.approx(ratio, abs=0.01)
         assert 0 < row["back_p50_s"] <= row["back_all_s"]
 
 
@@ -156,4 +175,21 @@ def test_storm_tells_what_others_felt_before_and_in_it(monkeypatch: pytest.Monke
         for row in rows.values():
             assert row["echoes"] > 0
             assert 0 < row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"] <= row["max_ms"]
-        assert rows["storm"]["all_up_s"] > 0
+        storm_row = rows["storm"]
+        assert storm_row["all_up_s"] > 0
+        assert storm_row["attach_per_s"] > 0
+        assert 0 < storm_row["handshake_share"] < 1
+        ratio = storm_row["p99_ms"] / rows["calm"]["p99_ms"]
+        assert storm_row["p99_to_calm"] == pytest.approx(ratio, abs=0.01)
+
+
+def test_storm_names_each_bound_that_it_did_not_keep(monkeypatch: pytest.MonkeyPatch) -> None:
+    calm = {"p95_ms": 10.0, "p99_ms": 20.0}
+    bad = {"p95_ms": 51.0, "p99_ms": 79.0, "lost": 2}
+    monkeypatch.setattr(storm, "_measure", lambda *_: ({"calm": calm, "storm": bad}, ["judgements took 9 s"]))
+    monkeypatch.setattr(storm, "site", lambda *_: nullcontext(MagicMock()))
+    assert storm.run()["violations"] == [
+        f"storm over {carrier}: {words}"
+        for carrier in ("grpc", "quic")
+        for words in ("2 echoes lost", "p95_ms 41 ms more, 40 allowed", "judgements took 9 s")
+    ]

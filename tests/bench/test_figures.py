@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tools.bench._figures import lines, percentiles_ms
+from tools.bench._figures import lines, percentiles_ms, ratios
 
 
 def test_mapping_of_flat_mappings_is_a_table() -> None:
@@ -37,3 +37,9 @@ def test_percentiles_are_those_of_the_samples() -> None:
 def test_percentiles_of_one_sample_are_refused() -> None:
     with pytest.raises(ValueError, match="at least"):
         percentiles_ms([1.0])
+
+
+def test_ratios_are_those_of_figures_that_both_have() -> None:
+    row = {"p50_ms": 3.0, "p95_ms": 8.0, "p99_ms": 9.0, "lost": 2}
+    baseline = {"p50_ms": 2.0, "p95_ms": 0.0, "lost": 1}
+    assert ratios(row, baseline, "bare") == {"p50_to_bare": 1.5}

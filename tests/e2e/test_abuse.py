@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -32,6 +32,7 @@ from tests.e2e.hostile import (
 )
 from tests.e2e.identities import TRUST_DOMAIN, Identities
 from tests.e2e.test_identity_faults import events, wait_for_event
+from tools.bench._handshake_share import HandshakeShare
 from tools.deployment import Daemon, Deployment, free_port
 from ztna.access.grant import sign
 from ztna.access.identity import Identity, Role
@@ -47,6 +48,11 @@ DOWNLOAD = 2 * MIB
 MAX_GROWTH_KIB = 32 * 1024
 MAX_STREAMS, MAX_FLOWS = 32, 8
 CODE = signaling_pb2.SignalingCode
+CERTIFICATES = 40
+FLOOD_S = 6.0
+MIN_DIALS = 10
+# Each revoked one is named, once per burst of 5 s; the flood lasts less than two of them.
+MAX_REFUSAL_LINES = 4 * CERTIFICATES
 
 
 class Prey:
@@ -483,9 +489,13 @@ def test_identity_in_two_places_is_named_with_both_addresses(prey: Prey) -> None
 
 
 @contextmanager
-def flooding(kind: str, intermediate: Daemon, own: Issued, ca_pem: bytes, directory: Path) -> Iterator[None]:
-    """Streams with this certificate while something else is done, for `MAX_DURATION_S` at most."""
-    contents = {"ca": ca_pem, "key": own.key_pem, "cert": own.certificate_pem}
+def flooding(
+    kind: str, intermediate: Daemon, owns: Sequence[Issued], ca_pem: bytes, directory: Path
+) -> Iterator[None]:
+    """Streams with these certificates while something else is done, for `MAX_DURATION_S` at most."""
+    contents = {"ca": ca_pem}
+    for number, own in enumerate(owns):
+        contents |= {f"key-{number}": own.key_pem, f"cert-{number}": own.certificate_pem}
     for name, content in contents.items():
         (directory / name).write_bytes(content)
     name = Identity(TRUST_DOMAIN, Role.INTERMEDIATE, intermediate.id).dns_name
@@ -523,7 +533,7 @@ def test_streams_without_end_of_one_certificate_keep_nobody_out(
     deployment.start()
     deployment.wait_ready()
     ca_pem = identities.ca_pem(trusts_alien=False)
-    with flooding(kind, intermediate, mallory, ca_pem, tmp_path):
+    with flooding(kind, intermediate, [mallory], ca_pem, tmp_path):
         # Each dials its leg and attaches within its time-outs, while the flood goes on.
         for number in range(10):
             with HostileNode(intermediate, identities.issue(Role.AGENT, f"agent-{number}")) as node:
@@ -537,3 +547,36 @@ def test_streams_without_end_of_one_certificate_keep_nobody_out(
     # One line per burst, and the next one later.
     lines = events(intermediate, "signaling_service.node_refused")
     assert sum(each["reason"] == "too_many_streams" for each in lines) <= 5
+
+
+@pytest.mark.parametrize("kind", ["attach", "relay"])
+def test_streams_without_end_of_many_certificates_keep_nobody_out_and_take_their_share(
+    deployment: Deployment, tmp_path: Path, kind: str, record_property: Callable[[str, object], None]
+) -> None:
+    identities = Identities()
+    mallories = [identities.issue(Role.AGENT, f"mallory-{number}") for number in range(CERTIFICATES)]
+    intermediate = deployment.add_intermediate("intermediate-1")
+    # Some of them are revoked: they come as far as the others, for less.
+    identities.equip(intermediate, revoked=mallories[: CERTIFICATES // 2])
+    deployment.start()
+    deployment.wait_ready()
+    ca_pem = identities.ca_pem(trusts_alien=False)
+    dials_s: list[float] = []
+    with HandshakeShare(intermediate) as share:
+        with flooding(kind, intermediate, mallories, ca_pem, tmp_path):
+            ends_at = time.monotonic() + FLOOD_S
+            while time.monotonic() < ends_at or len(dials_s) < MIN_DIALS:
+                number, started = len(dials_s), time.monotonic()
+                # It dials its leg and attaches within its time-outs, which is what a node asks for.
+                with HostileNode(intermediate, identities.issue(Role.AGENT, f"agent-{number}")) as node:
+                    node.attach()
+                dials_s.append(time.monotonic() - started)
+        with HostileNode(intermediate, identities.issue(Role.AGENT, "latecomer")) as node:
+            node.attach()
+    dials_s.sort()
+    record_property("dial", f"p50 {dials_s[len(dials_s) // 2]:.3f} s, longest {dials_s[-1]:.3f} s")
+    record_property("share", f"mean {share.mean:.3f}, busiest second {share.busiest:.3f}")
+    assert share.violations == []
+    assert metrics(intermediate)["ztna_stream_judgement_seconds_total"] > 0
+    assert not events(intermediate, "supervisor.restarting")
+    assert len(events(intermediate, "signaling_service.node_refused")) < MAX_REFUSAL_LINES

@@ -24,6 +24,7 @@ MIB = 1 << 20
 SMALL_LIMIT = 64
 CLIENTS = 200
 LIMIT_S = 15.0
+NEAR_LIMIT = 'near_limit_seconds_total{reason="file_descriptor_limit"}'
 
 
 def limit_descriptors(deployment: Deployment, name: str, limit: int) -> None:
@@ -130,6 +131,21 @@ def test_signaling_connections_beyond_the_descriptors_are_closed_and_nodes_stay(
         status = deployment.wait_for("intermediate-1", lambda status: status["is_ready"], "ready")
         assert len(status["nodes"]) == 2
         assert descriptors(deployment, "intermediate-1") <= SMALL_LIMIT
+        # gRPC tells nobody whom it closed: the daemon has looked, and names the limit.
+        status = deployment.wait_for(
+            "intermediate-1",
+            lambda status: status["counters"].get(NEAR_LIMIT, 0) > 0,
+            "the limit is named",
+        )
+        assert any("RLIMIT_NOFILE" in problem["message"] for problem in status["problems"])
+    (line,) = events(deployment, "intermediate-1", "status_board.limit_nearly_reached")
+    assert line["reason"] == "file_descriptor_limit"
+    assert line["detail"] == f"nearly all of {SMALL_LIMIT} file descriptors (RLIMIT_NOFILE) are in use"
+    assert "gRPC port" in line["consequence"]
+    # With the strangers gone it says so, too, and a node that was there all the time has lost nothing.
+    wait_until(lambda: bool(events(deployment, "intermediate-1", "status_board.limit_left")))
+    assert not events(deployment, "intermediate-1", "signaling_service.node_detached")
+    assert download(configured_site.tcp_port, MIB) == content_digest(MIB)
 
 
 @contextmanager

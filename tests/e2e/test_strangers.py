@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import select
@@ -38,6 +39,10 @@ LIMIT_S = 15.0
 # What a daemon may grow by under the flood: its log is on disk, its counters are few. Measured: 1 MiB.
 MAX_GROWTH_KIB = 16 * 1024
 TCP_INTERVAL_S = 0.05
+# Bursts of 5 s: of datagrams dropped by the socket, by STUN and by QUIC, of requests at the metrics' port.
+MAX_LINES_PER_S = 1.0
+# Of the start, and of the session.
+MAX_OTHER_LINES = 150
 
 
 class Stranger:
@@ -163,7 +168,7 @@ def start_flood(targets: list[str]) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(400)
 def test_download_ends_while_every_socket_gets_ten_thousand_garbage_datagrams_a_second(
     site: Site, record_property: Callable[[str, object], None]
 ) -> None:
@@ -188,7 +193,9 @@ def test_download_ends_while_every_socket_gets_ten_thousand_garbage_datagrams_a_
         pestering = pool.submit(pester, listeners, is_over)
         try:
             assert flooder.stdout.readline() == "flooding\n"
-            assert download(site.tcp_port, 32 * MIB, timeout_s=120.0) == content_digest(32 * MIB)
+            assert download(site.tcp_port, 32 * MIB, timeout_s=flood.MAX_DURATION_S) == content_digest(
+                32 * MIB
+            )
         finally:
             is_over.set()
             flooder.stdin.close()
@@ -196,12 +203,14 @@ def test_download_ends_while_every_socket_gets_ten_thousand_garbage_datagrams_a_
             flooder.wait(LIMIT_S)
             flooder.stdout.close()
         assert pestering.result(LIMIT_S) > 0
-    sent, seconds = map(float, summary.split())
-    assert sent >= flood.HEAD_START * len(targets)
-    assert seconds < flood.MAX_DURATION_S, "the flood was over before the download"
+    told = flood.Summary(**json.loads(summary))
     record_property(
-        "flood", f"{sent / seconds / len(targets):.0f} datagrams/s at each of {len(targets)} sockets"
+        "flood",
+        f"{told.slowest_per_s:.0f} datagrams/s or more at each of {len(targets)} sockets, download included",
     )
+    assert told.sent >= flood.HEAD_START * len(targets)
+    assert told.seconds < flood.MAX_DURATION_S, "the flood was over before the download"
+    assert told.slowest_per_s >= flood.MIN_RATE_PER_S
     site.deployment.wait_ready()
     for name, daemon in daemons.items():
         assert resident_kib(daemon) - before[name] < MAX_GROWTH_KIB, name
@@ -216,7 +225,7 @@ def test_download_ends_while_every_socket_gets_ten_thousand_garbage_datagrams_a_
         assert missing == [], name
         # One line per burst, not one per datagram, and no session was lost.
         lines = daemon.log_path.read_text(encoding="utf-8").splitlines()
-        assert len(lines) < 200, name
+        assert len(lines) < MAX_OTHER_LINES + told.seconds * MAX_LINES_PER_S, name
         assert events(daemon, "udp_socket.datagrams_dropped"), name
         assert not events(daemon, "quic_session.session_closed"), name
         assert not [line for line in lines if '"level":"error"' in line.replace(" ", "")], name
@@ -249,9 +258,10 @@ def test_download_ends_while_a_udp_service_of_the_agent_is_sent_ten_thousand_dat
         assert download(site.tcp_port, MIB, timeout_s=100.0) == content_digest(MIB)
     finally:
         summary, _ = flooder.communicate(timeout=LIMIT_S)
-    sent, seconds = map(float, summary.split())
-    assert sent >= flood.HEAD_START
-    assert seconds < flood.MAX_DURATION_S, "the flood was over before the download"
+    told = flood.Summary(**json.loads(summary))
+    assert told.sent >= flood.HEAD_START
+    assert told.seconds < flood.MAX_DURATION_S, "the flood was over before the download"
+    assert told.slowest_per_s >= flood.MIN_RATE_PER_S
     site.deployment.wait_ready()
     # What the path does not carry is dropped and counted, and never kept.
     assert metrics(daemons["agent-1"])[

@@ -331,6 +331,9 @@ class SimIo:
         """Nothing was ever refused."""
         return {}
 
+    def nearly_reached(self) -> Shortage | None:
+        """Nor will be."""
+
     def interface_addresses(self) -> list[InterfaceAddress]:
         """`eth0` with the host's addresses, and `lo`."""
         found = [

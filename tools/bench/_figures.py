@@ -13,6 +13,18 @@ def percentiles_ms(samples_ms: Iterable[float]) -> dict[str, float]:
     return {f"p{percent}_ms": round(cuts[percent - 1], 3) for percent in (50, 95, 99)}
 
 
+def ratios(row: Mapping[str, float], baseline: Mapping[str, float], name: str) -> dict[str, float]:
+    """`p50_to_<name>` and so on: each figure in `_ms` of a row to the same figure of its baseline.
+
+    A figure that either lacks, or that the baseline has as zero, has no ratio.
+    """
+    return {
+        f"{key.removesuffix('_ms')}_to_{name}": round(value / baseline[key], 2)
+        for key, value in row.items()
+        if key.endswith("_ms") and baseline.get(key)
+    }
+
+
 def lines(results: Mapping[str, Any], indent: str = "") -> list[str]:
     """Nested results for people: a mapping of flat mappings becomes a table, its keys the rows."""
     rendered: list[str] = []

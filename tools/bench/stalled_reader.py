@@ -56,6 +56,7 @@ def _measure(path: SessionPath, directory: Path) -> tuple[float, dict[str, dict[
             "before_mib": round(before[name] / MIB, 1),
             "peak_mib": round(peaks[name] / MIB, 1),
             "growth_mib": round((peaks[name] - before[name]) / MIB, 1),
+            "peak_to_before": round(peaks[name] / before[name], 3),
         }
         for name in processes
     }

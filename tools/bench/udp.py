@@ -106,7 +106,7 @@ def _measure(make: Callable[[], _Ours | _Plain]) -> tuple[float, float]:
 
 
 def run() -> dict[str, float]:
-    """Microseconds per datagram: `udp_<kind>_send_us` and `udp_<kind>_receive_us`."""
+    """Microseconds per datagram: `udp_<kind>_send_us`, `udp_<kind>_receive_us`; ratios to the plain loop."""
     kinds: dict[str, Callable[[], _Ours | _Plain]] = {
         "plain_loop": _Plain,
         "ours_without_offload": lambda: _Ours(use_offload=False),
@@ -117,4 +117,7 @@ def run() -> dict[str, float]:
         send_us, receive_us = _measure(make)
         results[f"udp_{kind}_send_us"] = send_us
         results[f"udp_{kind}_receive_us"] = receive_us
+    for key, us in list(results.items()):
+        way = "send" if key.endswith("_send_us") else "receive"
+        results[f"{key.removesuffix('_us')}_to_plain"] = round(us / results[f"udp_plain_loop_{way}_us"], 2)
     return results

@@ -6,9 +6,10 @@ while the budget is not in debt, and pays what it took afterwards: whatever step
 with a stranger's monstrous certificate, those of one second come to no more than the share of it, and one
 step. What a peer can make us do between its steps is charged alike, and later ones wait for that too.
 
-Some steps cannot wait: the certificate of a gRPC stream is judged when the stream is there. How many of them
-there are is bounded elsewhere (`ztna.signaling.stream_admission`); here they may take half of the share from
-the others and no more, so that whoever causes them keeps nobody out.
+Some steps cannot wait: the certificate of a gRPC stream is judged when the stream is there. They may take
+half of the share from the others and no more, so that whoever causes them keeps nobody out. What they take
+beyond is free, as a storm of nodes needs it, but not without bound: `has_room_at_once` says whether another
+may be begun (`ztna.signaling.stream_admission` asks).
 
 This is processor time of the loop's thread, which is what delays packets there. What other threads do, like
 gRPC's for TLS, is not in it.
@@ -38,6 +39,10 @@ begin than can be ended: whoever answers slowly would otherwise find that others
 AT_ONCE_SHARE = 0.5
 """Of the budget: what steps that cannot wait may take from those that can. The rest of them is free: the
 alternative is a debt which grows as long as somebody likes."""
+MAX_AT_ONCE_BURST_S = 0.5
+"""What steps that cannot wait may take in one go after a rest; what is beyond their half is free. These
+are about 750 judgements as measured (0.65 ms), which is what TLS lets through in two seconds when a thousand
+nodes dial in one moment. Whoever goes on has the half; after six seconds of rest all of it is there again."""
 MIN_DEBT_WAIT_S = 0.001
 """Nobody asks more often whether a debt is paid."""
 
@@ -48,7 +53,12 @@ def fixed_cost(seconds: float = TYPICAL_STEP_S) -> Stopwatch:
 
 
 class HandshakeBudget:
-    """The share of one process; `now` is monotonic seconds. `spent_s` is what all steps took so far."""
+    """The share of one process; `now` is monotonic seconds.
+
+    Attributes:
+        spent_s: what all steps took so far.
+        at_once_s: of it those that cannot wait.
+    """
 
     def __init__(self, stopwatch: Stopwatch) -> None:
         self._stopwatch = stopwatch
@@ -56,7 +66,9 @@ class HandshakeBudget:
         self._bucket = TokenBucket(rate, MAX_HANDSHAKE_BURST_S, 0.0)
         self._beginnings = TokenBucket(rate, MAX_HANDSHAKE_BURST_S, 0.0)
         self._at_once = TokenBucket(rate * AT_ONCE_SHARE, MAX_HANDSHAKE_BURST_S * AT_ONCE_SHARE, 0.0)
+        self._at_once_room = TokenBucket(rate * AT_ONCE_SHARE, MAX_AT_ONCE_BURST_S, 0.0)
         self.spent_s = 0.0
+        self.at_once_s = 0.0
 
     def is_open(self, now: float, reserve_s: float = 0.0) -> bool:
         """Whether a step may begin; with `reserve_s` only if so much is left for others."""
@@ -65,6 +77,13 @@ class HandshakeBudget:
     def may_begin(self, now: float, reserve_s: float = 0.0) -> bool:
         """Whether a handshake may begin: its first step now, and the others when their time comes."""
         return self.is_open(now, reserve_s) and self._beginnings.level(now) >= reserve_s
+
+    def has_room_at_once(self, now: float, reserve_share: float = 0.0) -> bool:
+        """Whether another step that cannot wait should be begun.
+
+        With `reserve_share` only if so much of `MAX_AT_ONCE_BURST_S` is left for others.
+        """
+        return self._at_once_room.level(now) >= reserve_share * MAX_AT_ONCE_BURST_S
 
     def opens_at(self, now: float) -> float:
         """When to ask again, now that it is not open."""
@@ -83,7 +102,8 @@ class HandshakeBudget:
     def charged_at_once(self, now: float) -> Iterator[None]:
         """Do a step within it that cannot wait, whether the budget is open or not.
 
-        It is paid as far as such steps have not had their half yet. Not to be nested.
+        It is paid as far as such steps have not had their half yet. Whoever can refuse the step instead asks
+        `has_room_at_once` first. Not to be nested.
         """
         with self._measured(now, self._pay_at_once):
             yield
@@ -103,6 +123,8 @@ class HandshakeBudget:
         self._beginnings.charge(now, cost_s * WHOLE_HANDSHAKE)
 
     def _pay_at_once(self, now: float, cost_s: float) -> None:
+        self.at_once_s += cost_s
+        self._at_once_room.charge(now, cost_s)
         due_s = min(cost_s, self._at_once.level(now))
         self._at_once.charge(now, due_s)
         self._bucket.charge(now, due_s)
