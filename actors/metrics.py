@@ -152,7 +152,7 @@ CATALOGUE: Final[tuple[MetricSpec, ...]] = (
     MetricSpec(
         "hole_punch_attempts_total",
         COUNTER,
-        "Attempts at a direct path that ended: `direct`, or why the relay is used",
+        "Attempts at a direct path that ended: `direct`, or why the relay is used (`other` beyond 64 words)",
         ("result",),
         daemons="nodes",
     ),

@@ -30,6 +30,13 @@ from ztna.v1 import (
     types_pb2,
 )
 
+MAX_ATTEMPT_RESULTS: Final = 64
+"""Results of searches that are counted apart. Our own words are some 30; the others are the peer's, which may
+say what it likes when it asks for a search, and each would be a time series for ever."""
+
+OTHER_RESULTS: Final = "other"
+"""All results beyond them."""
+
 _ENDED_ON_PURPOSE: Final = frozenset(
     {CloseReason.CLOSED, "operator", "peer_closed", "shutting_down", "stopped"}
 )
@@ -278,7 +285,10 @@ class NodeStatusBook(StatusBook):
 
     def search_finished(self, message: hole_punch_pb2.HolePunchFinished) -> None:
         """An attempt at a direct path ended."""
-        self._attempts["direct" if message.is_direct else message.reason or "unknown"] += 1
+        result = "direct" if message.is_direct else message.reason or "unknown"
+        if result not in self._attempts and len(self._attempts) >= MAX_ATTEMPT_RESULTS - 1:
+            result = OTHER_RESULTS
+        self._attempts[result] += 1
         if record := self._sessions.direct_path_of(message.session_id):
             record.finished(message)
 

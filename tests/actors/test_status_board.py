@@ -14,6 +14,7 @@ from actors.control_server import Refusal, ReloadWish
 from actors.daemon_hooks import DaemonHooks, Validity
 from actors.io import Shortage
 from actors.metrics import CATALOGUE, exposition
+from actors.node_status import MAX_ATTEMPT_RESULTS, OTHER_RESULTS
 from actors.session_list import MAX_SERVICES_PER_SESSION, MAX_SESSIONS, OPENING_LIMIT_S, SessionList
 from actors.status_board import (
     AgentStatusBoard,
@@ -898,6 +899,16 @@ def test_every_documented_metric_of_a_daemon_is_exposed(board: str, request: pyt
     kinds = {"all", board} if board == "intermediate" else {"all", "nodes", board}
     assert names == {f"ztna_{spec.name}" for spec in CATALOGUE if spec.daemons in kinds}
     assert 'ztna_dropped_total{place="udp_socket",reason="queue_full"} 1.0' in text
+
+
+def test_results_of_searches_that_a_peer_words_are_one_series_beyond_the_bound(agent: World) -> None:
+    for number in range(2 * MAX_ATTEMPT_RESULTS):
+        agent.tell(hole_punch_pb2.HolePunchFinished(reason=f"peer_word_{number}"))
+    agent.tell(hole_punch_pb2.HolePunchFinished(is_direct=True))
+    text = exposition(agent.harness.concern.samples)().decode()
+    counts = dict(re.findall(r'^ztna_hole_punch_attempts_total{result="(\w+)"} (\S+)$', text, re.MULTILINE))
+    assert len(counts) == MAX_ATTEMPT_RESULTS
+    assert float(counts[OTHER_RESULTS]) == MAX_ATTEMPT_RESULTS + 2
 
 
 def test_services_follow_the_configuration_and_counters_do_not_go_back(agent: World) -> None:

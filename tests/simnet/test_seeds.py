@@ -10,6 +10,7 @@ import pytest
 
 from actors.quic_session import QuicSession
 from actors.resumption import GRANTS_PER_SLICE
+from actors.session_manager import SessionManager
 from tests.simnet.link import LinkConfig
 from tests.simnet.nat import (
     ADDRESS_RESTRICTED,
@@ -21,20 +22,22 @@ from tests.simnet.nat import (
     UDP_BLOCKED,
 )
 from tools.simulate import __main__ as command
-from tools.simulate import bounds, coverage, plaintext, timers
+from tools.simulate import coverage, plaintext, timers
 from tools.simulate.apps import MARK, pattern
 from tools.simulate.corners import STORIES
 from tools.simulate.generate import RECIPES, generate
 from tools.simulate.minimise import minimise
+from tools.simulate.mutations import Edit
 from tools.simulate.oracle import must_be_direct
 from tools.simulate.run import Outcome, run
 from tools.simulate.scenario import MAX_SECONDS, Fault, FaultKind, Scenario, Site, Work, WorkKind
 from ztna.address import Family
-from ztna.ice.pair_table import PairTable
 from ztna.nat.behaviour import Dependence, PortAllocation
 from ztna.path.traffic import Routes
+from ztna.quic.adapter import Engine
 from ztna.quic.connection import Connection
 from ztna.relay.queue import DropCounts, RelayQueue
+from ztna.relay.quic_carrier import QuicCarrier
 from ztna.v1 import relay_leg_pb2
 
 SEEDS = [*(("mixed", seed) for seed in range(16)), *((name, 0) for name in RECIPES if name != "mixed")]
@@ -60,6 +63,9 @@ def deployment(
     )
 
 
+ADDRESS_DEPENDENT_RANDOM = replace(
+    SYMMETRIC_RANDOM, mapping=Dependence.ADDRESS_DEPENDENT, filtering=APD, allocation=PortAllocation.RANDOM
+)
 ADF_BEHIND_BOTH = Site((ADDRESS_RESTRICTED,), BOTH, FIREWALL)
 
 # What seeds once broke, cut down to what was enough; as data, since the generator draws other things by now.
@@ -84,6 +90,53 @@ REGRESSIONS = {
         work=(Work(1.578, WorkKind.STREAM, "agent-0", "connector-0", 100_000, 100_000, over_s=8.0),),
         faults=(Fault(2.447, FaultKind.CUT, "agent-0", 3.0, "connector-0"),),
     ),
+    # failover/0: what was due to be acknowledged at this very instant waited for the pacer, for ever.
+    "acknowledgement that is due at this very instant": Scenario(
+        seed=0,
+        name="failover",
+        policy="prefer_direct",
+        link=LinkConfig(latency_s=0.0434),
+        intermediates=("intermediate-0",),
+        agents={"agent-0": Site()},
+        connectors={"connector-0": Site((ADDRESS_RESTRICTED,))},
+        work=(Work(0.398, WorkKind.STREAM, "agent-0", "connector-0", 40_000, 40_000, over_s=8.0),),
+    ),
+    # resume/12: an intermediate went on reporting a session that had waited in vain for its other party.
+    "session that waits in vain at the former intermediate": Scenario(
+        seed=12,
+        name="resume",
+        policy="lowest_rtt",
+        link=LinkConfig(latency_s=0.0521, jitter_s=0.01, loss=0.005, rate_bps=2e6, queue_bytes=65_536),
+        intermediates=("intermediate-0", "intermediate-1"),
+        agents={
+            "agent-0": Site((replace(ADDRESS_DEPENDENT_RANDOM, lifetime_s=60.0),)),
+            "agent-1": Site((FIREWALL,), with_node="connector-0", skew_s=-20.0),
+        },
+        connectors={"connector-0": Site((FIREWALL,), skew_s=20.0)},
+        work=(
+            Work(2.894, WorkKind.STREAM, "agent-0", "connector-0", 0, 1, over_s=2.0, pause_s=3.0),
+            Work(2.274, WorkKind.STREAM, "agent-0", "connector-0", 100_000, 100_000),
+            Work(4.289, WorkKind.STREAM, "agent-1", "connector-0", 1000, 40_000, ends_late=True),
+            Work(1.094, WorkKind.DATAGRAMS, "agent-0", "connector-0", 40, 20, over_s=0.2),
+        ),
+        faults=(
+            Fault(1.346, FaultKind.CRASH, "agent-1", detail="candidate_gatherer"),
+            Fault(1.698, FaultKind.CRASH, "intermediate-0", detail="signaling_service"),
+            Fault(3.431, FaultKind.CRASH, "intermediate-1", detail="signaling_service"),
+            Fault(8.434, FaultKind.FREEZE, "connector-0", 3.566),
+        ),
+        first_family=Family.IPV6,
+    ),
+    # udp_blocked/5: an address of a family that leads nowhere cost a minute on the way back from gRPC.
+    "dead address on the way back from gRPC": replace(
+        deployment(
+            Site(),
+            Site((PORT_RESTRICTED,)),
+            faults=(Fault(3.0, FaultKind.BLOCK_UDP, "connector-0", 10.0),),
+        ),
+        name="udp_blocked",
+        has_grpc=True,
+    ),
     # paths/38: nobody looked for another mapping of a family that the leg does not use.
     "mapping of another family than the leg's is forgotten": deployment(
         Site((PORT_RESTRICTED,)),
@@ -97,6 +150,35 @@ REGRESSIONS = {
 def test_what_broke_once_holds(name: str) -> None:
     outcome = run(REGRESSIONS[name])
     assert not outcome.violation, "\n".join([outcome.violation, *outcome.lines[-60:]])
+
+
+BUGS = {
+    "acknowledgement that is due at this very instant": (
+        Edit(Engine, "_write_application", "(due <= now or self", "due > now and (self"),
+        "ran more than 100 times",
+    ),
+    "session that waits in vain at the former intermediate": (
+        Edit(
+            SessionManager,
+            "_act",
+            "self._is_changed |= self._core.changes != self._changes_seen",
+            "pass",
+        ),
+        "left at intermediates after everybody's goodbye",
+    ),
+    "dead address on the way back from gRPC": (
+        Edit(QuicCarrier, "_lose", "self.least_retry_s and self._attempts % self._addresses", "False"),
+        "connector-0 at intermediate-0 over grpc",
+    ),
+}
+"""What was wrong, of those that a unit test of the core guards as well."""
+
+
+@pytest.mark.parametrize("name", BUGS)
+def test_what_broke_once_breaks_again_when_its_bug_is_back(name: str) -> None:
+    bug, complaint = BUGS[name]
+    with bug.applied():
+        assert complaint in run(REGRESSIONS[name]).violation
 
 
 @pytest.mark.parametrize("party", ["agent-0", "connector-0"])
@@ -220,11 +302,6 @@ def test_storyline_leads_to_its_corner(story: str) -> None:
         if not missing:
             return
     assert not missing
-
-
-def test_table_beyond_its_bound_is_a_violation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(bounds.BOUNDS, PairTable, {"_pairs": 0})
-    assert "PairTable._pairs, which may hold 0" in run(generate(1, "direct")).violation
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -15,14 +15,16 @@ from actors.io import DatagramBatch
 from tests.simnet.link import Packet
 from tests.simnet.world import QUIC_PORT
 from ztna.access.identity import Role
-from ztna.address import TransportAddress
+from ztna.address import Family, TransportAddress
 from ztna.stun import integrity
 
 if TYPE_CHECKING:
     from tools.simulate.deployment import Deployment
 
-STRANGER_NETWORK: Final = "203.0.113"
-"""Of nobody in the deployment."""
+STRANGERS: Final = {Family.IPV4: "203.0.113.1", Family.IPV6: "2001:db8:dead::1"}
+"""Addresses of nobody in the deployment."""
+MAX_TARGETS: Final = 4
+"""Of a node, in one family."""
 KINDS: Final = ("noise", "stun", "stun", "initial", "replay", "replay", "reflect")
 """Those that take some knowledge are worth more tries."""
 MAX_KEPT: Final = 64
@@ -40,17 +42,23 @@ class Strangers:
         """Nothing is sent yet."""
         self._world = world
         self._random = random.Random(f"{world.scenario.seed}/strangers")
-        self._host = world.network.host("stranger", f"{STRANGER_NETWORK}.1")
-        self._io = self._host.io()
-        self._socket = self._io.open_udp(TransportAddress("0.0.0.0", 6666), self, may_fragment=True)  # noqa: S104
+        self._chances = {
+            Family.IPV4: self._random,
+            Family.IPV6: random.Random(f"{world.scenario.seed}/strangers over IPv6"),
+        }
+        io = world.network.host("stranger", *STRANGERS.values()).io()
+        self._sockets = {
+            family: io.open_udp(TransportAddress(anywhere, 6666), self, may_fragment=True)
+            for family, anywhere in ((Family.IPV4, "0.0.0.0"), (Family.IPV6, "::"))  # noqa: S104
+        }
         self._seen: list[Packet] = []
         self._checks: dict[str, deque[bytes]] = {}  # by who is to answer them
         self._answered: dict[str, deque[bytes]] = {}  # by who did
 
     @property
-    def address(self) -> str:
+    def addresses(self) -> frozenset[str]:
         """Whom nobody may answer."""
-        return f"{STRANGER_NETWORK}.1"
+        return frozenset(STRANGERS.values())
 
     def overhear(self, packet: Packet) -> None:
         """Keep a packet that may be sent again."""
@@ -72,10 +80,13 @@ class Strangers:
                     return
 
     def attack(self, name: str, kind: str, count: float) -> None:
-        """Send `count` datagrams of a kind to a node, or to where its NAT has it."""
-        for remote in self._targets(name):
-            payloads = [self._payload(name, kind) for _ in range(int(count) or BURST)]
-            self._socket.send(payloads, remote)
+        """Send `count` datagrams of a kind to each address of a node, or to where its NAT has it."""
+        for family in Family:
+            # Of a chance of its own, so that what comes over one family is the same without the other.
+            chance = self._chances[family]
+            for remote in self._targets(name, family):
+                payloads = [self._payload(name, kind, chance) for _ in range(int(count) or BURST)]
+                self._sockets[family].send(payloads, remote)
 
     def datagrams_received(self, batches: list[DatagramBatch], now: float) -> None:
         """The watcher judges that nobody but an intermediate sent this."""
@@ -83,20 +94,20 @@ class Strangers:
     def send_failed(self, remote: TransportAddress, error: OSError, now: float) -> None:
         """Too bad."""
 
-    def _targets(self, name: str) -> list[TransportAddress]:
+    def _targets(self, name: str, family: Family) -> list[TransportAddress]:
         daemon = self._world.daemons[name]
+        hosts = [each for each in daemon.host.addresses if TransportAddress(each, 0).family is family]
         if daemon.role is Role.INTERMEDIATE:
-            return [TransportAddress(daemon.address, QUIC_PORT)]
-        found = [
-            external for nat in self._world.places[name].nats[:1] for external in nat.mappings().values()
-        ]
-        own = [address for address in daemon.host.sockets if ":" not in address.host]
-        v4 = [each for each in daemon.host.addresses if ":" not in each]
-        found += [TransportAddress(host, address.port) for host in v4 for address in own]
-        return found[:4]
+            return [TransportAddress(host, QUIC_PORT) for host in hosts]
+        found: list[TransportAddress] = []
+        if family is Family.IPV4:
+            for nat in self._world.places[name].nats[:1]:
+                found += nat.mappings().values()
+        ports = [local.port for local in daemon.host.sockets if local.family is family]
+        found += [TransportAddress(host, port) for host in hosts for port in ports]
+        return found[:MAX_TARGETS]
 
-    def _payload(self, name: str, kind: str) -> bytes:
-        chance = self._random
+    def _payload(self, name: str, kind: str, chance: random.Random) -> bytes:
         match kind:
             case "stun" if name in self._checks and chance.random() < 0.5:
                 return _forged(chance.choice(self._checks[name]), chance.randbytes(12))

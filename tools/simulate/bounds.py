@@ -1,59 +1,29 @@
-"""Every table and queue of a daemon that a peer can make grow, and the named bound that it must keep.
+"""Holds every container that a daemon keeps to its bound (`limits.py`), and every queue and account of bytes.
 
-The tables are found wherever an actor keeps them: the walk follows attributes into objects of the cores.
+What is found and has no bound is a breach as well, so that nothing new goes without one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Final
+import math
+from collections import Counter, deque
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from actors.quic_relay import QuicRelay
 from actors.quic_session import QuicSession
 from actors.service_concern import ServiceConcern
 from tests.simnet.sim_tcp import SimTcpStream
-from ztna.ice import open_checks, pair, pair_table
-from ztna.path import manager
-from ztna.quic import demux
+from tools.simulate.containers import containers
+from tools.simulate.limits import BOUNDS, DRAINED, EXEMPT, MAX_INBOX, MAX_REASONS
 from ztna.relay import queue
 from ztna.service.flows import FlowTable
 from ztna.service.fragments import ReassemblyDrop
-from ztna.signaling import client
-from ztna.stun import routing
 
 if TYPE_CHECKING:
     from actors.base import Concern
     from actors.daemon import Node
-
-MAX_INBOX: Final = 4096
-"""Messages that wait for one actor: payload runs on credit, and a burst of a whole window is far less."""
-CORES: Final = ("ztna.ice", "ztna.path", "ztna.quic", "ztna.relay", "ztna.signaling", "ztna.stun")
-MAX_DEPTH: Final = 6
-"""From an actor to the innermost table of its core."""
-
-BOUNDS: Final[dict[type, Mapping[str, int]]] = {
-    routing.StunRouter: {
-        "_credentials": routing.MAX_UFRAGS,
-        "_transactions": routing.MAX_TRANSACTIONS,
-    },
-    pair_table.PairTable: {
-        "_pairs": pair.MAX_PAIRS,
-        "_remote": pair_table.MAX_CANDIDATES + pair_table.MAX_PEER_REFLEXIVE,
-    },
-    open_checks.OpenChecks: {"_all": open_checks.MAX_OPEN_CHECKS},
-    demux.ConnectionIdTable: {"_owners": demux.MAX_CONNECTION_IDS},
-    manager.PathManager: {"_relays": manager.MAX_RELAY_PATHS, "_traffic": manager.MAX_LOSS_SAMPLES},
-    client.AttachmentClient: {"_requests": client.MAX_REQUESTS},
-}
-"""By class and attribute."""
-PER_KEY: Final[Mapping[type, Mapping[str, int]]] = {
-    routing.StunRouter: {
-        "_ufrags": routing.MAX_UFRAGS_PER_SESSION,
-        "_pending": routing.MAX_TRANSACTIONS_PER_SESSION,
-    },
-    demux.ConnectionIdTable: {"_ids": demux.MAX_CIDS_PER_OWNER},
-}
-"""The same of each value of a table."""
+    from tools.simulate.containers import Container
 
 
 def concerns(node: Node) -> Iterator[Concern]:
@@ -73,22 +43,40 @@ def open_streams(node: Node) -> int:
 
 
 def check_bounds(node: Node) -> Iterator[str]:
-    """Each breach, in words."""
-    yield from _check_actors(node)
+    """Each breach of queues and accounts, in words."""
+    for name in node.directory.names():
+        ref = node.directory.find(name)
+        if ref is not None and ref.inbox_depth() > MAX_INBOX:
+            yield f"{ref.inbox_depth()} messages wait for {name}"
     yield from _check_packet_path(node)
 
 
-def _check_actors(node: Node) -> Iterator[str]:
-    for name in node.directory.names():
-        ref = node.directory.find(name)
-        if ref is None:
-            continue
-        if ref.inbox_depth() > MAX_INBOX:
-            yield f"{ref.inbox_depth()} messages wait for {name}"
-        actor = ref._actor_weakref()  # noqa: SLF001 - an instrument looks inside
-        for table in tables(getattr(actor, "concern", None)):
-            for breach in _breaches(table):
-                yield f"{name}: {breach}"
+def check_containers(node: Node) -> Iterator[str]:
+    """Each breach of a container's bound, and each container that has none, in words."""
+    for owner, name, container in containers(iter((node, *concerns(node)))):
+        where = f"{type(owner).__name__}.{name}"
+        bound = bound_of(owner, name, container)
+        if bound is None:
+            yield f"{where} has no bound ({type(owner).__module__})"
+        elif len(container) > bound:
+            yield f"{len(container)} in {where}, which may hold {bound}"
+
+
+def bound_of(owner: Any, name: str, container: Container) -> float | None:
+    """How much a container may hold; None when nobody ever said."""
+    for kind in type(owner).__mro__:
+        if name in BOUNDS.get(kind, ()):
+            bound = BOUNDS[kind][name]
+            return bound(owner) if callable(bound) else bound
+        if EXEMPT.get(kind, {}).keys() & {name, ""}:
+            return math.inf
+    if name == DRAINED:
+        return 0
+    if isinstance(container, deque) and container.maxlen is not None:
+        return container.maxlen
+    if isinstance(container, Counter):
+        return MAX_REASONS
+    return None
 
 
 def _check_packet_path(node: Node) -> Iterator[str]:
@@ -104,36 +92,6 @@ def _check_packet_path(node: Node) -> Iterator[str]:
                 yield from _check_flows(session.flow_table)
                 if session_id in engines:
                     yield from _check_credit(session.pumps, engines[session_id].windows)
-
-
-def tables(root: object) -> Iterator[Any]:
-    """Whatever has a bound and can be reached from an actor through objects of the cores."""
-    seen: set[int] = set()
-    stack = [(root, 0)]
-    while stack:
-        thing, depth = stack.pop()
-        if id(thing) in seen:
-            continue
-        seen.add(id(thing))
-        if type(thing) in BOUNDS:
-            yield thing
-        if depth < MAX_DEPTH:
-            stack += [
-                (value, depth + 1)
-                for value in getattr(thing, "__dict__", {}).values()
-                if type(value).__module__.startswith(CORES)
-            ]
-
-
-def _breaches(table: Any) -> Iterator[str]:
-    for attribute, bound in BOUNDS[type(table)].items():
-        size = len(getattr(table, attribute))
-        if size > bound:
-            yield f"{size} in {type(table).__name__}.{attribute}, which may hold {bound}"
-    for attribute, bound in PER_KEY.get(type(table), {}).items():
-        for key, value in getattr(table, attribute).items():
-            if len(value) > bound:
-                yield f"{len(value)} in {type(table).__name__}.{attribute} of {key!r}, which may hold {bound}"
 
 
 def _check_queues(relay: QuicRelay) -> Iterator[str]:

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from ztna.ice import consent, hole_punch, hole_punch_table, pair
 from ztna.path import manager, path, rules, traffic
-from ztna.relay import quic_carrier
+from ztna.relay import quic_carrier, stream_carrier
 from ztna.relay.carrier import LegState
 from ztna.session import book
 from ztna.signaling import attachments, client, exchange, selection, session
@@ -119,6 +119,7 @@ _MACHINES: Final[tuple[tuple[str, type, str, Steps], ...]] = (
     ),
     ("consent", consent._Watch, "mode", _CONSENT_STEPS),  # noqa: SLF001
     ("leg", quic_carrier.QuicCarrier, "state", _LEG_STEPS),
+    ("grpc leg", stream_carrier.StreamCarrier, "state", _LEG_STEPS),
     ("attaching", client.AttachmentClient, "_state", _CLIENT_STEPS),
     ("selection", selection.IntermediateSelector, "_state", _SELECTION_STEPS),
     ("attachment", attachments.Attachment, "state", [(_ATTACHMENT.ATTACHED, _ATTACHMENT.LINGERING)]),

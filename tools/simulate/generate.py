@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 
 from tests.simnet.link import LinkConfig
 from tests.simnet.nat import NatKind
-from tools.simulate import abuse, corners
+from tools.simulate import abuse, broken_streams, corners, crowds
 from tools.simulate.scenario import (
     LINK_FAULTS,
     MAX_BYTES,
@@ -131,6 +131,8 @@ class Recipe:
         late_share: how likely one of `LATE_FAULTS` comes on top of the others.
         early_share: how likely applications are there before their agent is attached.
         outcast_share: how likely the certificate of one of two intermediates is revoked instead.
+        has_broken_streams: legs over gRPC break while they are made (`broken_streams`).
+        crowd_share: how likely many small streams come on top (`crowds`).
     """
 
     what: str
@@ -158,10 +160,12 @@ class Recipe:
     late_share: float = 0.0
     early_share: float = 0.0
     outcast_share: float = 0.0
+    has_broken_streams: bool = False
+    crowd_share: float = 0.0
 
 
 RECIPES: Final[dict[str, Recipe]] = {
-    "mixed": Recipe("everything", late_share=0.2),
+    "mixed": Recipe("everything", late_share=0.2, crowd_share=0.2),
     "direct": Recipe(
         "sites of every kind, and nothing goes wrong: is a direct path found?",
         faults=(),
@@ -329,6 +333,7 @@ RECIPES: Final[dict[str, Recipe]] = {
         lasts_s=(1.0, 4.0, 10.0, 25.0),
         grpc_share=1.0,
         blocked_share=0.35,
+        has_broken_streams=True,
     ),
 }
 
@@ -400,6 +405,11 @@ class _Draw:
             draft = replace(draft, work=(*draft.work, *early), connectors=connectors)
         if recipe.outcast_share and self._is(recipe.outcast_share):
             draft = self._with_outcast(draft)
+        # Later still, and each by a chance of its own.
+        if recipe.has_broken_streams:
+            draft = broken_streams.add(draft)
+        if recipe.crowd_share:
+            draft = crowds.add(draft, recipe.crowd_share, recipe.max_bytes)
         return draft
 
     def _narrow(self, draft: Scenario) -> Iterator[Narrow]:

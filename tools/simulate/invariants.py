@@ -7,7 +7,7 @@ the sizes of their tables now and then. Rules of the clock and of actors are `te
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -20,7 +20,7 @@ from tests.simnet.sim_io import SimIo
 from tests.simnet.world import Daemon
 from tools.simulate import plaintext
 from tools.simulate.apps import MARK
-from tools.simulate.bounds import check_bounds, concerns
+from tools.simulate.bounds import check_bounds, check_containers, concerns
 from tools.simulate.prompt import PromptSearches
 from tools.simulate.timers import check_timers
 from tools.simulate.triggered import TriggeredChecks
@@ -52,6 +52,8 @@ OUTCAST_LIMIT_S: Final = 0.5
 """Whoever loads a list judges at once."""
 SEARCH_EVERY: Final = 4
 """Looks at tables, of which one is a search for payload: it touches every object that an intermediate has."""
+COUNT_EVERY: Final = 8
+"""Looks, of which one goes through every container of every daemon."""
 SWITCHED_S: Final = 1e-4
 """All that follows from a message at one instant is done then, and no packet has come since."""
 STUN_REQUEST, STUN_SUCCESS = b"\x00\x01", b"\x01\x01"
@@ -83,11 +85,11 @@ class Watcher:
         self.carriers: dict[tuple[str, str], str] = {}
         """What carries the leg of a node to an intermediate, while one is up."""
 
-    def watch(self, world: Deployment, stranger: str) -> None:
+    def watch(self, world: Deployment, strangers: Collection[str]) -> None:
         """Look at the packets of every daemon's host."""
         self._world = world
         self._prompt = PromptSearches(world, self._report)
-        self._stranger = stranger
+        self._strangers = strangers
         self._relays = {address for each in world.intermediates() for address in each.host.addresses}
         self._services = {address for each in world.service_hosts.values() for address in each.addresses}
         for daemon in world.daemons.values():
@@ -113,9 +115,9 @@ class Watcher:
             return
         self._looks += 1
         if self._looks % SEARCH_EVERY == 0:
-            for daemon in world.intermediates():
-                for breach in plaintext.held_by(daemon.node) if daemon.node is not None else ():
-                    self._report(f"{daemon.id}: {breach}")
+            self._search(world)
+        if self._looks % COUNT_EVERY == 0:
+            self.count()
         pending = world.clock.pending()
         for daemon in world.daemons.values():
             if daemon.node is not None:
@@ -125,6 +127,17 @@ class Watcher:
                 for concern in concerns(daemon.node):
                     if isinstance(concern, QuicSession):
                         self._judge_duplicates(daemon, concern)
+
+    def _search(self, world: Deployment) -> None:
+        for daemon in world.intermediates():
+            for breach in plaintext.held_by(daemon.node) if daemon.node is not None else ():
+                self._report(f"{daemon.id}: {breach}")
+
+    def count(self) -> None:
+        """Hold every container to its bound."""
+        for daemon in self._world.daemons.values() if self._world is not None else ():
+            for breach in check_containers(daemon.node) if daemon.node is not None else ():
+                self._report(f"{daemon.id}: {breach}")
 
     def _judge_outcasts(self, world: Deployment, daemon: Daemon) -> None:
         """A node keeps nothing with an intermediate of which it knows that its certificate is revoked."""
@@ -270,7 +283,7 @@ class Watcher:
             return
         if is_outbound:
             self.overhear(packet)
-        if is_outbound and other.host == self._stranger:
+        if is_outbound and other.host in self._strangers:
             self._report(f"{daemon.id} answers a stranger: {packet.size} B to {other}")
         if MARK in packet.payload:
             self._report(f"{daemon.id}: payload in the clear between it and {other}")
@@ -307,13 +320,13 @@ class Watcher:
     def _at_intermediate(self, daemon: Daemon, packet: Packet, is_outbound: bool) -> None:
         if MARK in packet.payload:
             self._report(f"{daemon.id}: payload in the clear at the intermediate")
-        if is_outbound and packet.destination.host == self._stranger:
+        if is_outbound and packet.destination.host in self._strangers:
             self._to_strangers[daemon.id] += len(packet.payload)
             if self._to_strangers[daemon.id] > AMPLIFICATION_LIMIT * self._from_strangers[daemon.id]:
                 self._report(
                     f"{daemon.id}: answers a stranger with more than {AMPLIFICATION_LIMIT} times as much"
                 )
-        elif not is_outbound and packet.source.host == self._stranger:
+        elif not is_outbound and packet.source.host in self._strangers:
             self._from_strangers[daemon.id] += len(packet.payload)
 
 

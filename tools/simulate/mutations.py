@@ -235,7 +235,7 @@ _ALL: Final = (
                 UdpSocket,
                 "_strangers_received",
                 "del batch",
-                "self._send(self._sockets[0], datagrams, batch.remote, '')",
+                "self._send(self._by_family[batch.remote.family], datagrams, batch.remote, '')",
             ),
         ),
     ),

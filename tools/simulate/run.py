@@ -188,7 +188,7 @@ class Run:
         faults = Faults(world, scenario, lambda what: self._note("", what))
         self._watcher.overhear = faults.strangers.overhear
         self._watcher.overhear_stun = faults.strangers.overhear_stun
-        self._watcher.watch(world, faults.strangers.address)
+        self._watcher.watch(world, faults.strangers.addresses)
         for connector in world.services:
             world.services[connector].allows = self._rule_for(connector)
             world.services[connector].stall_s = self._stall_s
@@ -200,6 +200,8 @@ class Run:
         self._go_direct()
         self._use_udp()
         self._finish_streams()
+        self._watcher.count()
+        self._judge()
         self._close()
         self._outcome.virtual_s = world.now - self._started_at
 

@@ -83,6 +83,9 @@ KEY_UPDATE_QUIET_S = 3.0
 DEADLINE_ROUNDING_S = 1e-6
 """A packet counts as lost once `now - delay` has reached its time of sending, while the deadline for that is
 computed as the time of sending plus `delay`: rounded, the deadline may come and nothing be lost yet."""
+MAX_PEER_IDS_REMEMBERED = 1024
+"""Numbers of connection IDs that a peer issued, of which a copy may still come. It issues one for each path
+that it takes, as long as a connection lives; what brought one a thousand paths ago does not come any more."""
 MAX_BARE_ACKS = 256
 """Packets with nothing but an ACK that are remembered as sent. Nobody has to acknowledge them, so on a
 connection that only receives they would add up for as long as it lives. When one is acknowledged along with
@@ -872,6 +875,14 @@ class Engine(QuicConnection):
         if self._remote_max_data_used == before:
             for stream in dict.values(self._streams):
                 self._queue.append(stream)
+
+    def _handle_new_connection_id_frame(
+        self, context: QuicReceiveContext, frame_type: int, buf: Buffer
+    ) -> None:
+        super()._handle_new_connection_id_frame(context, frame_type, buf)
+        numbers = self._peer_cid_sequence_numbers
+        if len(numbers) > MAX_PEER_IDS_REMEMBERED:
+            numbers.remove(min(numbers))
 
     def _handle_max_stream_data_frame(
         self, context: QuicReceiveContext, frame_type: int, buf: Buffer

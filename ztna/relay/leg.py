@@ -35,6 +35,10 @@ FALLBACK_AFTER_S = 1.5
 # minute costs nothing.
 QUIC_RETRY_S = 60.0
 
+# One per attachment, and each is answered within a round trip: an intermediate that says nothing to so many
+# of them accepts none.
+MAX_UNANSWERED_HELLOS = 16
+
 QUIC_ANSWERED = "quic_answered"
 """Why a stream ends that is needed no more."""
 
@@ -197,6 +201,9 @@ class Leg:
         for session_id in list(self._channels):
             self.release(session_id)
         self._active = None
+        for carrier in (self._quic, self._stream):
+            if len(carrier.unanswered_hellos) >= MAX_UNANSWERED_HELLOS:
+                carrier.abandon(NO_ANSWER, now)
         if self._quic.is_connected:
             # Whatever the stream still says is about a former attachment.
             self._stream.disconnect()

@@ -14,7 +14,7 @@ from aioquic.quic.packet_builder import QuicPacketBuilder
 from aioquic.tls import Epoch
 
 from tests.unit.quic.pair import Pair
-from ztna.quic.adapter import MAX_BARE_ACKS
+from ztna.quic.adapter import MAX_BARE_ACKS, MAX_PEER_IDS_REMEMBERED
 from ztna.quic.events import CloseReason, ConnectionClosed, ConnectionIdsChanged
 from ztna.quic.gaps import MAX_GAPS
 
@@ -120,6 +120,21 @@ def test_flood_of_frames_leaves_memory_as_it_was(kind: str) -> None:
     assert answered <= PACKETS * 1.05
     assert client.victim.is_established is lives
     assert client.victim.statistics().internal_errors == 0
+
+
+def test_of_the_connection_ids_that_a_peer_ever_issued_the_latest_are_remembered() -> None:
+    pair = Pair().established()
+    server = pair.server.connection
+    for _ in range(MAX_PEER_IDS_REMEMBERED + 100):
+        # As it does whenever the peer took another path; the peer issues one in place of it.
+        server._engine.change_connection_id()
+        server.ping(pair.now)
+        pair.flush()
+        pair.run(0.1)
+    assert server.is_established
+    numbers = server._engine._peer_cid_sequence_numbers
+    assert len(numbers) == MAX_PEER_IDS_REMEMBERED
+    assert max(numbers) > MAX_PEER_IDS_REMEMBERED + 90
 
 
 def test_connection_that_only_receives_remembers_few_of_its_acknowledgements() -> None:

@@ -15,7 +15,7 @@ from ztna.quic.connection import Connection
 from ztna.quic.demux import destination_cid
 from ztna.relay import frame
 from ztna.relay.carrier import LegState
-from ztna.relay.leg import Leg
+from ztna.relay.leg import MAX_UNANSWERED_HELLOS, Leg
 from ztna.relay.leg_effects import (
     LegConnected,
     LegConnectionIds,
@@ -375,6 +375,17 @@ def test_rejection_of_a_former_hello_leaves_the_present_one() -> None:
     world.exchange()
     world.leg.handle_rejected(world.now)
     assert world.leg.handle_accepted(1200, world.now)
+
+
+def test_intermediate_that_answers_no_hello_is_dialled_anew() -> None:
+    world = World().connected()
+    for _ in range(MAX_UNANSWERED_HELLOS):
+        world.leg.present_attachment(HELLO, world.now)
+    assert world.leg.state is LegState.CONNECTED
+    world.leg.present_attachment(HELLO, world.now)
+    world.exchange()
+    assert [each.reason for each in world.of(LegLost)] == ["no_answer"]
+    assert not world.leg.handle_accepted(1200, world.now)  # nothing of the former connection is waited for
 
 
 # Time

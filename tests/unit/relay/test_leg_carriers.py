@@ -8,7 +8,7 @@ from tests.unit.relay.test_leg import ADDRESS, HELLO, OTHER, S1, S2, World
 from ztna.quic.events import DatagramReceived
 from ztna.relay import frame
 from ztna.relay.carrier import CarrierKind, CarrierMode, LegState
-from ztna.relay.leg import FALLBACK_AFTER_S, QUIC_ANSWERED, QUIC_RETRY_S
+from ztna.relay.leg import FALLBACK_AFTER_S, MAX_UNANSWERED_HELLOS, QUIC_ANSWERED, QUIC_RETRY_S
 from ztna.relay.leg_effects import (
     LegConnected,
     LegControlReceived,
@@ -332,6 +332,18 @@ def test_new_attachment_is_said_on_the_open_stream_and_former_answers_do_not_cou
     assert not world.leg.handle_accepted(1200, world.now, GRPC)
     assert world.leg.handle_accepted(1200, world.now, GRPC)
     assert not world.leg.handle_accepted(1200, world.now, GRPC)
+
+
+def test_stream_on_which_no_hello_is_answered_is_given_up() -> None:
+    world = CarrierWorld().over_grpc()
+    for _ in range(MAX_UNANSWERED_HELLOS):
+        world.leg.present_attachment(HELLO, world.now)
+    world.exchange()
+    assert not world.of(StreamCloseWanted)
+    world.leg.present_attachment(HELLO, world.now)
+    world.exchange()
+    assert len(world.of(StreamCloseWanted)) == 1
+    assert ("no_answer", GRPC) in [(each.reason, each.carrier) for each in world.of(LegLost)]
 
 
 def test_attachment_ends_the_wait_for_the_next_stream() -> None:
