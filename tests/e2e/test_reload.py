@@ -202,10 +202,20 @@ def test_services_of_an_agent_follow_its_configuration(site: Site) -> None:
 
 def test_download_runs_through_a_hundred_reloads_of_every_daemon(site: Site) -> None:
     size = 64 * MIB
+    deployment = site.deployment
+    # Each tenth changes something about the other service: at the intermediate who may use it, at the others
+    # whether it is there.
+    services = {name: deployment.daemons[name].settings["services"] for name in ("connector-1", "agent-1")}
     running = HeldDownload(site.tcp_port, size)
-    for _ in range(100):
-        for name in site.deployment.daemons:
-            reload_now(site.deployment, name)
+    for number in range(100):
+        is_changed, is_whole = number % 10 == 0, number // 10 % 2 == 1
+        if is_changed:
+            allowed = ["*"] if is_whole else ["files"]
+            configure(deployment, "intermediate-1", policy=[{"agents": ["*"], "services": allowed}])
+            for name, both in services.items():
+                configure(deployment, name, services=both if is_whole else both[:1])
+        for name in deployment.daemons:
+            assert bool(reload_now(deployment, name).applied) == is_changed
     assert running.finish() == content_digest(size)
 
 
