@@ -149,6 +149,23 @@ def test_policy_that_denies_one_service_cuts_it_at_once_and_leaves_the_other(sit
     assert download(site.tcp_port, MIB) == content_digest(MIB)
 
 
+def test_service_that_a_connector_may_offer_no_more_is_rejected_and_cut_at_once(site: Site) -> None:
+    deployment = site.deployment
+    with connect(site.tcp_port) as client:
+        client.sendall(b"HOLD\n")
+        assert client.recv(100) == b"held\n"
+        configure(deployment, "intermediate-1", offers=[{"connectors": ["*"], "services": ["echo"]}])
+        assert list(reload_now(deployment, "intermediate-1").applied) == ["offers"]
+        client.settimeout(5)
+        with pytest.raises(ConnectionResetError):
+            client.recv(100)
+    deployment.wait_for(
+        "connector-1",
+        lambda status: [each["state"] for each in status["services"]] == ["rejected", "registered"],
+        "the rejection",
+    )
+
+
 def test_connector_that_lets_an_agent_in_no_more_cuts_it_off(site: Site) -> None:
     deployment = site.deployment
     services = deployment.daemons["connector-1"].settings["services"]
