@@ -53,9 +53,18 @@ def _peer_metrics(daemon: str) -> tuple[MetricSpec, ...]:
             "Payload bytes passed on for services, both directions",
             daemons=daemon,
         ),
-        MetricSpec(f"{daemon}_tcp_sessions_total", COUNTER, "TCP connections of services", daemons=daemon),
         MetricSpec(
-            f"{daemon}_tcp_errors_total", COUNTER, "TCP connections of services that failed", daemons=daemon
+            f"{daemon}_tcp_sessions_total",
+            COUNTER,
+            "TCP connections of services that came to be",
+            daemons=daemon,
+        ),
+        MetricSpec(
+            f"{daemon}_tcp_errors_total",
+            COUNTER,
+            "Of those, the ones that ended in an error; one whose backend cannot be reached is in "
+            "`ztna_refusals_total`",
+            daemons=daemon,
         ),
         MetricSpec(
             f"{daemon}_reconnections_total",

@@ -149,6 +149,23 @@ def test_policy_that_denies_one_service_cuts_it_at_once_and_leaves_the_other(sit
     assert download(site.tcp_port, MIB) == content_digest(MIB)
 
 
+def test_service_that_a_connector_may_offer_no_more_is_rejected_and_cut_at_once(site: Site) -> None:
+    deployment = site.deployment
+    with connect(site.tcp_port) as client:
+        client.sendall(b"HOLD\n")
+        assert client.recv(100) == b"held\n"
+        configure(deployment, "intermediate-1", offers=[{"connectors": ["*"], "services": ["echo"]}])
+        assert list(reload_now(deployment, "intermediate-1").applied) == ["offers"]
+        client.settimeout(5)
+        with pytest.raises(ConnectionResetError):
+            client.recv(100)
+    deployment.wait_for(
+        "connector-1",
+        lambda status: [each["state"] for each in status["services"]] == ["rejected", "registered"],
+        "the rejection",
+    )
+
+
 def test_connector_that_lets_an_agent_in_no_more_cuts_it_off(site: Site) -> None:
     deployment = site.deployment
     services = deployment.daemons["connector-1"].settings["services"]
@@ -202,10 +219,20 @@ def test_services_of_an_agent_follow_its_configuration(site: Site) -> None:
 
 def test_download_runs_through_a_hundred_reloads_of_every_daemon(site: Site) -> None:
     size = 64 * MIB
+    deployment = site.deployment
+    # Each tenth changes something about the other service: at the intermediate who may use it, at the others
+    # whether it is there.
+    services = {name: deployment.daemons[name].settings["services"] for name in ("connector-1", "agent-1")}
     running = HeldDownload(site.tcp_port, size)
-    for _ in range(100):
-        for name in site.deployment.daemons:
-            reload_now(site.deployment, name)
+    for number in range(100):
+        is_changed, is_whole = number % 10 == 0, number // 10 % 2 == 1
+        if is_changed:
+            allowed = ["*"] if is_whole else ["files"]
+            configure(deployment, "intermediate-1", policy=[{"agents": ["*"], "services": allowed}])
+            for name, both in services.items():
+                configure(deployment, name, services=both if is_whole else both[:1])
+        for name in deployment.daemons:
+            assert bool(reload_now(deployment, name).applied) == is_changed
     assert running.finish() == content_digest(size)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e import hanging
 from tools.deployment import Daemon, Deployment
 
 WATCHDOG_S = 1.0
@@ -97,7 +98,23 @@ def test_life_of_a_daemon_as_its_service_manager_hears_it(
     wait_for(manager, "STOPPING=1")
 
 
-def test_daemon_that_hangs_stops_feeding_the_watchdog(deployment: Deployment, manager: socket.socket) -> None:
+def test_loop_that_hangs_stops_feeding_the_watchdog_though_other_threads_go_on(
+    deployment: Deployment, manager: socket.socket
+) -> None:
+    deployment.daemons["connector-1"].program = ("-P", hanging.__file__)
+    process = _started(deployment, manager).process
+    assert process is not None
+    wait_for(manager, "WATCHDOG=1")
+    process.send_signal(hanging.HANG)
+    wait_for(manager, "HUNG=1")
+    assert is_silent(manager, 1.5 * WATCHDOG_S)
+    process.send_signal(hanging.GO_ON)
+    wait_for(manager, "WATCHDOG=1")
+
+
+def test_daemon_that_stands_still_stops_feeding_the_watchdog(
+    deployment: Deployment, manager: socket.socket
+) -> None:
     process = _started(deployment, manager)
     assert process.process is not None
     wait_for(manager, "WATCHDOG=1")

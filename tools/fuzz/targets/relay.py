@@ -8,6 +8,7 @@ does: 0 sends a frame, 1 does so and reads nothing, 2 opens another stream, 3 en
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from random import Random
 from typing import ClassVar
 
@@ -20,13 +21,14 @@ from tools.fuzz import connections, identities, mutate
 from tools.fuzz.connections import STEP_S
 from tools.fuzz.identities import AGENT_ID, CONNECTOR_ID, INTERMEDIATE_ID, SESSION_ID
 from tools.fuzz.stage import Stage
-from tools.fuzz.target import Target, require
+from tools.fuzz.target import Target, Violation, require
 from ztna.access.identity import Role
 from ztna.quic import events
 from ztna.quic.budget import HandshakeBudget, fixed_cost
 from ztna.quic.connection import Connection
 from ztna.quic.demux import destination_cid
 from ztna.relay import frame, hub
+from ztna.relay.carrier import CarrierMode
 from ztna.relay.quic_carrier import PING_INTERVAL_S
 from ztna.signaling.framing import MAX_FRAME_BYTES, encode
 from ztna.v1 import (
@@ -45,6 +47,7 @@ DATAGRAM, CONTROL, SIGNALING, FRAME = b"\0", b"\1", b"\2", b"\3"
 READS, MUTE, OPENS, ENDS = b"\0", b"\1", b"\2", b"\3"
 REMOTE = types_pb2.TransportAddress(host="192.0.2.1", port=4000)
 MAX_PIECE_BYTES = 8000
+ACCEPTED = relay_pb2.LegFrame(accepted=relay_pb2.LegAccepted(max_packet_bytes=1200))
 
 
 def leg_frames() -> list[bytes]:
@@ -58,6 +61,21 @@ def leg_frames() -> list[bytes]:
         relay_pb2.LegFrame(observed_address=qad_pb2.ObservedAddress(address=REMOTE)).SerializeToString(),
         relay_pb2.LegFrame(observed_address=qad_pb2.ObservedAddress(address=address)).SerializeToString(),
     ]
+
+
+def stream_frames() -> list[bytes]:
+    """Frames of a gRPC stream, of either end."""
+    packets = [bytes([0, channel]) + bytes(size) for channel in (0, 1, 2, 9) for size in (0, 1, 1200, 1201)]
+    hello = relay_pb2.LegFrame(hello=relay_pb2.LegHello(attach_id=ATTACH_A))
+    frames = [
+        *(relay_pb2.RelayFrame(control=relay_pb2.LegFrame.FromString(each)) for each in leg_frames()),
+        *(relay_pb2.RelayFrame(datagrams=[each]) for each in packets),
+        relay_pb2.RelayFrame(datagrams=packets),
+        relay_pb2.RelayFrame(datagrams=[b""] * frame.MAX_BATCH_PACKETS),
+        relay_pb2.RelayFrame(ping=1, pong=2),
+        relay_pb2.RelayFrame(control=hello, datagrams=packets[:1], ping=2**64 - 1),
+    ]
+    return [each.SerializeToString() for each in frames]
 
 
 class RelayFrame(Target):
@@ -273,19 +291,7 @@ class StreamHub(Target):
         self._hostile = self._open(Role.AGENT, AGENT_ID, ATTACH_A)
 
     def corpus(self) -> list[bytes]:
-        packets = [
-            bytes([0, channel]) + bytes(size) for channel in (0, 1, 2, 9) for size in (0, 1, 1200, 1201)
-        ]
-        hello = relay_pb2.LegFrame(hello=relay_pb2.LegHello(attach_id=ATTACH_A))
-        frames = [
-            *(relay_pb2.RelayFrame(control=relay_pb2.LegFrame.FromString(each)) for each in leg_frames()),
-            *(relay_pb2.RelayFrame(datagrams=[each]) for each in packets),
-            relay_pb2.RelayFrame(datagrams=packets),
-            relay_pb2.RelayFrame(datagrams=[b""] * frame.MAX_BATCH_PACKETS),
-            relay_pb2.RelayFrame(ping=1, pong=2),
-            relay_pb2.RelayFrame(control=hello, datagrams=packets[:1], ping=2**64 - 1),
-        ]
-        return [kind + each.SerializeToString() for kind in (READS, MUTE) for each in frames] + [OPENS, ENDS]
+        return [kind + each for kind in (READS, MUTE) for each in stream_frames()] + [OPENS, ENDS]
 
     def feed(self, data: bytes) -> None:
         kind, body = data[:1], data[1:]
@@ -453,4 +459,97 @@ class NodeLeg(_Leg):
             self._server.receive(datagrams, now)
 
 
-TARGETS: Sequence[type[Target]] = (RelayFrame, Hub, StreamHub, NodeLeg)
+class NodeStreamLeg(Target):
+    """A hostile intermediate may end a node's gRPC stream (a first byte 3), which is dialled anew."""
+
+    name = "relay-stream-leg"
+    what = "a node's relay leg over gRPC whose intermediate is hostile: frames, ends of the stream"
+    documented = ()
+    is_protobuf = True
+    short_runs = 300
+    prefix_bytes = 1
+    prefixes: ClassVar[Sequence[bytes]] = (READS, READS, READS, ENDS)
+
+    def __init__(self) -> None:
+        self._stage = Stage()
+        self._stream: _Stream | None = None
+        options = connections.leg_options(is_client=True)
+        self._leg = RelayLeg(
+            self._stage.context(INTERMEDIATE_ID),
+            "127.0.0.1",
+            4433,
+            lambda: Connection.client(options),
+            open_stream=self._dial,
+            mode=CarrierMode.GRPC,
+        )
+        self._stage.add(self._leg)
+        self._stage.start()
+        self._stage.tell(
+            relay_leg_pb2.ConnectLeg(intermediate_id=INTERMEDIATE_ID),
+            relay_leg_pb2.PresentAttachment(intermediate_id=INTERMEDIATE_ID, attach_id=ATTACH_A),
+            relay_leg_pb2.BindChannel(intermediate_id=INTERMEDIATE_ID, session_id=SESSION_ID, channel=1),
+        )
+        self._settle()
+
+    def corpus(self) -> list[bytes]:
+        return [*(READS + each for each in stream_frames()), ENDS]
+
+    def feed(self, data: bytes) -> None:
+        self._stage.advance(STEP_S)
+        stream = self._settle()
+        if data[:1] == ENDS:
+            self._stream = None
+            self._leg.stream_closed(stream, "stream_ended", "", False)
+        else:
+            with suppress(DecodeError):  # gRPC ends the stream, and nobody here hears of it
+                self._leg.stream_frame(stream, relay_pb2.RelayFrame.FromString(data[1:]))
+        self._stage.run()
+        self._settle()
+
+    def check(self) -> None:
+        self._leg.stream_frame(self._settle(), relay_pb2.RelayFrame(control=ACCEPTED))
+        packet = relay_pb2.RelayFrame(datagrams=[frame.pack(1, b"packet")])
+        self._stage.take()
+        self._leg.stream_frame(self._settle(), packet)
+        heard = [each for each in self._stage.take() if isinstance(each, relay_leg_pb2.SealedReceived)]
+        require(len(heard) == 1, "nothing passes any more")
+
+    def _dial(self, _owner: object) -> _Stream:
+        self._stream = _Stream()
+        return self._stream
+
+    def _settle(self) -> _Stream:
+        """The stream of now, open; whatever it was given is written."""
+        for _ in range(200):
+            if self._stream is None or self._stream.is_closed:
+                self._stage.advance(0.5)
+                continue
+            if not self._stream.is_open:
+                self._stream.is_open = True
+                self._leg.stream_opened(self._stream)
+            elif self._stream.sent:
+                self._stream.sent.clear()
+                self._leg.stream_written(self._stream)
+            else:
+                self._stage.take()
+                return self._stream
+        raise Violation("the stream does not come back")
+
+
+class _Stream:
+    """What a leg writes to; every frame is one that an intermediate takes."""
+
+    def __init__(self) -> None:
+        self.is_open = self.is_closed = False
+        self.sent: list[relay_pb2.RelayFrame] = []
+
+    def send(self, said: relay_pb2.RelayFrame) -> None:
+        require(not self.is_closed, "a frame for a stream that is closed")
+        require(said.ByteSize() <= MAX_FRAME_BYTES, "a frame that no intermediate takes")
+        self.sent.append(said)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+TARGETS: Sequence[type[Target]] = (RelayFrame, Hub, StreamHub, NodeLeg, NodeStreamLeg)

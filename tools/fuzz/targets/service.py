@@ -27,6 +27,7 @@ from ztna.errors import RemoteProtocolError
 from ztna.service import connector_flows, fragments
 from ztna.service.flows import MAX_FLOWS
 from ztna.service.fragments import Fragmenter, Reassembler
+from ztna.service.health import MAX_STATUS_LINE_BYTES, http_status
 from ztna.service.tcp import BackendConnection, ClientConnection
 from ztna.service.tcp_connection import MAX_EARLY_BYTES, MAX_HEADER_BYTES, encode_prefixed
 from ztna.service.tcp_effects import Answer, Consumed, StreamError
@@ -542,4 +543,26 @@ class Port(_Session):
                 require(len(session.flow_table) <= MAX_FLOWS, "too many flows")
 
 
-TARGETS: Sequence[type[Target]] = (Fragments, Opening, Backend, Port)
+class HealthAnswer(Target):
+    """A status is one, and only a short beginning of a first line is waited for."""
+
+    name = "health-answer"
+    what = "what a backend answers to an HTTP probe"
+
+    def corpus(self) -> list[bytes]:
+        return [
+            b"HTTP/1.1 200 OK\r\nServer: x\r\n\r\n",
+            b"HTTP/1.0 404 Not Found\r\n",
+            b"HTTP/1.1 503 \n",
+            b"HTTP",
+        ]
+
+    def feed(self, data: bytes) -> None:
+        status = http_status(data)
+        if status is None:
+            require(len(data) <= MAX_STATUS_LINE_BYTES and b"\n" not in data, "more is waited for")
+        else:
+            require(100 <= status < 600, f"no status: {status}")
+
+
+TARGETS: Sequence[type[Target]] = (Fragments, Opening, Backend, Port, HealthAnswer)
