@@ -188,7 +188,9 @@ def run(kind: DaemonKind, config_path: Path, overrides: Mapping[str, str]) -> in
         return exit_status_of(error)
     logs.configure(settings.log.level, settings.log.format, redact=settings.log.redact)
     with asyncio.Runner(loop_factory=SleepCountingLoop) as runner:
-        return runner.run(_run(settings, plan, max_descriptors))
+        status = runner.run(_run(settings, plan, max_descriptors))
+    logs.give_up_unwritten()
+    return status
 
 
 async def _run(settings: DaemonSettings, plan: Plan, max_descriptors: int) -> int:

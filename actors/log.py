@@ -89,6 +89,20 @@ def configure(
     _route_standard_logging()
 
 
+def give_up_unwritten(stream: TextIO | None = None) -> None:
+    """Forget the lines that a full disk did not take, of standard error if None; the last call before the end.
+
+    The interpreter would try them again as it ends, and make that its exit status (120).
+    """
+    stream = sys.stderr if stream is None else stream
+    try:
+        stream.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
 class _Logger(structlog.make_filtering_bound_logger(logging.DEBUG)):  # type: ignore[misc] # built at run time
     """The one class of all our loggers, so that `set_level` reaches those that actors hold."""
 

@@ -331,8 +331,10 @@ def test_the_benchmark_measures_every_kind(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(bench_udp, "BURSTS", 2)
     monkeypatch.setattr(bench_udp, "ROUNDS", 1)
     results = bench_udp.run()
-    assert len(results) == 6
-    assert all(cost_us > 0 for cost_us in results.values())
+    costs = {name for name in results if name.endswith("_us")}
+    assert len(costs) == 6
+    assert results.keys() == costs | {f"{name.removesuffix('_us')}_to_plain" for name in costs}
+    assert all(figure > 0 for figure in results.values())
 
 
 # TCP

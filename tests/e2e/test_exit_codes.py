@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -351,13 +352,16 @@ def test_control_socket_below_a_file_ends_with_4_and_is_named(
     assert str(place) in line
 
 
-def test_log_on_a_full_disk_costs_lines_and_never_the_daemon(site: Site) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+def test_log_on_a_full_disk_costs_lines_and_never_the_daemon(site: Site, unbuffered: str) -> None:
     deployment = site.deployment
     daemon = deployment.daemons["agent-1"]
     deployment.kill("agent-1", signal.SIGTERM)
     with Path("/dev/full").open("wb") as full:
         command = [sys.executable, "-m", "ztna.cli.main", "agent", "-c", str(daemon.config_path)]
-        daemon.process = subprocess.Popen(command, stdout=full, stderr=full)
+        # Where lines wait for room, the interpreter tries them once more at its end.
+        environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+        daemon.process = subprocess.Popen(command, stdout=full, stderr=full, env=environment)
     deployment.wait_ready("agent-1")
     assert download(site.tcp_port, 1 << 20) == content_digest(1 << 20)
     # Nor its end, which is logged too.
