@@ -185,17 +185,11 @@ def heals(nodes: Nodes) -> None:
     nodes.wait_direct()
 
 
-def searches_again(nodes: Nodes) -> None:
-    """End the cut, and do not wait until the path that carried data is asked the next time."""
-    nodes.lab.heal("a")
-    nodes.restart_ice()
-    nodes.wait_direct()
-
-
 @transferring
+@pytest.mark.parametrize("cut", [Cut.BOTH, Cut.UP, Cut.DOWN], ids=lambda cut: f"cut {cut.value}")
 @pytest.mark.parametrize("is_upload", [False, True], ids=["download", "upload"])
 def test_transfer_survives_cut_rebinding_hand_over_and_the_death_of_the_intermediate(
-    nodes: Nodes, watch: Watch, report_figure: Report, *, is_upload: bool
+    nodes: Nodes, watch: Watch, report_figure: Report, cut: Cut, *, is_upload: bool
 ) -> None:
     # A new session begins on the relay, and stays there until its packets may pass.
     nodes.lab.cut("a", towards="b")
@@ -207,7 +201,7 @@ def test_transfer_survives_cut_rebinding_hand_over_and_the_death_of_the_intermed
         assert {nodes.session(node).path for node in BOTH} == {RELAY}
         heals(nodes)
         stalls = watch(nodes, transfer)
-        stalls.cut("cut", Cut.BOTH)
+        stalls.cut(f"cut {cut.value}", cut)
         heals(nodes)
         stalls.rebind()
         stalls.hand_over("a", Handover.HARD)
@@ -228,30 +222,6 @@ def test_download_survives_a_hand_over_of_either_site(
     with direct.transfer() as transfer:
         stalls = watch(direct, transfer)
         stalls.hand_over(site, how)
-        found = stalls.finish()
-    report_figure("longest stall of a download", found)
-
-
-@transferring
-@pytest.mark.parametrize("cut", Cut)
-def test_upload_survives_a_cut(direct: Nodes, cut: Cut, watch: Watch, report_figure: Report) -> None:
-    with direct.transfer(is_upload=True) as transfer:
-        stalls = watch(direct, transfer)
-        stalls.cut(f"cut {cut.value}", cut)
-        searches_again(direct)
-        found = stalls.finish()
-    report_figure("longest stall of an upload", found)
-
-
-@transferring
-@pytest.mark.parametrize("cut", [Cut.UP, Cut.DOWN])
-def test_download_survives_a_cut_of_one_direction(
-    direct: Nodes, cut: Cut, watch: Watch, report_figure: Report
-) -> None:
-    with direct.transfer() as transfer:
-        stalls = watch(direct, transfer)
-        stalls.cut(f"cut {cut.value}", cut)
-        searches_again(direct)
         found = stalls.finish()
     report_figure("longest stall of a download", found)
 
