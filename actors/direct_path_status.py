@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from ztna.path.manager import Policy
 from ztna.v1 import (
     checklist_pb2,
     control_pb2,
@@ -35,6 +36,9 @@ _PEER_IS_KNOWN: Final = frozenset(
         hole_punch_pb2.HOLE_PUNCH_STATE_CONNECTED,
     }
 )
+
+
+_USABLE: Final = frozenset({path_manager_pb2.PATH_STATE_ACTIVE, path_manager_pb2.PATH_STATE_DEGRADED})
 
 
 class DirectPathRecord:
@@ -109,9 +113,28 @@ class DirectPathRecord:
             return ""
         words = SEARCHING_REASONS.get(self._search.state, "")
         if self._search.state == hole_punch_pb2.HOLE_PUNCH_STATE_CONNECTED and self._selected.reason:
-            return f"{words}: {self._selected.reason.replace('_', ' ')}"
+            return f"{words}: {self._compared() or self._selected.reason.replace('_', ' ')}"
         reason = self._search.detail or self._search.reason.replace("_", " ")
         return f"{words}: {reason}" if words and reason else words or reason
+
+    def _compared(self) -> str:
+        """By `lowest_rtt`: both round-trip times, if they are known and the direct path is well.
+
+        The relay may have been selected long before there was anything to compare it with.
+        """
+        if self._paths.policy != Policy.LOWEST_RTT:
+            return ""
+        known = {
+            path.kind: path.rtt_ms
+            for path in self._paths.paths
+            if path.state in _USABLE and path.is_selected is (path.kind == types_pb2.PATH_KIND_RELAY)
+        }
+        direct_ms, relay_ms = known.get(types_pb2.PATH_KIND_DIRECT), known.get(types_pb2.PATH_KIND_RELAY)
+        if not direct_ms or not relay_ms:
+            return ""
+        return (
+            f"by lowest_rtt, as a round trip takes {direct_ms:.0f} ms on it, {relay_ms:.0f} ms on the relay"
+        )
 
     def fill(
         self, status: control_pb2.DirectPathStatus, statistics: quic_session_pb2.SessionStatistics

@@ -363,6 +363,38 @@ def test_a_session_opens_stands_breaks_and_ends(agent: World) -> None:
 
 
 @pytest.mark.parametrize(
+    ("policy", "state", "told"),
+    [
+        (
+            "lowest_rtt",
+            path_manager_pb2.PATH_STATE_ACTIVE,
+            "by lowest_rtt, as a round trip takes 80 ms on it, 90 ms on the relay",
+        ),
+        ("lowest_rtt", path_manager_pb2.PATH_STATE_FAILED, "keepalive failed"),
+        ("prefer_direct", path_manager_pb2.PATH_STATE_ACTIVE, "keepalive failed"),
+    ],
+)
+def test_a_direct_path_that_works_and_is_not_used_says_why(
+    agent: World, policy: str, state: path_manager_pb2.PathState.ValueType, told: str
+) -> None:
+    relayed = selected(types_pb2.PATH_KIND_RELAY)
+    relayed.reason = "keepalive_failed"
+    statistics = path_manager_pb2.PathStatistics(session_id=SESSION, policy=policy)
+    statistics.paths.add(kind=types_pb2.PATH_KIND_DIRECT, state=state, rtt_ms=80.0)
+    relay, active = types_pb2.PATH_KIND_RELAY, path_manager_pb2.PATH_STATE_ACTIVE
+    statistics.paths.add(kind=relay, state=active, rtt_ms=90.0, is_selected=True)
+    statistics.paths.add(kind=relay, state=active, rtt_ms=150.0)
+    agent.tell(granted(), relayed, statistics)
+    agent.tell(
+        hole_punch_pb2.HolePunchChanged(
+            session_id=SESSION, generation=1, state=hole_punch_pb2.HOLE_PUNCH_STATE_CONNECTED
+        )
+    )
+    (session,) = agent.status.sessions
+    assert session.path_reason == f"a direct path works, and is not selected: {told}"
+
+
+@pytest.mark.parametrize(
     ("reason", "problems"),
     [
         ("closed", []),

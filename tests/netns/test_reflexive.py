@@ -105,6 +105,15 @@ def test_reflexive_candidates_are_the_nats_own_translations(nodes: Nodes, access
     assert {seen} == translations(nodes.lab, site, base, nodes.lab.address("b"))
 
 
+@pytest.mark.parametrize("access", UNTRANSLATED)
+def test_node_that_nobody_translates_has_no_reflexive_candidate(nodes: Nodes, access: str) -> None:
+    # Behaviour is known once both ports of the intermediate have said where our packets come from.
+    wait_for_nat(nodes, agent_of(access), access)
+    types = {each.type for each in nodes.session(agent_of(access)).direct_path.local_candidates}
+    assert types_pb2.Candidate.TYPE_HOST in types
+    assert types_pb2.Candidate.TYPE_SERVER_REFLEXIVE not in types
+
+
 @pytest.mark.parametrize("access", [*ACCESSES, *OTHER_SITES])
 def test_behaviour_is_told_as_far_as_one_address_can(nodes: Nodes, access: str) -> None:
     wait_for_nat(nodes, agent_of(access), access)

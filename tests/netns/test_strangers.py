@@ -1,19 +1,21 @@
-"""Whoever scans the UDP port of a connector with a live direct session learns nothing."""
+"""Whoever scans the UDP port of a connector learns nothing, with a live direct session and without one."""
 
 from __future__ import annotations
 
 import itertools
 import random
+import signal
 import socket
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
 
-from tests.netns.nodes import AGENT, UDP_PORT, Nodes, running
+from tests.netns.nodes import AGENT, CONNECTOR, UDP_PORT, Nodes, running
 from tests.netns.transfers import LIMIT_S
 from tools.natlab.kinds import Access, Kind
 from tools.natlab.lab import Lab
@@ -39,6 +41,8 @@ ETH_P_ALL = 3
 ETHERNET_BYTES, IPV4_BYTES, UDP_BYTES = 14, 20, 8
 UNKNOWN_VERSION = 0x1A2A3A4A
 MAX_STUN_FIRST_BYTE = 3
+# Few enough for the buffer of any socket.
+BURST = 100
 SEALS = (MessageIntegrity, MessageIntegritySha256, Fingerprint)
 
 
@@ -142,7 +146,46 @@ def echoes(nodes: Nodes) -> None:
         assert client.recv(100) == b"\0\0\0\1"
 
 
-def test_scan_of_a_connector_with_a_live_direct_session_gets_no_byte(short_directory: Path) -> None:
+def scan_in_bursts(
+    datagrams: Iterator[bytes],
+    stranger: socket.socket,
+    target: tuple[str, int],
+    are_handled: Callable[[int], object],
+) -> int:
+    """Send all of it, a hundred at a time; returns how much that was."""
+    sent = 0
+    while burst := list(itertools.islice(datagrams, BURST)):
+        for datagram in burst:
+            stranger.sendto(datagram, target)
+        sent += len(burst)
+        are_handled(len(burst))
+    return sent
+
+
+def is_met_with_silence(at_connector: Wire, stranger: socket.socket, address: str, sent: int) -> None:
+    """All that was sent from this address came to the connector, and nothing went back."""
+    seen = list(at_connector.packets())
+    assert sum(source == address for source, _, _ in seen) == sent > 500, "all of it arrived"
+    assert [packet for packet in seen if packet[1] == address] == [], "nothing was answered"
+    stranger.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        stranger.recv(100)
+
+
+def dropped(nodes: Nodes) -> int:
+    """Datagrams that the socket of the connector got and nobody wanted."""
+    status = nodes.deployment.status(CONNECTOR)
+    assert status is not None
+    return sum(
+        count
+        for name, count in status["counters"].items()
+        if name.startswith("dropped_total{") and 'place="udp_socket"' in name
+    )
+
+
+def test_scan_of_a_connector_gets_no_byte_during_its_direct_session_nor_behind_its_end(
+    short_directory: Path,
+) -> None:
     with (
         running(PLAN, short_directory, agent={"connect": "eager"}) as nodes,
         wire(nodes.lab, "b") as at_connector,
@@ -155,22 +198,26 @@ def test_scan_of_a_connector_with_a_live_direct_session_gets_no_byte(short_direc
         target = (pair.remote.address.host, pair.remote.address.port)
         assert target[0] == nodes.lab.address("b")
         address = nodes.lab.address("stranger")
-        sent = 0
-        for burst in itertools.count():
-            datagrams = list(itertools.islice(scan(checks, packets), burst * 100, (burst + 1) * 100))
-            if not datagrams:
-                break
-            for datagram in datagrams:
-                stranger.sendto(datagram, target)
-                sent += 1
-            echoes(nodes)
-        seen = list(at_connector.packets())
-        assert sum(source == address for source, _, _ in seen) == sent > 500, "all of it arrived"
-        assert [packet for packet in seen if packet[1] == address] == [], "nothing was answered"
-        stranger.setblocking(False)
-        with suppress(BlockingIOError):
-            assert stranger.recv(100) == b"", "nothing came back"
+        sent = scan_in_bursts(scan(checks, packets), stranger, target, lambda _: echoes(nodes))
+        is_met_with_silence(at_connector, stranger, address, sent)
         for session, former in zip(nodes.wait_direct(), before, strict=True):
             assert session.session_id == former.session_id
             assert session.direct_path.generation == former.direct_path.generation
             assert session.direct_path.fail_overs == former.direct_path.fail_overs
+
+        nodes.deployment.kill(AGENT, signal.SIGTERM)
+        nodes.wait_until(lambda session: not session.session_id, "without a session", CONNECTOR)
+        list(at_connector.packets())
+        handled = dropped(nodes)
+
+        def are_dropped(count: int) -> None:
+            nonlocal handled
+            handled += count
+            nodes.deployment.wait_for(CONNECTOR, lambda _: dropped(nodes) >= handled, "the burst is dropped")
+
+        # With nothing to protect, and with what was valid a moment ago.
+        sent = scan_in_bursts(scan(checks, packets), stranger, target, are_dropped)
+        # Figures come late, and count some of the first scan: packets of a new session stand behind all.
+        nodes.deployment.start(AGENT)
+        nodes.wait_direct()
+        is_met_with_silence(at_connector, stranger, address, sent)

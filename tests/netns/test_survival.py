@@ -185,17 +185,11 @@ def heals(nodes: Nodes) -> None:
     nodes.wait_direct()
 
 
-def searches_again(nodes: Nodes) -> None:
-    """End the cut, and do not wait until the path that carried data is asked the next time."""
-    nodes.lab.heal("a")
-    nodes.restart_ice()
-    nodes.wait_direct()
-
-
 @transferring
+@pytest.mark.parametrize("cut", [Cut.BOTH, Cut.UP, Cut.DOWN], ids=lambda cut: f"cut {cut.value}")
 @pytest.mark.parametrize("is_upload", [False, True], ids=["download", "upload"])
 def test_transfer_survives_cut_rebinding_hand_over_and_the_death_of_the_intermediate(
-    nodes: Nodes, watch: Watch, report_figure: Report, *, is_upload: bool
+    nodes: Nodes, watch: Watch, report_figure: Report, cut: Cut, *, is_upload: bool
 ) -> None:
     # A new session begins on the relay, and stays there until its packets may pass.
     nodes.lab.cut("a", towards="b")
@@ -207,7 +201,7 @@ def test_transfer_survives_cut_rebinding_hand_over_and_the_death_of_the_intermed
         assert {nodes.session(node).path for node in BOTH} == {RELAY}
         heals(nodes)
         stalls = watch(nodes, transfer)
-        stalls.cut("cut", Cut.BOTH)
+        stalls.cut(f"cut {cut.value}", cut)
         heals(nodes)
         stalls.rebind()
         stalls.hand_over("a", Handover.HARD)
@@ -228,30 +222,6 @@ def test_download_survives_a_hand_over_of_either_site(
     with direct.transfer() as transfer:
         stalls = watch(direct, transfer)
         stalls.hand_over(site, how)
-        found = stalls.finish()
-    report_figure("longest stall of a download", found)
-
-
-@transferring
-@pytest.mark.parametrize("cut", Cut)
-def test_upload_survives_a_cut(direct: Nodes, cut: Cut, watch: Watch, report_figure: Report) -> None:
-    with direct.transfer(is_upload=True) as transfer:
-        stalls = watch(direct, transfer)
-        stalls.cut(f"cut {cut.value}", cut)
-        searches_again(direct)
-        found = stalls.finish()
-    report_figure("longest stall of an upload", found)
-
-
-@transferring
-@pytest.mark.parametrize("cut", [Cut.UP, Cut.DOWN])
-def test_download_survives_a_cut_of_one_direction(
-    direct: Nodes, cut: Cut, watch: Watch, report_figure: Report
-) -> None:
-    with direct.transfer() as transfer:
-        stalls = watch(direct, transfer)
-        stalls.cut(f"cut {cut.value}", cut)
-        searches_again(direct)
         found = stalls.finish()
     report_figure("longest stall of a download", found)
 
@@ -377,6 +347,24 @@ def upgraded(nodes: Nodes) -> PacketStream:
     return stream
 
 
+def across_a_cut(nodes: Nodes, lateness: Lateness, cut: Cut) -> tuple[PacketStream, float]:
+    """A stream of packets whose direct path is cut, and healed behind it; how long it may go without, too."""
+    nodes.wait_direct()
+    nodes.udp.received.clear()
+    with PacketStream(nodes.lab, UDP_PORT, PACKETS_PER_S) as stream:
+        stream.wait_for_echo(PACKETS_PER_S // 2)
+        round_trip_s = nodes.session(AGENT).rtt_ms / 1e3
+        lateness.begin()
+        nodes.lab.cut("a", cut, towards="b")
+        nodes.wait_relayed()
+        stream.wait_for_echo(PACKETS_PER_S)
+        stream.stop()
+        stream.wait_for_last_echo()
+    heals(nodes)
+    limit_s = max(CUT_LIMIT_S, CUT_LIMIT_ROUND_TRIPS * round_trip_s) + WAKE_UPS * lateness.longest_s
+    return stream, limit_s
+
+
 def test_udp_service_loses_nothing_in_an_upgrade_and_in_a_cut_what_its_detection_takes(
     nodes: Nodes, lateness: Lateness, report_figure: Report
 ) -> None:
@@ -390,17 +378,7 @@ def test_udp_service_loses_nothing_in_an_upgrade_and_in_a_cut_what_its_detection
     assert sorted(stream.echoed) == list(range(count)), "nor at the client"
     report_figure("UDP packets from the relay to the direct path", f"{count} sent, 0 lost, 0 doubled")
 
-    nodes.udp.received.clear()
-    with PacketStream(nodes.lab, UDP_PORT, PACKETS_PER_S) as stream:
-        stream.wait_for_echo(PACKETS_PER_S // 2)
-        round_trip_s = nodes.session(AGENT).rtt_ms / 1e3
-        lateness.begin()
-        nodes.lab.cut("a", towards="b")
-        nodes.wait_relayed()
-        stream.wait_for_echo(PACKETS_PER_S)
-        stream.stop()
-        stream.wait_for_last_echo()
-    heals(nodes)
+    stream, limit_s = across_a_cut(nodes, lateness, Cut.BOTH)
     received = set(nodes.udp.received)
     assert len(received) == len(nodes.udp.received), "nothing is doubled at the service"
     assert len(set(stream.echoed)) == len(stream.echoed), "nor at the client"
@@ -409,9 +387,28 @@ def test_udp_service_loses_nothing_in_an_upgrade_and_in_a_cut_what_its_detection
     window_s = stream.sent_at[lost[-1]] - stream.sent_at[lost[0]]
     # One window, and nothing else.
     assert lost == list(range(lost[0], lost[-1] + 1))
-    assert window_s < max(CUT_LIMIT_S, CUT_LIMIT_ROUND_TRIPS * round_trip_s) + WAKE_UPS * lateness.longest_s
+    assert window_s < limit_s
     report_figure(
         "UDP packets across a cut", f"{len(lost)} of {len(stream.sent_at)} lost, within {window_s:.2f} s"
+    )
+
+
+@pytest.mark.parametrize("cut", [Cut.UP, Cut.DOWN])
+def test_udp_service_loses_what_detection_takes_where_one_direction_is_cut(
+    direct: Nodes, lateness: Lateness, cut: Cut, report_figure: Report
+) -> None:
+    stream, limit_s = across_a_cut(direct, lateness, cut)
+    count, received, echoed = len(stream.sent_at), set(direct.udp.received), set(stream.echoed)
+    assert len(received) == len(direct.udp.received), "nothing is doubled at the service"
+    assert len(echoed) == len(stream.echoed), "nor at the client"
+    if cut is Cut.DOWN and lateness.longest_s < STANDSTILL_S:
+        assert received == set(range(count)), "the other direction is not felt"
+    lost = sorted(set(range(count)) - echoed)
+    assert lost, "the cut was felt"
+    window_s = stream.sent_at[lost[-1]] - stream.sent_at[lost[0]]
+    assert window_s < limit_s
+    report_figure(
+        f"UDP packets across a cut {cut.value}", f"{len(lost)} of {count} lost, within {window_s:.2f} s"
     )
 
 

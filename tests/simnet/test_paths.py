@@ -14,7 +14,7 @@ from tests.simnet.apps import TcpClient, content, content_digest
 from tests.simnet.link import LinkConfig, Packet
 from tests.simnet.nat import PORT_RESTRICTED, Nat
 from tests.simnet.test_crashes import CrashingWorld
-from tests.simnet.test_daemons import download, finish
+from tests.simnet.test_daemons import download, finish, held
 from tests.simnet.test_direct import is_direct, path_of
 from tests.simnet.world import INSIDES, World
 from ztna.access.identity import Role
@@ -354,6 +354,21 @@ def test_crash_of_the_candidate_gatherer_costs_nothing(daemon: str) -> None:
             "another search found a direct path",
         )
         world.run_until(lambda: is_direct(world), 5, "the direct path")
+
+
+def test_policy_of_the_lowest_round_trip_time_moves_both_ends_to_whichever_path_is_quicker() -> None:
+    sites = "agent-1-nat", "connector-1-nat"
+    with served(World(1, policy="lowest_rtt")) as world:
+        # Half of the relay's, since its packets cross two links.
+        world.run_until(lambda: is_direct(world), 10, "the shorter path at both ends")
+        client = held(world)
+        world.network.set_link(*sites, LinkConfig(latency_s=0.12))
+        world.run_until(lambda: is_relayed(world), 120, "the relay at both ends")
+        world.network.set_link(*sites, LinkConfig(latency_s=0.005))
+        world.run_until(lambda: is_direct(world), 600, "the direct path again at both ends")
+        assert not client.is_lost
+        reasons = [event["reason"] for event in world.log.events("path_manager.path_selected")]
+        assert set(reasons) <= {"relay_up", "nominated", "rtt"}, reasons
 
 
 def test_every_selection_tells_why() -> None:

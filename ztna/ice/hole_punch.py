@@ -99,6 +99,10 @@ _PASSING_REASONS: Final = frozenset({"signaling_rate_limited", "signaling_timeou
 operator or a change of addresses, had a reason."""
 
 
+_UNEXPLAINED: Final = frozenset({"all_pairs_failed", "no_answer", "no_direct_path_yet"})
+"""Why an attempt came to nothing, where all that is known is that nothing was answered."""
+
+
 class _Timer(Enum):
     """What the core waits for."""
 
@@ -679,12 +683,21 @@ class HolePunch:
             self._effects.append(effects.BeginChecks(current.number, delay))
 
     def _judge_nats(self, current: Generation, now: float) -> None:
-        """Say at once that a direct path is ruled out; the checks go on, for the judgement may be wrong."""
-        if self._state not in {HolePunchState.WAITING_TO_START, HolePunchState.CHECKING}:
+        """Say at once that a direct path is ruled out; the checks go on, for the judgement may be wrong.
+
+        A filter is known after seconds of silence, perhaps behind the end of an attempt that it explains.
+        """
+        is_unexplained = self._state is HolePunchState.FALLBACK_RELAY and self._reason in _UNEXPLAINED
+        if not is_unexplained and self._state not in {
+            HolePunchState.WAITING_TO_START,
+            HolePunchState.CHECKING,
+        }:
             return
         local = self._gathered.nat if self._gathered is not None else UNKNOWN_BEHAVIOUR
         reason = obstacle(local, current.remote_nat)
-        if reason:
+        if reason and is_unexplained:
+            self._reason = reason
+        elif reason:
             self._give_up(reason, now)
 
     def _handle_result(self, result: signals.PunchingResult, now: float) -> None:

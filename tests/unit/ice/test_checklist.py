@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from itertools import pairwise
 from typing import TypeVar
 
 import pytest
@@ -366,6 +367,28 @@ def test_refusal_of_a_replaced_check_is_no_failure() -> None:
     driver.hear()
     driver.refuse(sent, 400)
     assert driver.states() == [PairState.IN_PROGRESS]
+
+
+@pytest.mark.parametrize("pacing_s", [0.005, 0.063])
+def test_new_checks_leave_as_far_apart_as_configured(pacing_s: float) -> None:
+    core = Checklist(random.Random(1), ta_s=pacing_s)
+    core.handle_prepare(1, OURS, [HOST], is_controlling=True)
+    remote = [
+        replace(host_candidate(f"192.0.2.{number}"), foundation=f"f{number}") for number in range(9, 14)
+    ]
+    now = 0.0
+    sent_at: dict[bytes, float] = {}
+    core.handle_start(1, THEIRS, remote, 0.0, now)
+    while len(sent_at) < len(remote):
+        for effect in core.drain():
+            if isinstance(effect, SendCheck):
+                sent_at.setdefault(effect.transaction_id, now)
+        deadline = core.next_deadline()
+        assert deadline is not None
+        now = deadline
+        core.handle_timeout(now)
+    moments = [*sent_at.values()]
+    assert [later - sooner for sooner, later in pairwise(moments)] == pytest.approx([pacing_s] * 4)
 
 
 def test_triggered_check_goes_before_those_in_order() -> None:

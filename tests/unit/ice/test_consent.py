@@ -46,9 +46,11 @@ def answer_to(request: bytes, credentials: Credentials) -> bytes:
 class World:
     """A core, a clock, and a peer that answers after `rtt` or not at all."""
 
-    def __init__(self, *, rtt: float | None = 0.010, relay_rtt: float | None = None) -> None:
+    def __init__(
+        self, *, rtt: float | None = 0.010, relay_rtt: float | None = None, core: Consent | None = None
+    ) -> None:
         self.now = START
-        self.core = Consent(random.Random(1))
+        self.core = core or Consent(random.Random(1))
         self.rtt, self.relay_rtt = rtt, relay_rtt
         self.peer = THEIRS
         self.log: list[tuple[float, ConsentEffect]] = []
@@ -185,6 +187,24 @@ def test_silent_pair_under_traffic_expires_after_three_missed_checks() -> None:
     assert [each.missed for each in missed] == [1, 2, 3]
     assert gaps(times(log, KeepaliveMissed)) == pytest.approx([5.0, 5.0])
     assert times(log, ConsentExpired) == times(log, KeepaliveMissed)[-1:]
+
+
+def test_configured_timeout_and_count_of_missed_checks_decide_when_a_silent_pair_expires() -> None:
+    core = Consent(random.Random(1), interval_s=2.0, timeout_s=0.75, max_missed=2)
+    world = World(rtt=None, core=core).direct()
+    world.core.handle_payload(1, world.now)
+    log = world.run(10.0)
+    (asked, *_), missed = times(log, SendCheck), times(log, KeepaliveMissed)
+    assert 1.6 <= asked - START <= 2.4
+    assert missed[:2] == pytest.approx([asked + 0.75, asked + 1.5])
+    assert times(log, ConsentExpired) == missed[1:2]
+
+
+def test_answer_within_the_configured_timeout_is_none_missed() -> None:
+    core = Consent(random.Random(1), interval_s=2.0, timeout_s=0.75, max_missed=1)
+    log = World(rtt=0.7, core=core).direct().run(100.0)
+    assert times(log, PathConfirmed)
+    assert not times(log, KeepaliveMissed)
 
 
 def test_silent_idle_pair_expires_at_thirty_seconds_unconfirmed() -> None:

@@ -436,6 +436,22 @@ def test_cooldown_doubles_up_to_its_maximum_and_a_success_resets_it() -> None:
     assert end.sent(s.Offer)
 
 
+def test_configured_limit_of_checks_takes_the_place_of_five_seconds() -> None:
+    end = agent(limits=HolePunchLimits(check_limit_s=1.5)).relay().gathered().answer().began()
+    assert end.wait(1.49).state is State.CHECKING
+    end.wait(0.02)
+    assert (end.state, end.reason) == (State.FALLBACK_RELAY, "no_direct_path_yet")
+
+
+def test_configured_cooldown_is_the_first_of_those_that_double() -> None:
+    end = agent(limits=HolePunchLimits(cooldown_s=4.0)).relay().gathered().answer().began()
+    for middle in (4, 8, 16):
+        end.checks_failed().wait(0.8 * middle - 0.1)
+        assert end.state is State.FALLBACK_RELAY
+        assert end.wait(0.4 * middle + 0.2).state is State.SIGNALING
+        end.answer().began()
+
+
 def test_ruled_out_direct_path_is_reported_at_once_while_checks_go_on() -> None:
     end = agent().relay().gathered(nat=VARYING).answer(nat=VARYING)
     assert end.all(e.StartChecks)
@@ -457,6 +473,32 @@ def test_own_nat_that_is_learned_later_is_told_and_judged() -> None:
     end = signaling().answer(nat=VARYING).gathered(nat=VARYING)
     assert end.sent(s.NatLearned) == [s.NatLearned(1, VARYING)]
     assert end.reason == "both_mappings_vary"
+
+
+@pytest.mark.parametrize("reason", ["all_pairs_failed", "no_answer", "no_direct_path_yet"])
+@pytest.mark.parametrize("learns", ["ours", "theirs"])
+def test_nat_that_is_learned_behind_the_end_of_an_attempt_explains_it(learns: str, reason: str) -> None:
+    end = agent().relay().gathered(nat=NatBehaviour() if learns == "ours" else VARYING)
+    end.answer(nat=NatBehaviour() if learns == "theirs" else VARYING).began()
+    if reason == "no_direct_path_yet":
+        end.wait(6)
+    else:
+        end.core.handle_checks_failed(1, reason, end.now)
+    assert (end.state, end.reason) == (State.FALLBACK_RELAY, reason)
+    if learns == "ours":
+        end.gathered(nat=VARYING)
+    else:
+        end.says(s.NatLearned(1, VARYING))
+    assert (end.state, end.reason) == (State.FALLBACK_RELAY, "both_mappings_vary")
+    assert end.all(e.Changed)[-1].snapshot.reason == "both_mappings_vary"
+    assert end.nominated().reason == "", "a late success counts"
+
+
+def test_nat_that_is_learned_later_takes_no_better_reason_away() -> None:
+    end = agent().relay().gathered(nat=VARYING).answer().began()
+    end.core.handle_checks_failed(1, "mtu", end.now)
+    end.says(s.NatLearned(1, VARYING))
+    assert (end.state, end.reason) == (State.FALLBACK_RELAY, "mtu")
 
 
 # Restarts

@@ -197,6 +197,18 @@ def test_missed_checks_degrade_then_fail_over_to_the_relay() -> None:
     assert manager.fail_overs == 1
 
 
+@pytest.mark.parametrize("most", [1, 2, 5])
+def test_configured_count_of_missed_checks_decides_when_a_direct_path_fails(most: int) -> None:
+    manager = PathManager(max_missed=most)
+    manager.handle_relay_up("a", 1200, START)
+    manager.handle_nominated(PEER, "10.0.0.1", 1200, 0.010, START)
+    for missed in range(1, most):
+        manager.handle_missed(DIRECT, PEER, missed, START + missed)
+    assert manager.selected.kind is DIRECT
+    manager.handle_missed(DIRECT, PEER, most, START + most)
+    assert (manager.selected.kind, manager.selected.reason) == (RELAY, "keepalive_failed")
+
+
 @pytest.mark.parametrize("cause", ["silent", "consent_expired"])
 def test_failed_direct_path_hands_over_to_the_relay_and_restarts_ice_at_once(cause: str) -> None:
     manager = on_direct()
