@@ -90,7 +90,7 @@ def configure(
 
 
 def give_up_unwritten(stream: TextIO | None = None) -> None:
-    """Forget the lines that a full disk did not take, of standard error if None; the last call before the end.
+    """Forget the lines that a full disk did not take, of standard error if None; called last.
 
     The interpreter would try them again as it ends, and make that its exit status (120).
     """
