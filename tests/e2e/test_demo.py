@@ -60,7 +60,8 @@ def test_demo_in_the_lab_goes_direct_falls_back_and_heals() -> None:
     result = run_demo("--size-mib", "8")
     assert (result["place"], result["place_reason"]) == ("lab", None)
     assert result["first_byte_path"] == "relay"
-    assert result["failover_ms"] > 0
+    # Silence is noticed within a second; what a starved machine adds to it is not the demo's to bound.
+    assert 0 < result["failover_ms"] < 5000
     assert result["heal_ms"] > 0
     # Both paths cross both links, and the relayed one that of the intermediate as well.
     assert result["rtt_relay_ms"] >= 80

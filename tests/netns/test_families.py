@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.netns.nodes import AGENT, running
 from tools.natlab.kinds import Access, Kind
 from tools.natlab.lab import Lab
@@ -12,12 +14,16 @@ from tools.natlab.plan import Direction, Link, Plan, Site
 from ztna.v1 import control_pb2, types_pb2
 
 LINK = Link.both(Direction(delay_ms=5))
-ONLY_V6 = Site("a", Access(Kind.FIREWALL_V6), LINK)
 PIECE = 1 << 18
 
 
-def test_site_of_ipv6_meets_one_of_ipv4_on_the_relay_and_says_why(short_directory: Path) -> None:
-    plan = Plan((ONLY_V6, Site("b", Access(Kind.EIM_APDF), LINK)))
+@pytest.mark.parametrize(
+    ("agent", "connector"), [(Kind.FIREWALL_V6, Kind.EIM_APDF), (Kind.EIM_APDF, Kind.FIREWALL_V6)]
+)
+def test_site_of_ipv6_meets_one_of_ipv4_on_the_relay_and_says_why(
+    short_directory: Path, agent: Kind, connector: Kind
+) -> None:
+    plan = Plan((Site("a", Access(agent), LINK), Site("b", Access(connector), LINK)))
     with running(plan, short_directory) as nodes, nodes.transfer() as transfer:
         transfer.meter.wait_for_more(PIECE)
         for session in nodes.wait_until(
@@ -54,7 +60,12 @@ def local_hosts(session: control_pb2.SessionStatus) -> list[str]:
 def test_sites_that_both_have_ipv6_go_direct_over_it_and_on_with_a_temporary_address(
     short_directory: Path,
 ) -> None:
-    plan = Plan((ONLY_V6, Site("b", Access(Kind.EIM_APDF), LINK, ipv6=Kind.FIREWALL_V6)))
+    plan = Plan(
+        (
+            Site("a", Access(Kind.FIREWALL_V6), LINK),
+            Site("b", Access(Kind.EIM_APDF), LINK, ipv6=Kind.FIREWALL_V6),
+        )
+    )
     with running(plan, short_directory) as nodes, nodes.transfer() as transfer:
         transfer.meter.wait_for_more(PIECE)
         for session in nodes.wait_direct():

@@ -148,9 +148,11 @@ def http_status(received: bytes) -> int | None:
 
     Raises `RemoteProtocolError` (`no_http_response`) for what is no HTTP/1 response.
     """
-    if b"\n" not in received and len(received) <= MAX_STATUS_LINE_BYTES:
+    line, end, _ = received.partition(b"\n")
+    if not end and len(line) <= MAX_STATUS_LINE_BYTES:
         return None
     match = _STATUS_LINE.match(received)
-    if match is None:
+    # However it came in pieces, the same line is the same answer.
+    if match is None or len(line) > MAX_STATUS_LINE_BYTES:
         raise RemoteProtocolError("no_http_response", "the answer is not HTTP/1")
     return int(match[1])

@@ -296,7 +296,8 @@ class PathSettings(Section):
     policy: Choice[PathPolicy] = Field(
         default=PathPolicy.PREFER_DIRECT,
         description="What carries a session: `prefer_direct` a direct path whenever one works, `lowest_rtt` "
-        "the faster of both (with a margin), `relay_only` never a direct one. Set the same at both ends.",
+        "the faster of both (with a margin; where nothing is sent a change is noticed after minutes), "
+        "`relay_only` never a direct one. Set the same at both ends.",
     )
     cooldown_s: float = Field(
         default=30,

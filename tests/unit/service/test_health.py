@@ -146,6 +146,7 @@ def test_status_line_is_read(received: bytes, status: int | None) -> None:
         b"HTTP/1.1 20\r\n",
         b"\n",
         b"x" * (MAX_STATUS_LINE_BYTES + 1),
+        b"HTTP/1.1 200 " + b"x" * MAX_STATUS_LINE_BYTES + b"\n",
     ],
 )
 def test_anything_else_is_no_http(received: bytes) -> None:
