@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final
 
 import pytest
@@ -19,7 +20,7 @@ from tests.simnet.nat import (
 from tests.simnet.test_daemons import download
 from tests.simnet.world import World
 from ztna.nat.behaviour import direct_path_possible
-from ztna.v1 import hole_punch_pb2, path_manager_pb2, types_pb2
+from ztna.v1 import candidate_gatherer_pb2, hole_punch_pb2, path_manager_pb2, types_pb2
 
 KINDS: Final[dict[str, NatKind | None]] = {
     "open": None,
@@ -30,6 +31,9 @@ KINDS: Final[dict[str, NatKind | None]] = {
     "apdm-sequential": SYMMETRIC_SEQUENTIAL,
     "apdm-random": SYMMETRIC_RANDOM,
 }
+NODES: Final = ("agent-1", "connector-1")
+ONE_WAY_S: Final = 0.04
+"""By way of the relay, at most."""
 OPEN: Final = NatKind(is_translating=False, filtering=FULL_CONE.filtering)
 PAIRS: Final = [(a, b) for i, a in enumerate(KINDS) for b in list(KINDS)[i:]]
 
@@ -51,7 +55,14 @@ def path_of(world: World, node: str) -> types_pb2.PathKind.ValueType:
 
 
 def is_direct(world: World) -> bool:
-    return all(path_of(world, node) == types_pb2.PATH_KIND_DIRECT for node in ("agent-1", "connector-1"))
+    return all(path_of(world, node) == types_pb2.PATH_KIND_DIRECT for node in NODES)
+
+
+def is_nat_known(world: World, node: str) -> bool:
+    learned = world.daemons[node].facts.latest.get(candidate_gatherer_pb2.NatBehaviourLearned)
+    assert isinstance(learned, candidate_gatherer_pb2.NatBehaviourLearned)
+    unknown = types_pb2.NAT_DEPENDENCE_UNSPECIFIED
+    return unknown not in (learned.nat.mapping, learned.nat.filtering)
 
 
 def search_of(world: World, node: str) -> hole_punch_pb2.HolePunchChanged:
@@ -71,9 +82,11 @@ def test_pair_of_nats_goes_direct_where_it_can_and_says_why_where_not(agent: str
         if is_possible:
             world.run_until(lambda: is_direct(world), 5, "a direct path at both ends")
         else:
-            world.run_for(10)
+            # The search ends in vain before the filters are known; what is known then explains it at once.
+            world.run_until(lambda: all(map(partial(is_nat_known, world), NODES)), 10, "both NATs are known")
+            world.run_for(ONE_WAY_S * 4)
             assert not is_direct(world)
-            for node in ("agent-1", "connector-1"):
+            for node in NODES:
                 search = search_of(world, node)
                 assert search.state == hole_punch_pb2.HOLE_PUNCH_STATE_FALLBACK_RELAY
                 assert search.reason in {"both_mappings_vary", "mapping_varies_and_peer_filters_ports"}
