@@ -14,7 +14,7 @@ from actors.burst_log import BURST_S
 from actors.status_board import TICK_S
 from tests.simnet.sim_io import ProcessCall
 from tests.simnet.watch import describe, is_actor_timer
-from ztna.ice.gatherer import REFRESH_S
+from ztna.ice import repeats
 from ztna.ice.timing import (
     CONSENT_LIMIT_S,
     COOLDOWN_MAX_S,
@@ -43,7 +43,7 @@ MAX_OTHER_CALLS: Final = 64
 that are being made, a turn of the actors' loop."""
 
 MAX_DEADLINE_S: Final[dict[str, float]] = {
-    "candidate_gatherer": REFRESH_S,
+    "candidate_gatherer": repeats.MAX_CEILING_S,
     "checklist": RELAY_REPORTED_LIMIT_S,
     "hole_punch": COOLDOWN_MAX_S * COOLDOWN_JITTER,
     "intermediate_selector": MAX_CEILING_S,
