@@ -419,11 +419,10 @@ class Run:
         assert world is not None  # noqa: S101
         shared = world.daemons[agent].facts.established.keys() & world.daemons[connector].facts.established
         return any(
-            self._watcher.selected(name, session_id) == types_pb2.PATH_KIND_DIRECT
-            for session_id in shared
-            for name in (agent,)
-        ) and any(
-            self._watcher.selected(connector, session_id) == types_pb2.PATH_KIND_DIRECT
+            all(
+                self._watcher.selected(name, session_id) == types_pb2.PATH_KIND_DIRECT
+                for name in (agent, connector)
+            )
             for session_id in shared
         )
 
