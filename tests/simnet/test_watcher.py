@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import cast
 
@@ -10,10 +11,11 @@ import pytest
 
 from tests.simnet.link import Packet
 from tests.simnet.world import Daemon
-from tools.simulate import invariants
+from tools.simulate import apps, invariants
 from tools.simulate.generate import generate
 from tools.simulate.invariants import Watcher
-from tools.simulate.run import run
+from tools.simulate.run import Run, run
+from tools.simulate.scenario import Work, WorkKind
 from ztna.address import TransportAddress
 
 HERE, PEER, OTHER = (TransportAddress(f"198.51.100.{number}", 4000) for number in (1, 2, 3))
@@ -50,3 +52,15 @@ def test_path_that_is_selected_and_not_confirmed_in_time_is_a_violation_though_n
     monkeypatch.setattr(invariants, "CONSENT_LIMIT_S", 0.1)
     monkeypatch.setattr(Watcher, "_judge_direct", lambda *_: None)
     assert "is selected, and unconfirmed for" in run(generate(0, "failover")).violation
+
+
+def test_upload_that_goes_on_after_a_half_close_and_never_ends_is_a_violation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scenario = generate(0, "failover")
+    work = Work(2.0, WorkKind.STREAM, "agent-0", "connector-0", up=1000, down=1000, ends_late=True)
+    scenario = replace(scenario, work=(work,), faults=())
+    assert not run(scenario).violation
+    monkeypatch.setattr(apps._Served, "eof_received", lambda _served: None)
+    monkeypatch.setattr(Run, "_heal", lambda _run: None)  # whose streams wait for a receipt
+    assert "the upload never came to its end" in run(scenario).violation

@@ -24,12 +24,14 @@ MAX_CALLS_PER_INSTANT: Final = 20_000
 MAX_TIMERS_PER_INSTANT: Final = 100
 # By how much the deadline of an actor may have gone by when it is named; of any other, not at all. An
 # intermediate tells its figures once in a while, and at once when the last time is long ago; how long a path
-# may be silent follows its round trip, and so may turn out to be over.
+# may be silent follows its round trip, as QUIC's probe timeout does, and so may turn out to be over.
 LATE_TIMERS_S: Final = {
     "registry": math.inf,
     "session_manager": math.inf,
     "signaling_service": math.inf,
+    "quic_relay": 1.0,
     "quic_session": 1.0,
+    "relay_leg": 1.0,
 }
 # Enough to see what led to a failure; a long run must not fill the memory.
 MAX_LOG_LINES: Final = 50_000

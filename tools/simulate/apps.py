@@ -138,6 +138,8 @@ class StreamService:
         self.datagrams = 0
         self.stall_s = math.inf
         """For longer no stream may pause."""
+        self.whole: set[int] = set()
+        """Streams whose upload came to its end."""
         self.allows: Callable[[int], bool] = lambda _number: True
         """Whether a stream or flow of this number may come here."""
 
@@ -276,6 +278,7 @@ class _Served:
                 self._service.report(
                     f"stream {self._number} ended at the service after {self._check.received} bytes"
                 )
+            self._service.whole.add(self._number)
             self.stream.write(RECEIPT.pack(MARK, self._number, self._check.received))
             self.stream.write_eof()
 

@@ -190,9 +190,13 @@ class Deployment(World):
     def start_service(self, connector: str) -> None:
         """Start the process of the services behind a connector, in place of one that runs."""
         self.network.crash(self.service_hosts[connector], resets=True)
-        self.services[connector] = StreamService(
+        former = self.services.get(connector)
+        service = self.services[connector] = StreamService(
             self.service_hosts[connector].io(), connector, TCP_SERVICE_PORT, UDP_SERVICE_PORT, self._report
         )
+        if former is not None:
+            # The rules of the run are the same as before.
+            service.allows, service.stall_s, service.whole = former.allows, former.stall_s, former.whole
 
     def move(self, name: str, nats: Iterable[NatKind]) -> None:
         """Take a node to another network."""
