@@ -95,6 +95,7 @@ class Place:
     number: int
     lan: Lan
     nats: list[Nat] = field(default_factory=list)
+    firewalls: list[Nat] = field(default_factory=list)
     edges: list[str] = field(default_factory=list)
     hosts: int = 0
 
@@ -457,6 +458,7 @@ class Deployment(World):
         if site.firewall is not None:
             firewall = Nat(self.network, f"{name}-firewall", "", site.firewall)
             place.lan.uplinks[Family.IPV6] = firewall
+            place.firewalls.append(firewall)
             place.edges.append(firewall.name)
         place.edges.append(place.lan.name)
         return place
