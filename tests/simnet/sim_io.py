@@ -263,6 +263,11 @@ class SimIo:
         self._frozen_until = until
 
     @property
+    def was_frozen(self) -> bool:
+        """Whether it ever got no processor time, so that deadlines may have gone by."""
+        return self._frozen_until > 0.0
+
+    @property
     def is_frozen(self) -> bool:
         """Whether it gets no processor time at the moment."""
         return self._clock.time() < self._frozen_until

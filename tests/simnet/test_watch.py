@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from types import MethodType, SimpleNamespace
+
 import pytest
 
+from actors.timers import DeadlineTimer
 from tests.simnet.clock import START_TIME
 from tests.simnet.network import VirtualNetwork
 from tests.simnet.sim_io import SimIo
@@ -26,6 +29,24 @@ def test_call_in_the_past_is_found_and_named() -> None:
     clock.check()
     io.call_at(START_TIME - 1, do_nothing)
     with pytest.raises(InvariantError, match="do_nothing scheduled 1 s in the past"):
+        clock.check()
+
+
+@pytest.mark.parametrize(("concern", "is_found"), [("checklist", True), ("quic_session", False)])
+def test_deadline_of_an_actor_in_the_past_is_found_but_where_it_may_turn_out_to_be_over(
+    concern: str, is_found: bool
+) -> None:
+    clock, io = process()
+    clock.run_for(5)
+    actor = SimpleNamespace(concern=SimpleNamespace(name=concern, key="1"))
+    timer = DeadlineTimer(io, MethodType(lambda _actor: None, actor))
+    timer.arm(io.time())
+    clock.check()
+    timer.arm(io.time() - 0.5)
+    if is_found:
+        with pytest.raises(InvariantError, match=f"timer of {concern}/1 scheduled 0.5 s in the past"):
+            clock.check()
+    else:
         clock.check()
 
 

@@ -23,7 +23,8 @@ MARK: Final = b"PLAINTXT"
 """In every payload, at least once in 64 bytes: nobody but the two ends and their applications may see it."""
 HEADER: Final = struct.Struct(">8sIIIIdB")
 RECEIPT: Final = struct.Struct(">8sII")
-DATAGRAM: Final = struct.Struct(">8sIIB")
+DATAGRAM: Final = struct.Struct(">8sIIBH")
+"""With its own size, so that one that was cut short, or grew, is known."""
 BLOCK_BYTES: Final = 1024
 UNIT: Final = struct.Struct(">8sIBxH")
 UNITS: Final = BLOCK_BYTES // UNIT.size
@@ -137,6 +138,8 @@ class StreamService:
         self.datagrams = 0
         self.stall_s = math.inf
         """For longer no stream may pause."""
+        self.whole: set[int] = set()
+        """Streams whose upload came to its end."""
         self.allows: Callable[[int], bool] = lambda _number: True
         """Whether a stream or flow of this number may come here."""
 
@@ -168,8 +171,8 @@ class StreamService:
         if len(payload) < DATAGRAM.size:
             self.report(f"{where}: datagram of {len(payload)} bytes that nobody sent")
             return
-        mark, flow, number, direction = DATAGRAM.unpack_from(payload)
-        if payload != datagram(flow, number, 0, len(payload)) or mark != MARK or direction:
+        mark, flow, number, direction, size = DATAGRAM.unpack_from(payload)
+        if payload != datagram(flow, number, 0, size) or mark != MARK or direction:
             self.report(f"{where}: datagram that nobody sent like this")
             return
         if not self.allows(flow):
@@ -186,7 +189,7 @@ class StreamService:
 
 def datagram(flow: int, number: int, direction: int, size: int) -> bytes:
     """A datagram of at least `DATAGRAM.size` bytes."""
-    head = DATAGRAM.pack(MARK, flow, number, direction)
+    head = DATAGRAM.pack(MARK, flow, number, direction, size)
     # With a mark in each fragment of it.
     filler = MARK + hashlib.sha256(head).digest()
     return (head + filler * (size // len(filler) + 1))[: max(size, len(head))]
@@ -275,6 +278,7 @@ class _Served:
                 self._service.report(
                     f"stream {self._number} ended at the service after {self._check.received} bytes"
                 )
+            self._service.whole.add(self._number)
             self.stream.write(RECEIPT.pack(MARK, self._number, self._check.received))
             self.stream.write_eof()
 
@@ -430,8 +434,8 @@ class FlowClient:
         if len(payload) < DATAGRAM.size:
             self.report(f"{where}: answer of {len(payload)} bytes that nobody sent")
             return
-        _, flow, number, _ = DATAGRAM.unpack_from(payload)
-        if flow != self.number or payload != datagram(flow, number, 1, len(payload)):
+        _, flow, number, _, _ = DATAGRAM.unpack_from(payload)
+        if flow != self.number or payload != datagram(flow, number, 1, self.work.down):
             self.report(f"{where}: answer of flow {flow}, or changed on its way")
         elif number in self.answered:
             self.report(f"{where}: answer {number} twice")

@@ -34,7 +34,8 @@ def containers(roots: Iterator[object]) -> Iterator[tuple[Any, str, Container]]:
     """
     seen: set[int] = set()
     stack: list[Any] = list(roots)
-    while stack and len(seen) < MAX_OBJECTS:
+    while stack:
+        assert len(seen) < MAX_OBJECTS, "a walk that has no end"  # noqa: S101
         thing = stack.pop()
         if isinstance(thing, _LEAVES) or id(thing) in seen:
             continue

@@ -95,6 +95,7 @@ class Place:
     number: int
     lan: Lan
     nats: list[Nat] = field(default_factory=list)
+    firewalls: list[Nat] = field(default_factory=list)
     edges: list[str] = field(default_factory=list)
     hosts: int = 0
 
@@ -190,9 +191,13 @@ class Deployment(World):
     def start_service(self, connector: str) -> None:
         """Start the process of the services behind a connector, in place of one that runs."""
         self.network.crash(self.service_hosts[connector], resets=True)
-        self.services[connector] = StreamService(
+        former = self.services.get(connector)
+        service = self.services[connector] = StreamService(
             self.service_hosts[connector].io(), connector, TCP_SERVICE_PORT, UDP_SERVICE_PORT, self._report
         )
+        if former is not None:
+            # The rules of the run are the same as before.
+            service.allows, service.stall_s, service.whole = former.allows, former.stall_s, former.whole
 
     def move(self, name: str, nats: Iterable[NatKind]) -> None:
         """Take a node to another network."""
@@ -453,6 +458,7 @@ class Deployment(World):
         if site.firewall is not None:
             firewall = Nat(self.network, f"{name}-firewall", "", site.firewall)
             place.lan.uplinks[Family.IPV6] = firewall
+            place.firewalls.append(firewall)
             place.edges.append(firewall.name)
         place.edges.append(place.lan.name)
         return place

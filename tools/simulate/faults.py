@@ -93,7 +93,8 @@ class Faults:
         self._world.crash(fault.target, fault.detail)
 
     def _rebind(self, fault: Fault) -> None:
-        for nat in self._world.places[fault.target].nats:
+        place = self._world.places[fault.target]
+        for nat in (*place.nats, *place.firewalls):
             nat.rebind()
 
     def _move(self, fault: Fault) -> None:

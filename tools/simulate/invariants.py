@@ -6,6 +6,7 @@ the sizes of their tables now and then. Rules of the clock and of actors are `te
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
@@ -69,6 +70,8 @@ class Watcher:
         self._confirmed: dict[tuple[str, str], float] = {}
         self._selected: dict[tuple[str, bytes], path_manager_pb2.PathSelected] = {}
         self._answers: Counter[tuple[str, str]] = Counter()
+        self._asked: set[tuple[str, str, bytes]] = set()
+        """Checks that wait for their answer, which comes from where they went to."""
         self._looks = 0
         self._clocks: dict[str, SimIo] = {}
         self._proved: dict[tuple[str, str], int] = {}
@@ -122,6 +125,7 @@ class Watcher:
         for daemon in world.daemons.values():
             if daemon.node is not None:
                 self._judge_outcasts(world, daemon)
+                self._judge_selected(daemon)
                 for breach in (*check_bounds(daemon.node), *check_timers(daemon.node, pending)):
                     self._report(f"{daemon.id}: {breach}")
                 for concern in concerns(daemon.node):
@@ -297,16 +301,31 @@ class Watcher:
         self.overhear_stun(daemon.id, packet.payload, is_outbound=is_outbound)
         if self._is_undisturbed and self._world is not None:
             self._triggered.packet(daemon, packet, self._world.clock, is_outbound=is_outbound)
-        kind = packet.payload[:2]
+        kind, transaction_id = packet.payload[:2], packet.payload[8:20]
         if kind == STUN_SUCCESS and not is_outbound:
             key = (daemon.id, str(packet.source))
-            self._answers[key] += 1
-            self._proved[key] = max(self._proved.get(key, 0), len(packet.payload))
+            if (*key, transaction_id) in self._asked:
+                self._asked.remove((*key, transaction_id))
+                self._answers[key] += 1
+                self._proved[key] = max(self._proved.get(key, 0), len(packet.payload))
         elif kind == STUN_REQUEST and is_outbound:
+            self._asked.add((daemon.id, str(packet.destination), transaction_id))
             check = parse(packet.payload)
             assert check.message_class is MessageClass.REQUEST  # noqa: S101
             if check.find(UseCandidate) is not None and check.find(IceControlled) is not None:
                 self._report(f"{daemon.id}: the controlled side nominates a pair")
+
+    def _judge_selected(self, daemon: Daemon) -> None:
+        """A path that is selected is confirmed again in time, whether or not anything is sent there."""
+        for (name, session_id), path in self._selected.items():
+            if name != daemon.id or path.kind != types_pb2.PATH_KIND_DIRECT or daemon.io is None:
+                continue
+            if self._session(daemon, session_id) is None:
+                continue  # whose actor failed
+            at = self._confirmed.get((name, _text(path.remote)), -math.inf)
+            late_s = self._own_time(daemon) - at
+            if late_s > CONSENT_LIMIT_S + TOLERANCE_S and not daemon.io.is_frozen:
+                self._report(f"{name}: {_text(path.remote)} is selected, and unconfirmed for {late_s:.1f} s")
 
     def _judge_direct(self, daemon: Daemon, remote: str, size: int) -> None:
         if size > self._proved.get((daemon.id, remote), 0):

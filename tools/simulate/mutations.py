@@ -31,7 +31,7 @@ from ztna.relay.hub import RelayHub
 from ztna.relay.leg import Leg
 from ztna.service.connector_flows import ConnectorFlows
 from ztna.service.flows import FlowTable
-from ztna.service.fragments import SequenceWindow
+from ztna.service.fragments import Reassembler, SequenceWindow
 from ztna.service.tcp_connection import TcpConnection
 from ztna.signaling.client import AttachmentClient
 from ztna.signaling.sessions import SessionManager
@@ -428,6 +428,24 @@ _ALL: Final = (
                 "_new_parts",
                 "Reassembler(self.counts.reassembly)",
                 "self.__dict__.setdefault('_shared', Reassembler(self.counts.reassembly))",
+            ),
+        ),
+    ),
+    Mutation(
+        "last-fragment-not-awaited",
+        "services",
+        "a datagram is handed over when all but one of its fragments are there",
+        "mixed",
+        (
+            Edit(
+                Reassembler,
+                "receive",
+                "if len(partial.pieces) < partial.count:\n        return None\n"
+                "    self._forget(sequence)\n    self._window.add(sequence)\n"
+                '    return b"".join(partial.pieces[index] for index in range(partial.count))',
+                "if len(partial.pieces) < partial.count - 1:\n        return None\n"
+                "    self._forget(sequence)\n    self._window.add(sequence)\n"
+                '    return b"".join(partial.pieces[index] for index in sorted(partial.pieces))',
             ),
         ),
     ),

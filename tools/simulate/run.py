@@ -419,11 +419,10 @@ class Run:
         assert world is not None  # noqa: S101
         shared = world.daemons[agent].facts.established.keys() & world.daemons[connector].facts.established
         return any(
-            self._watcher.selected(name, session_id) == types_pb2.PATH_KIND_DIRECT
-            for session_id in shared
-            for name in (agent,)
-        ) and any(
-            self._watcher.selected(connector, session_id) == types_pb2.PATH_KIND_DIRECT
+            all(
+                self._watcher.selected(name, session_id) == types_pb2.PATH_KIND_DIRECT
+                for name in (agent, connector)
+            )
             for session_id in shared
         )
 
@@ -483,6 +482,26 @@ class Run:
         self._outcome.facts["bytes"] += self._scenario.payload_bytes
         if not self._run_until(lambda: not self._carried(), FREED_LIMIT_S):
             raise ViolationError(f"connections that are carried on, although all are over: {self._carried()}")
+        self._judge_uploads()
+
+    def _judge_uploads(self) -> None:
+        """Where no receipt says so, the upload came to its end, too; what was on its way has arrived."""
+        assert self._world is not None  # noqa: S101
+        for each in self._streams:
+            work = each.work
+            if not (work.ends_late and each.is_complete) or self._may_lack_its_end(each):
+                continue
+            if each.number not in self._world.services[work.connector].whole:
+                raise ViolationError(f"{self._told(each)}: the upload never came to its end")
+
+    def _may_lack_its_end(self, client: StreamClient) -> bool:
+        """The client's connection was over before, so what goes wrong later counts as well."""
+        begun = client.started_at - self._started_at
+        return self._is_excused(client) or any(
+            (self._felt_until(fault) >= begun and self._breaks(fault, client.work))
+            or (fault.kind is FaultKind.REVOKE and fault.target == client.work.agent)
+            for fault in self._scenario.faults
+        )
 
     def _carried(self) -> dict[str, int]:
         world = self._world

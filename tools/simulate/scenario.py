@@ -104,7 +104,7 @@ class FaultKind(StrEnum):
     CRASH = "crash"
     """The actor `detail` of the node fails."""
     REBIND = "rebind"
-    """The node's outermost NAT forgets its mappings."""
+    """The node's NATs forget their mappings, and its firewall of IPv6 what it let pass."""
     NEW_ADDRESS = "new_address"
     """The node's outermost NAT is given another address."""
     MOVE = "move"
