@@ -12,6 +12,7 @@ from tests.netns.nodes import AGENT, BOTH, CONNECTOR, Nodes, running
 from tests.netns.verdicts import wait_for_nat
 from tools.natlab.cell import DIRECT, RELAY, SessionPath, wait_for_punch
 from tools.natlab.kinds import Access, obstacle
+from tools.natlab.lab import Lab
 from tools.natlab.plan import pair
 from ztna.ice.reasons import sentence
 
@@ -23,6 +24,8 @@ AIR_MS = 400.0
 PUNCHES = 5
 # What a search that finds nothing may take before the relay is reported (10 s from the offer), and some air.
 LIMIT_S = 25.0
+# Not the one that the NAT maps to by itself, or the way would be found without being told.
+FORWARDED_PORT, INSIDE_PORT = 4600, 4500
 
 CELLS = [
     ("eim-apdf", "eim-apdf"),
@@ -80,3 +83,29 @@ def test_pair_goes_direct_exactly_when_its_nats_allow_it(
     assert first_ms is not None
     assert first_ms < 5000
     assert median_ms <= 2 * ROUND_TRIP_MS + 100 + AIR_MS
+
+
+def test_forwarded_port_that_is_advertised_opens_a_way_that_these_nats_leave_none_for(
+    short_directory: Path,
+) -> None:
+    plan = pair("apdm-random", "eim-apdf", delay_ms=DELAY_MS)
+    # Addresses follow from the plan; the deployment needs them before its lab is there.
+    with Lab(plan) as lab:
+        forwarded, inside = lab.external_address("b"), lab.address("b")
+    connector = {
+        "udp": {"bind": [f"0.0.0.0:{INSIDE_PORT}"]},
+        "ice": {"advertise": [f"{forwarded}:{FORWARDED_PORT}"]},
+    }
+    with running(plan, short_directory, connector=connector) as nodes:
+        target = f"{inside}:{INSIDE_PORT}"
+        forwarding = [
+            "add table ip forwarding",
+            "add chain ip forwarding in { type nat hook prerouting priority dstnat - 1; }",
+            f"add rule ip forwarding in ip daddr {forwarded} udp dport {FORWARDED_PORT} dnat to {target}",
+        ]
+        nodes.lab.run("nat-b", ["nft", "-f", "-"], text="\n".join(forwarding) + "\n")
+        with nodes.transfer() as transfer:
+            agent, _ = nodes.wait_direct()
+            remote = agent.direct_path.selected_pair.remote.address
+            assert (remote.host, remote.port) == (forwarded, FORWARDED_PORT)
+            assert transfer.finish() > 0
