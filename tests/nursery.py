@@ -17,6 +17,7 @@ import gc
 import importlib
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -57,7 +58,8 @@ class Nursery:
     def start(self, arguments: Sequence[str], log: IO[bytes], namespace: int | None = None) -> ForeignProcess:
         """Run `ztna` with these arguments, in another network namespace if one is given."""
         descriptors = [log.fileno(), *([] if namespace is None else [namespace])]
-        answer, (descriptor,) = self._ask(descriptors, start=list(arguments))
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)  # inherited, as it were
+        answer, (descriptor,) = self._ask(descriptors, start=list(arguments), limits=limits)
         return ForeignProcess(descriptor, ["ztna", *arguments], partial(self._status, answer["pid"]))
 
     def close(self) -> None:
@@ -145,6 +147,7 @@ def _serve(channel: socket.socket) -> None:
         pid = os.fork()
         if pid == 0:
             _settle(channel, *descriptors)
+            resource.setrlimit(resource.RLIMIT_NOFILE, tuple(request["limits"]))
             raise _Born(request["start"])
         children.add(pid)
         held = os.pidfd_open(pid)
