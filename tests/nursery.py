@@ -27,8 +27,8 @@ from functools import cache, partial
 from typing import IO, Any, Final
 
 from tools.deployment import Daemon, Deployment, Process
-from tools.foreign_process import ForeignProcess
 from tools.natlab.deployment import LabDeployment
+from tools.natlab.foreign_process import ForeignProcess
 
 CLONE_NEWNET: Final = 0x40000000
 MAX_PACKET_BYTES: Final = 1 << 16

@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import IO, Any, Final, Self
 
 from tools.deployment import Daemon, Deployment, DeploymentError, Process
-from tools.foreign_process import ForeignProcess
+from tools.natlab.foreign_process import ForeignProcess
 from tools.natlab.lab import Lab
 from tools.natlab.topology import INTERMEDIATE, INTERMEDIATE_ADDRESSES
 

@@ -26,8 +26,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final, Literal, Self
 
-from tools.foreign_process import ForeignProcess
 from tools.natlab import conntrack, rules
+from tools.natlab.foreign_process import ForeignProcess
 from tools.natlab.namespaces import LabError, Namespaces
 from tools.natlab.plan import Direction, Link, Plan
 from tools.natlab.topology import CORE, INTERMEDIATE, INTERMEDIATE_ADDRESSES, Interface, Way, lay_out

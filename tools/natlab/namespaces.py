@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, Final
 
-from tools.foreign_process import ForeignProcess
+from tools.natlab.foreign_process import ForeignProcess
 
 KEEPER: Final = Path(__file__).with_name("keeper.py")
 MAX_ANSWER_BYTES: Final = 1 << 16
