@@ -51,8 +51,10 @@ class Nursery:
                 stdin=subprocess.DEVNULL,
                 # gRPC reads it when it is loaded; `ztna agent` sets it before that.
                 env={**os.environ, "GRPC_VERBOSITY": "ERROR"},
-                # Ctrl-C in a terminal is for the owner, whose end is the end of this one, too.
-                start_new_session=True,
+                # Ctrl-C in a terminal is for the owner, whose end is the end of this one, too. Not another
+                # session: Linux shares processors between sessions before it looks at priorities within
+                # them (sched(7), autogroup), and seeds of the simulation stand back for daemons.
+                process_group=0,
             )
 
     def start(self, arguments: Sequence[str], log: IO[bytes], namespace: int | None = None) -> ForeignProcess:
