@@ -137,6 +137,23 @@ REGRESSIONS = {
         name="udp_blocked",
         has_grpc=True,
     ),
+    # grpc/2: a leg over gRPC passed for proof that UDP is blocked, long after it passed again.
+    "UDP passes again before the leg over gRPC looks": Scenario(
+        seed=2,
+        name="grpc",
+        policy="prefer_direct",
+        link=LinkConfig(latency_s=0.02),
+        intermediates=("intermediate-0",),
+        agents={"agent-0": Site((replace(ADDRESS_RESTRICTED, allocation=PortAllocation.SEQUENTIAL),))},
+        connectors={"connector-0": Site((replace(SYMMETRIC_RANDOM, allocation=PortAllocation.SEQUENTIAL),))},
+        work=(Work(2.918, WorkKind.STREAM, "agent-0", "connector-0", 0, 40_000, ends_late=True),),
+        faults=(
+            Fault(3.163, FaultKind.STOP, "agent-0", 1.0),
+            Fault(4.198, FaultKind.CUT, "agent-0", 6.0, "intermediate-0"),
+            Fault(5.808, FaultKind.STOP, "agent-0", 0.3),
+        ),
+        has_grpc=True,
+    ),
     # paths/38: nobody looked for another mapping of a family that the leg does not use.
     "mapping of another family than the leg's is forgotten": deployment(
         Site((PORT_RESTRICTED,)),
