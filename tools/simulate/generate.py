@@ -271,6 +271,16 @@ RECIPES: Final[dict[str, Recipe]] = {
         agents=2,
         is_clean=True,
     ),
+    "grpc": Recipe(
+        "signaling goes over gRPC while everybody comes and goes, on links of every kind",
+        faults=(*NODE_FAULTS, FaultKind.CUT, FaultKind.LOSS, FaultKind.BLOCK_UDP, FaultKind.REBIND),
+        max_faults=5,
+        min_faults=2,
+        agents=2,
+        spare_share=0.5,
+        grpc_share=1.0,
+        blocked_share=0.1,
+    ),
     "insider": Recipe(
         "agents meddle with the sessions of others",
         faults=(FaultKind.INTRUDE,),
