@@ -66,6 +66,7 @@ QUIC_LIMIT_S: Final = QUIC_RETRY_S + 2 * DEAD_AFTER_S + 1.0
 has just begun is in vain, and the next one may begin with the family that leads nowhere."""
 PROBE_EVERY_S: Final = 1.0
 FIRST_PROBE: Final = 10_000
+FORMER: Final = "former"
 
 _SILENCES: Final = {
     FaultKind.CUT,
@@ -377,7 +378,7 @@ class Run:
         pairs = {*self._pairs()}
         # What was sent before may be answered late, and says nothing of now.
         flows = {
-            f"former flow {flow.number} of {flow.work.agent} to {flow.work.connector}": (flow, flow.send())
+            f"{FORMER} flow {flow.number} of {flow.work.agent} to {flow.work.connector}": (flow, flow.send())
             for flow in self._flows
             if (flow.work.agent, flow.work.connector) in pairs
         }
@@ -395,9 +396,10 @@ class Run:
                         probes[pair] = self._probe_stream(*pair)
                 for flow in silent.values():
                     flow.send()
-            return [f"stream {a} to {c}" for (a, c), each in probes.items() if not each.is_complete] + [
-                *silent
-            ]
+            names = [f"stream {a} to {c}" for (a, c), each in probes.items() if not each.is_complete]
+            names += silent
+            # Where nothing is served, former flows are no news.
+            return [each for each in names if not each.startswith(FORMER)] or names
 
         if not self._run_until(lambda: not waiting(), HEAL_LIMIT_S):
             raise ViolationError(
