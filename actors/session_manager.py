@@ -97,6 +97,11 @@ class SessionManager(Concern):
         self._changes_seen = 0
         self._report_at = self.now
 
+    def on_start(self) -> None:
+        """Say that there is no session: whoever reads that may know those of a predecessor, which failed."""
+        self._report(self.now)
+        self._report_at = self.now  # the first one is told at once
+
     def node_attached(self, message: signaling_service_pb2.NodeAttached) -> None:
         """Take a node in; its sessions come back as their grants verify."""
         party = translate.party_from_proto(message.node)

@@ -380,6 +380,14 @@ def test_sessions_are_reported_at_most_once_a_second(manager: Manager) -> None:
     assert len(manager.reports) == count
 
 
+def test_successor_of_one_that_failed_reports_that_it_has_no_session() -> None:
+    successor = Manager()
+    successor.take()
+    successor.harness.advance(1)
+    successor.take()
+    assert [list(report.sessions) for report in successor.reports] == [[]]
+
+
 def test_session_that_waits_for_its_other_party_is_reported_until_its_own_leaves(manager: Manager) -> None:
     _, opened = manager.open()
     restarted = Manager()

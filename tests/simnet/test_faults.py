@@ -37,6 +37,7 @@ def scenario(*faults: Fault, policy: str = "prefer_direct", has_grpc: bool = Fal
         ),
         faults=faults,
         has_grpc=has_grpc,
+        max_seconds=190.0,
     )
 
 

@@ -125,6 +125,7 @@ class _Summary:
     cpu_s: float = 0.0
     virtual_s: float = 0.0
     slowest: tuple[float, int] = (0.0, 0)
+    longest: tuple[float, int] = (0.0, 0)
     facts: Counter[str] = field(default_factory=Counter)
     coverage: Counter[str] = field(default_factory=Counter)
     broken: list[int] = field(default_factory=list)
@@ -135,6 +136,7 @@ class _Summary:
         self.cpu_s += outcome.cpu_s
         self.virtual_s += outcome.virtual_s
         self.slowest = max(self.slowest, (outcome.cpu_s, outcome.seed))
+        self.longest = max(self.longest, (outcome.virtual_s, outcome.seed))
         self.facts += outcome.facts
         self.coverage += outcome.coverage
         if outcome.violation:
@@ -154,7 +156,8 @@ class _Summary:
         print(
             f"{self.seeds} seeds in {seconds:.0f} s: {self.cpu_s / max(1, self.seeds):.2f} s of processor "
             f"time and {self.virtual_s / max(1, self.seeds):.0f} virtual s each; the slowest "
-            f"{self.slowest[0]:.1f} s (seed {self.slowest[1]})"
+            f"{self.slowest[0]:.1f} s (seed {self.slowest[1]}), the longest {self.longest[0]:.0f} virtual s "
+            f"(seed {self.longest[1]})"
         )
         facts = self.facts
         print(

@@ -419,6 +419,11 @@ class FlowClient:
         self._socket.send([datagram(self.number, number, 0, self.work.down)], self._remote)
         return number
 
+    @property
+    def latest_answer(self) -> int:
+        """The highest number that was answered; -1: none."""
+        return max(self.answered, default=-1)
+
     def datagrams_received(self, batches: list[DatagramBatch], now: float) -> None:
         """Compare."""
         del now

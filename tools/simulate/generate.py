@@ -17,6 +17,7 @@ from tools.simulate import abuse, broken_streams, corners, crowds
 from tools.simulate.scenario import (
     LINK_FAULTS,
     MAX_BYTES,
+    MAX_SECONDS,
     Fault,
     FaultKind,
     Narrow,
@@ -133,6 +134,8 @@ class Recipe:
         outcast_share: how likely the certificate of one of two intermediates is revoked instead.
         has_broken_streams: legs over gRPC break while they are made (`broken_streams`).
         crowd_share: how likely many small streams come on top (`crowds`).
+        max_seconds: virtual time that a seed may take: after the last fault, a search that is backed off and
+            all else that is waited for have their time.
     """
 
     what: str
@@ -162,6 +165,7 @@ class Recipe:
     outcast_share: float = 0.0
     has_broken_streams: bool = False
     crowd_share: float = 0.0
+    max_seconds: float = MAX_SECONDS
 
 
 RECIPES: Final[dict[str, Recipe]] = {
@@ -198,6 +202,7 @@ RECIPES: Final[dict[str, Recipe]] = {
         lasts_s=(10.0, 20.0, 35.0),
         spread_s=(0.0, 30.0),
         is_clean=True,
+        max_seconds=100.0,
     ),
     "resume": Recipe(
         "legs and intermediates come and go",
@@ -240,6 +245,7 @@ RECIPES: Final[dict[str, Recipe]] = {
         is_clean=True,
         is_steady=True,
         is_relapse=True,
+        max_seconds=80.0,
     ),
     "bulk": Recipe(
         "many packets at once, while paths become slow",
@@ -271,6 +277,16 @@ RECIPES: Final[dict[str, Recipe]] = {
         agents=2,
         is_clean=True,
     ),
+    "grpc": Recipe(
+        "signaling goes over gRPC while everybody comes and goes, on links of every kind",
+        faults=(*NODE_FAULTS, FaultKind.CUT, FaultKind.LOSS, FaultKind.BLOCK_UDP, FaultKind.REBIND),
+        max_faults=5,
+        min_faults=2,
+        agents=2,
+        spare_share=0.5,
+        grpc_share=1.0,
+        blocked_share=0.1,
+    ),
     "insider": Recipe(
         "agents meddle with the sessions of others",
         faults=(FaultKind.INTRUDE,),
@@ -281,7 +297,9 @@ RECIPES: Final[dict[str, Recipe]] = {
         is_clean=True,
         is_steady=True,
     ),
-    "corners": Recipe("faults in an order that chance hardly ever meets", until_s=42.0, is_story=True),
+    "corners": Recipe(
+        "faults in an order that chance hardly ever meets", until_s=42.0, is_story=True, max_seconds=100.0
+    ),
     "relay_only": Recipe("no direct path is wanted", policies=("relay_only",), agents=2),
     "certificates": Recipe(
         "certificates end or are revoked under steady streams, and are renewed, or not",
@@ -297,6 +315,7 @@ RECIPES: Final[dict[str, Recipe]] = {
         lasts_s=(6.0, 10.0, 20.0),
         grpc_share=0.3,
         outcast_share=0.4,
+        max_seconds=90.0,
     ),
     "asleep": Recipe(
         "machines sleep, and wall clocks jump while sessions live",
@@ -311,6 +330,7 @@ RECIPES: Final[dict[str, Recipe]] = {
         lasts_s=(5.0, 12.0, 20.0, 40.0, 120.0),
         spread_s=(0.0, 2.0, 8.0),
         grpc_share=0.3,
+        max_seconds=190.0,
     ),
     "narrow": Recipe(
         "ways and interfaces that carry less than others, with and without a word about it",
@@ -334,13 +354,16 @@ RECIPES: Final[dict[str, Recipe]] = {
         grpc_share=1.0,
         blocked_share=0.35,
         has_broken_streams=True,
+        max_seconds=100.0,
     ),
 }
 
 
 def generate(seed: int, name: str = "mixed") -> Scenario:
     """The scenario that a seed and a name stand for."""
-    return _Draw(seed, name).scenario()
+    recipe = RECIPES[name]
+    drawn = _Draw(seed, name).scenario()
+    return replace(drawn, max_seconds=recipe.max_seconds, max_bytes=recipe.max_bytes)
 
 
 class _Draw:

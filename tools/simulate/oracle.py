@@ -6,11 +6,13 @@ its code with what it judges would share its mistakes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 from tests.simnet.nat import AD, APD, EI, NatKind
-from tools.simulate.scenario import Scenario, Site
+from tools.simulate.scenario import FaultKind, Scenario, Site
+from tools.simulate.sites import NATS
 from ztna.address import Family
 from ztna.nat.behaviour import Dependence
 
@@ -33,10 +35,41 @@ def must_be_direct(scenario: Scenario, agent: str, connector: str) -> bool:
         return False
     if agent in {one.with_node, other.with_node} or connector in {one.with_node, other.with_node}:
         return True
+    one, other = (home_of(scenario.sites, name) for name in (agent, connector))
     return any(
         _leave_room(_nats(one, family), _nats(other, family))
         for family in set(one.families) & set(other.families) - {one.dead, other.dead}
     )
+
+
+def in_the_end(scenario: Scenario) -> Scenario:
+    """The same with each node where it is at last.
+
+    Who moved is on a network of IPv4 with NATs of its own, or none; what its interface and its way carry
+    moves with it. Who shared a network with it stays there.
+    """
+    sites = scenario.sites
+    for fault in sorted(scenario.faults, key=lambda each: each.at):
+        if fault.kind is not FaultKind.MOVE:
+            continue
+        sites = {
+            name: replace(home_of(sites, name), with_node="", mtu=site.mtu)
+            if site.with_node == fault.target
+            else site
+            for name, site in sites.items()
+        }
+        nats = () if fault.detail == "open" else (NATS[fault.detail],)
+        sites[fault.target] = Site(nats, mtu=sites[fault.target].mtu)
+    return replace(
+        scenario,
+        agents={name: sites[name] for name in scenario.agents},
+        connectors={name: sites[name] for name in scenario.connectors},
+    )
+
+
+def home_of(sites: Mapping[str, Site], name: str) -> Site:
+    """The site whose network a node is on: its own, or that of the node that it shares one with."""
+    return sites[sites[name].with_node or name]
 
 
 def _narrow(scenario: Scenario, agent: str, connector: str) -> Iterable[int]:

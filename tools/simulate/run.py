@@ -21,8 +21,8 @@ from tools.simulate.bounds import open_streams
 from tools.simulate.deployment import Deployment
 from tools.simulate.faults import Faults
 from tools.simulate.invariants import Watcher
-from tools.simulate.oracle import must_be_direct
-from tools.simulate.scenario import MAX_SECONDS, MAX_SKEW_S, Fault, FaultKind, Scenario, Work, WorkKind
+from tools.simulate.oracle import home_of, in_the_end, must_be_direct
+from tools.simulate.scenario import MAX_SKEW_S, Fault, FaultKind, Scenario, Work, WorkKind
 from tools.simulate.timeline import Timeline
 from ztna.access.identity import Role
 from ztna.relay.hub import SILENCE_LIMIT_S
@@ -66,6 +66,7 @@ QUIC_LIMIT_S: Final = QUIC_RETRY_S + 2 * DEAD_AFTER_S + 1.0
 has just begun is in vain, and the next one may begin with the family that leads nowhere."""
 PROBE_EVERY_S: Final = 1.0
 FIRST_PROBE: Final = 10_000
+FORMER: Final = "former"
 
 _SILENCES: Final = {
     FaultKind.CUT,
@@ -204,6 +205,15 @@ class Run:
         self._judge()
         self._close()
         self._outcome.virtual_s = world.now - self._started_at
+        self._keep_within_limits()
+
+    def _keep_within_limits(self) -> None:
+        """Thousands of seeds are to run in minutes."""
+        scenario, took_s = self._scenario, self._outcome.virtual_s
+        if took_s > scenario.max_seconds:
+            raise ViolationError(f"took {took_s:.0f} virtual s, more than {scenario.max_seconds:g}")
+        if scenario.payload_bytes > scenario.max_bytes:
+            raise ViolationError(f"moves {scenario.payload_bytes} B, more than {scenario.max_bytes}")
 
     def abandon(self) -> None:
         """Let go of whatever still runs."""
@@ -361,33 +371,39 @@ class Run:
                     yield agent, connector
 
     def _heal(self) -> None:
-        """A new connection and a new flow of each pair must be served, within the limit."""
+        """A new connection, a new flow and each former flow of each pair are served, within the limit."""
         world = self._world
         assert world is not None  # noqa: S101
         since = world.now
+        pairs = {*self._pairs()}
+        # What was sent before may be answered late, and says nothing of now.
+        flows = {
+            f"{FORMER} flow {flow.number} of {flow.work.agent} to {flow.work.connector}": (flow, flow.send())
+            for flow in self._flows
+            if (flow.work.agent, flow.work.connector) in pairs
+        }
         probes = {pair: self._probe_stream(*pair) for pair in self._pairs()}
-        flows = {pair: self._probe_flow(*pair) for pair in self._pairs()}
+        flows |= {f"flow {a} to {c}": (self._probe_flow(a, c), 0) for a, c in self._pairs()}
         next_at = world.now + PROBE_EVERY_S
 
-        def is_served() -> bool:
+        def waiting() -> list[str]:
             nonlocal next_at
+            silent = {name: flow for name, (flow, first) in flows.items() if flow.latest_answer < first}
             if world.now >= next_at:
                 next_at += PROBE_EVERY_S
                 for pair, client in probes.items():
                     if client.is_over and not client.is_complete:
                         probes[pair] = self._probe_stream(*pair)
-                for flow in flows.values():
-                    if not flow.answered:
-                        flow.send()
-            return all(each.is_complete for each in probes.values()) and all(
-                flow.answered for flow in flows.values()
-            )
+                for flow in silent.values():
+                    flow.send()
+            names = [f"stream {a} to {c}" for (a, c), each in probes.items() if not each.is_complete]
+            names += silent
+            # Where nothing is served, former flows are no news.
+            return [each for each in names if not each.startswith(FORMER)] or names
 
-        if not self._run_until(is_served, HEAL_LIMIT_S):
-            waiting = [f"stream {a} to {c}" for (a, c), each in probes.items() if not each.is_complete]
-            waiting += [f"flow {a} to {c}" for (a, c), each in flows.items() if not each.answered]
+        if not self._run_until(lambda: not waiting(), HEAL_LIMIT_S):
             raise ViolationError(
-                f"not served within {HEAL_LIMIT_S:g} s after the last fault: {', '.join(waiting)}"
+                f"not served within {HEAL_LIMIT_S:g} s after the last fault: {', '.join(waiting())}"
             )
         self._outcome.facts["healed_ms"] = int(1e3 * (world.now - since))
 
@@ -399,20 +415,15 @@ class Run:
 
     def _go_direct(self) -> None:
         """Pairs between which a direct path must exist have to find it."""
-        wanted = [pair for pair in self._pairs() if self._must_be_direct(*pair)]
+        # Where everybody is by now.
+        scenario = in_the_end(self._scenario)
+        wanted = [pair for pair in self._pairs() if must_be_direct(scenario, *pair)]
         limit_s = DIRECT_LIMIT_S if self._scenario.faults else CLEAN_DIRECT_LIMIT_S
-        if self._quiet_at + limit_s > MAX_SECONDS:
-            # After faults that last long there is no time left to wait for a search that is backed off.
-            wanted = []
         if not self._run_until(lambda: all(self._is_direct(*pair) for pair in wanted), limit_s):
             missing = [f"{a} and {c}" for a, c in wanted if not self._is_direct(a, c)]
             raise ViolationError(f"no direct path within {limit_s:g} s between {', '.join(missing)}")
         self._outcome.facts["direct"] += len(wanted)
         self._outcome.facts["pairs"] += len(list(self._pairs()))
-
-    def _must_be_direct(self, agent: str, connector: str) -> bool:
-        moved = any(fault.kind is FaultKind.MOVE and fault.target == agent for fault in self._scenario.faults)
-        return not moved and must_be_direct(self._scenario, agent, connector)
 
     def _is_direct(self, agent: str, connector: str) -> bool:
         world = self._world
@@ -447,10 +458,7 @@ class Run:
 
     def _is_blocked(self, name: str) -> bool:
         """Whether no UDP passes the site of a node for good."""
-        if any(fault.kind is FaultKind.MOVE and fault.target == name for fault in self._scenario.faults):
-            return False
-        site = self._scenario.sites[name]
-        home = self._scenario.sites[site.with_node] if site.with_node else site
+        home = home_of(in_the_end(self._scenario).sites, name)
         return any(nat.is_udp_blocked for nat in (*home.nats, *filter(None, [home.firewall])))
 
     def _finish_streams(self) -> None:

@@ -20,7 +20,7 @@ MAX_BYTES: Final = 256 * 1024
 MAX_SKEW_S: Final = 20.0
 """Of the clocks of sites: so much earlier a certificate ends for some."""
 MAX_SECONDS: Final = 60.0
-"""Virtual time from the start to the last answer that is waited for."""
+"""Virtual time from the start until everything is closed, where a scenario needs no more (`max_seconds`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +201,10 @@ class Scenario:
     narrow: tuple[Narrow, ...] = ()
     has_grpc: bool = False
     """Signaling goes over gRPC, and the relay where UDP does not pass."""
+    max_seconds: float = MAX_SECONDS
+    """Virtual time that it may take until everything is closed."""
+    max_bytes: int = MAX_BYTES
+    """Of payload."""
 
     @property
     def sites(self) -> dict[str, Site]:

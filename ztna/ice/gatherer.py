@@ -9,6 +9,9 @@ candidates alone, since packets from a pinned address leave by the same route.
 An intermediate without a leg is asked where its name leads. It may be off, or out of reach from here, so its
 silence says nothing, and nobody waits for it.
 
+That UDP is blocked is judged once every leg went without it, and holds until somebody answers. A leg that
+goes over TCP looks for QUIC once a minute; UDP may pass long before, so each search has everybody asked anew.
+
 The mappings of one socket to several ports and addresses also show the mapping behaviour; once those tests
 are over, `ztna.nat.discovery` finds out about filters and ports. With both families at work the behaviour
 told is that of IPv4, where the NATs are.
@@ -184,6 +187,7 @@ class CandidateGatherer:
         self._discovered: dict[Family, BehaviourDiscovered] = {}
         self._next_probe = 0
         self._nat = UNKNOWN_BEHAVIOUR
+        self._is_silent = False  # judged so, and nothing was heard since
         self._effects: list[GathererEffect] = []
 
     # Who wants to know
@@ -194,7 +198,9 @@ class CandidateGatherer:
         self._sessions[session_id] = None
         self._lookups.want(now, REFRESH_S)
         tested_at = self._tested_at
-        if tested_at is not None and now >= tested_at + limit_s:
+        if self._have_all_legs_failed():
+            self._ask_in_spite(now)
+        elif tested_at is not None and now >= tested_at + limit_s:
             self._test_all(now)
             if now >= tested_at + REFRESH_S:
                 self._want_discovery(now)
@@ -370,6 +376,7 @@ class CandidateGatherer:
     def _begin_anew(self, moved: Iterable[Family], now: float) -> None:
         """Observe mappings again; what was seen by way of another route holds no more."""
         self._network += 1
+        self._is_silent = False
         for family in moved:
             self._mappings = {
                 server: seen for server, seen in self._mappings.items() if server.family is not family
@@ -398,6 +405,14 @@ class CandidateGatherer:
         for known in self._intermediates.values():
             for server in self._servers_of(known):
                 self._test(server, now, is_awaited=known.has_leg)
+
+    def _ask_in_spite(self, now: float) -> None:
+        """Ask everybody though no leg has answers over UDP: a search begins, and it may pass again.
+
+        Who is asked is left in peace until he has answered, or was silent for as long as a question lasts.
+        """
+        if not self._is_waiting() and (self._tested_at is None or now >= self._tested_at + ASKED_AGAIN_S):
+            self._test_all(now)
 
     def _doubt_udp(self, known: _Intermediate, now: float) -> None:
         """Where no leg has answers any more, see whether the other intermediates still have some."""
@@ -455,6 +470,7 @@ class CandidateGatherer:
                 if isinstance(effect, Ask):
                     self._effects.append(SendBinding(effect.transmit, effect.transaction_id))
                 elif isinstance(effect, Answered):
+                    self._is_silent = False
                     self._mappings[effect.key] = _Observation(effect.mapped, local_host, now)
                     if effect.other is not None:
                         self._ask_others(effect.key, effect.other, now)
@@ -699,8 +715,13 @@ class CandidateGatherer:
         """Every leg went without answers, and so did every Binding request since.
 
         Silence of intermediates that never had a leg is no sign, nor waited for; an answer of theirs is one.
+        While everybody is asked anew for the next search, what was judged before still holds.
         """
-        return self._have_all_legs_failed() and not self._is_waiting()
+        if not self._have_all_legs_failed():
+            self._is_silent = False
+        elif not self._is_waiting():
+            self._is_silent = True
+        return self._is_silent
 
     def _have_all_legs_failed(self) -> bool:
         legs = [each for each in self._intermediates.values() if each.has_leg]

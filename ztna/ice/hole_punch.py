@@ -41,7 +41,7 @@ from ztna.ice.timing import (
     RELAY_REPORTED_LIMIT_S,
     HolePunchState,
 )
-from ztna.nat.behaviour import UNKNOWN_BEHAVIOUR, obstacle
+from ztna.nat.behaviour import UNKNOWN_BEHAVIOUR, NatBehaviour, obstacle
 from ztna.token_bucket import TokenBucket
 
 SIGNALING_LIMIT_S = 5.0
@@ -253,7 +253,9 @@ class HolePunch:
         """Our candidates, all that are known so far."""
         former = self._gathered
         self._gathered = gathered
-        if former is not None and former.network != gathered.network:
+        if former is not None and (
+            former.network != gathered.network or self._is_freed(former.nat, gathered.nat)
+        ):
             self._failures = 0
             if self._current is not None:
                 self._request_restart(NETWORK_CHANGED, now, is_urgent=True)
@@ -264,6 +266,17 @@ class HolePunch:
             self._offer("", now)
         else:
             self._trickle(now)
+
+    def _is_freed(self, former: NatBehaviour, nat: NatBehaviour) -> bool:
+        """Whether UDP passes again, and the peer was told before that it has all of our addresses."""
+        current = self._current
+        return (
+            former.is_udp_blocked
+            and not nat.is_udp_blocked
+            and self._state is HolePunchState.FALLBACK_RELAY
+            and current is not None
+            and current.is_local_end_told
+        )
 
     # What the checklist tells
 

@@ -512,6 +512,46 @@ class TestNat:
         assert node.learned[-1].is_udp_blocked
         assert node.addresses(CandidateType.SERVER_REFLEXIVE) == []
 
+    @pytest.mark.parametrize("was_tested", [True, False], ids=["leg was up before", "only looked up"])
+    def test_search_that_begins_while_the_leg_goes_over_tcp_asks_anew(self, *, was_tested: bool) -> None:
+        node = Node(servers=[], names={"i1": [SERVER.primary]})
+        node.advance(1)
+        if was_tested:
+            node.up()
+        node.core.handle_leg_over_tcp("i1", node.now)
+        node.perform()
+        assert node.nat().is_udp_blocked
+        node.advance(ASKED_AGAIN_S)
+        node.internet.servers.append(SERVER)
+        node.gather()
+        assert not node.nat().is_udp_blocked
+        assert node.addresses(CandidateType.SERVER_REFLEXIVE) == [str(OBSERVED)]
+
+    def test_udp_that_stays_blocked_is_told_meanwhile_and_asked_for_once_at_a_time(self) -> None:
+        node = Node(servers=[], names={"i1": [SERVER.primary]})
+        node.core.handle_leg_over_tcp("i1", node.now)
+        node.perform()
+        asked = len(node.bindings)
+        for number in range(4):
+            node.gather(bytes([number]) * 16)
+            node.advance(0.5)
+        assert node.last.nat == NatBehaviour(is_udp_blocked=True)
+        # Addresses may still come.
+        assert [each.is_complete for each in node.told] == [False] * 4
+        node.advance(GATHERING_LIMIT_S)
+        assert node.last.is_complete
+        assert node.bindings[asked:] == [SERVER.primary] * 6
+        assert node.learned == [NatBehaviour(is_udp_blocked=True)]
+
+    def test_another_network_is_not_taken_for_blocked_as_the_former_one(self) -> None:
+        node = Node(servers=[], names={"i1": [SERVER.primary]})
+        node.core.handle_leg_over_tcp("i1", node.now)
+        node.perform()
+        node.network("10.9.9.9", source="10.9.9.9")
+        assert not node.nat().is_udp_blocked
+        node.advance(GATHERING_LIMIT_S)
+        assert node.nat().is_udp_blocked
+
     def test_refusal_is_an_answer(self) -> None:
         node = Node()
         node.core.handle_leg_down("i1", node.now, is_refusal=True)

@@ -546,6 +546,35 @@ def test_changed_addresses_reset_the_cooldown() -> None:
     assert end.sent(s.Offer)
 
 
+BLOCKED = NatBehaviour(is_udp_blocked=True)
+
+
+@pytest.mark.parametrize("is_complete", [True, False], ids=["all addresses told", "more may follow"])
+def test_udp_that_passes_again_does_not_wait_for_the_cooldown(*, is_complete: bool) -> None:
+    end = agent().relay().gathered(complete=is_complete, nat=BLOCKED).answer()
+    assert (end.state, end.reason) == (State.FALLBACK_RELAY, "udp_blocked")
+    later = host("203.0.113.9")
+    end.now += 2
+    end.gathered(OURS, later)
+    # Who was told to expect more needs no other search.
+    assert [later in offer.candidates for offer in end.sent(s.Offer)] == [True] * is_complete
+    assert [each.candidate for each in end.sent(s.CandidateAdded)] == [later] * (not is_complete)
+
+
+def test_connector_where_udp_passes_again_asks_for_a_search_at_once() -> None:
+    end = connector().offer(1).gathered(complete=True, nat=BLOCKED)
+    assert (end.state, end.reason) == (State.FALLBACK_RELAY, "udp_blocked")
+    end.now += 2
+    assert end.gathered().sent(s.RestartRequested) == [s.RestartRequested(s.NETWORK_CHANGED)]
+
+
+def test_udp_that_passes_again_is_no_reason_to_leave_a_direct_path() -> None:
+    end = agent().relay().gathered(complete=True, nat=BLOCKED).answer().began().nominated()
+    end.now += 2
+    assert not end.gathered().sent(s.Offer)
+    assert end.state is State.CONNECTED
+
+
 @pytest.mark.parametrize("is_known_later", [True, False], ids=["learned later", "nothing new"])
 def test_search_that_failed_without_an_address_learned_after_its_end_is_repeated_at_once(
     *, is_known_later: bool
