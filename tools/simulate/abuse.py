@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from actors.io import DatagramBatch
 from tests.simnet.link import Packet
 from tests.simnet.world import QUIC_PORT
+from tools.simulate import spoof
 from ztna.access.identity import Role
 from ztna.address import Family, TransportAddress
 from ztna.stun import integrity
@@ -46,7 +47,9 @@ class Strangers:
             Family.IPV4: self._random,
             Family.IPV6: random.Random(f"{world.scenario.seed}/strangers over IPv6"),
         }
-        io = world.network.host("stranger", *STRANGERS.values()).io()
+        host = world.network.host("stranger", *STRANGERS.values())
+        self.forger = spoof.Forger(world, host, self._targets)
+        io = host.io()
         self._sockets = {
             family: io.open_udp(TransportAddress(anywhere, 6666), self, may_fragment=True)
             for family, anywhere in ((Family.IPV4, "0.0.0.0"), (Family.IPV6, "::"))  # noqa: S104
@@ -64,13 +67,16 @@ class Strangers:
         """Keep a packet that may be sent again."""
         if packet.flag is not None or packet.payload[:2] == CHECK:
             return
+        self.forger.overhear(packet)
         if len(self._seen) < MAX_KEPT:
             self._seen.append(packet)
         elif self._random.random() < 0.05:
             self._seen[self._random.randrange(MAX_KEPT)] = packet
 
-    def overhear_stun(self, name: str, payload: bytes, *, is_outbound: bool) -> None:
+    def overhear_stun(self, name: str, packet: Packet, *, is_outbound: bool) -> None:
         """Keep a check that came to a node, and take note of its answer."""
+        self.forger.overhear_stun(name, packet, is_outbound=is_outbound)
+        payload = packet.payload
         if not is_outbound and payload[:2] == CHECK:
             self._checks.setdefault(name, deque(maxlen=MAX_KEPT)).append(payload)
         elif is_outbound and payload[:2] == ANSWER:
@@ -81,6 +87,9 @@ class Strangers:
 
     def attack(self, name: str, kind: str, count: float) -> None:
         """Send `count` datagrams of a kind to each address of a node, or to where its NAT has it."""
+        if kind == spoof.KIND:
+            self.forger.attack(name, int(count) or BURST)
+            return
         for family in Family:
             # Of a chance of its own, so that what comes over one family is the same without the other.
             chance = self._chances[family]

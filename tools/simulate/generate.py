@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 
 from tests.simnet.link import LinkConfig
 from tests.simnet.nat import NatKind
-from tools.simulate import abuse, broken_streams, corners, crowds
+from tools.simulate import abuse, broken_streams, corners, crowds, spoof
 from tools.simulate.scenario import (
     LINK_FAULTS,
     MAX_BYTES,
@@ -133,6 +133,7 @@ class Recipe:
         outcast_share: how likely the certificate of one of two intermediates is revoked instead.
         has_broken_streams: legs over gRPC break while they are made (`broken_streams`).
         crowd_share: how likely many small streams come on top (`crowds`).
+        spoof_share: how likely sources are forged meanwhile (`spoof`).
     """
 
     what: str
@@ -162,10 +163,11 @@ class Recipe:
     outcast_share: float = 0.0
     has_broken_streams: bool = False
     crowd_share: float = 0.0
+    spoof_share: float = 0.0
 
 
 RECIPES: Final[dict[str, Recipe]] = {
-    "mixed": Recipe("everything", late_share=0.2, crowd_share=0.2),
+    "mixed": Recipe("everything", late_share=0.2, crowd_share=0.2, spoof_share=0.2),
     "direct": Recipe(
         "sites of every kind, and nothing goes wrong: is a direct path found?",
         faults=(),
@@ -185,6 +187,7 @@ RECIPES: Final[dict[str, Recipe]] = {
         agents=1,
         connectors=1,
         is_clean=True,
+        spoof_share=0.3,
     ),
     "quiet": Recipe(
         "long faults while hardly anything is sent: keepalives, consent and patience decide",
@@ -214,6 +217,7 @@ RECIPES: Final[dict[str, Recipe]] = {
         max_faults=6,
         min_faults=4,
         agents=2,
+        spoof_share=0.7,
     ),
     "failover": Recipe(
         "the direct path dies under steady streams, and nothing else goes wrong: they hardly pause",
@@ -226,6 +230,7 @@ RECIPES: Final[dict[str, Recipe]] = {
         intermediates=1,
         is_clean=True,
         is_steady=True,
+        spoof_share=0.3,
     ),
     "relapse": Recipe(
         "the direct path dies again while it is on probation, or the relay does",
@@ -334,6 +339,7 @@ RECIPES: Final[dict[str, Recipe]] = {
         grpc_share=1.0,
         blocked_share=0.35,
         has_broken_streams=True,
+        spoof_share=0.2,
     ),
 }
 
@@ -405,11 +411,17 @@ class _Draw:
             draft = replace(draft, work=(*draft.work, *early), connectors=connectors)
         if recipe.outcast_share and self._is(recipe.outcast_share):
             draft = self._with_outcast(draft)
-        # Later still, and each by a chance of its own.
+        return self._with_later(draft)
+
+    def _with_later(self, draft: Scenario) -> Scenario:
+        """What came later still, each by a chance of its own."""
+        recipe = self._recipe
         if recipe.has_broken_streams:
             draft = broken_streams.add(draft)
         if recipe.crowd_share:
             draft = crowds.add(draft, recipe.crowd_share, recipe.max_bytes)
+        if recipe.spoof_share:
+            draft = spoof.add(draft, recipe.spoof_share, recipe.until_s)
         return draft
 
     def _narrow(self, draft: Scenario) -> Iterator[Narrow]:
