@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 
 from tests.simnet.link import LinkConfig
 from tests.simnet.nat import NatKind
-from tools.simulate import abuse, broken_streams, corners, crowds, spoof
+from tools.simulate import abuse, broken_streams, corners, crowds, knocks, spoof
 from tools.simulate.scenario import (
     LINK_FAULTS,
     MAX_BYTES,
@@ -134,6 +134,7 @@ class Recipe:
         has_broken_streams: legs over gRPC break while they are made (`broken_streams`).
         crowd_share: how likely many small streams come on top (`crowds`).
         spoof_share: how likely sources are forged meanwhile (`spoof`).
+        knock_share: how likely strangers connect to the gRPC listener, in such a deployment (`knocks`).
     """
 
     what: str
@@ -164,6 +165,7 @@ class Recipe:
     has_broken_streams: bool = False
     crowd_share: float = 0.0
     spoof_share: float = 0.0
+    knock_share: float = 0.0
 
 
 RECIPES: Final[dict[str, Recipe]] = {
@@ -340,6 +342,7 @@ RECIPES: Final[dict[str, Recipe]] = {
         blocked_share=0.35,
         has_broken_streams=True,
         spoof_share=0.2,
+        knock_share=0.3,
     ),
 }
 
@@ -422,6 +425,8 @@ class _Draw:
             draft = crowds.add(draft, recipe.crowd_share, recipe.max_bytes)
         if recipe.spoof_share:
             draft = spoof.add(draft, recipe.spoof_share, recipe.until_s)
+        if recipe.knock_share:
+            draft = knocks.add(draft, recipe.knock_share, recipe.until_s)
         return draft
 
     def _narrow(self, draft: Scenario) -> Iterator[Narrow]:

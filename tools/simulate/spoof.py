@@ -16,7 +16,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from tests.simnet.link import Packet
-from tests.simnet.world import QUIC_PORT
 from tools.simulate.scenario import Fault, FaultKind, Scenario
 from ztna.access.identity import Role
 from ztna.address import Family, TransportAddress
@@ -40,7 +39,7 @@ IDLE_PORT: Final = 7
 """Where nobody listens, of a host that is forged as well."""
 COOKIE: Final = 0x2112A442
 CHECK, ANSWER, ERROR = b"\x00\x01", b"\x01\x01", b"\x01\x11"
-INITIAL: Final = b"\xc3"
+INITIAL, LONG_HEADER = b"\xc3", b"\x80"
 INTEGRITY: Final = b"\x00\x08\x00\x14"
 FINGERPRINT_BYTES: Final = 8
 CID_BYTES: Final = 8
@@ -104,8 +103,14 @@ class Forger:
         """Whether nobody but the forger made this; what it repeats is not."""
         return payload in self._forged
 
-    def may_be_answered(self, payload: bytes) -> bool:
-        """Whether this is forged, and an intermediate answers such, whoever sends it."""
+    def may_be_answered(self, packet: Packet) -> bool:
+        """Whether the forger sent it, and an intermediate answers such, whoever sends it.
+
+        That is an Initial of somebody's as well, which may not have come before.
+        """
+        payload = packet.payload
+        if packet.source.port == IDLE_PORT:
+            return payload[:2] == CHECK or payload[:1] >= LONG_HEADER
         return self.is_forged(payload) and (payload[:2] == CHECK or payload[:1] == INITIAL)
 
     def is_answer(self, packet: Packet) -> bool:
@@ -120,7 +125,7 @@ class Forger:
             if transaction_id in self._replayed:
                 return self._answered_to.get(transaction_id, packet.destination) != packet.destination
             return transaction_id in self._transactions
-        return payload[:1] >= b"\x80" and payload[6 : 6 + CID_BYTES] in self._connection_ids
+        return payload[:1] >= LONG_HEADER and payload[6 : 6 + CID_BYTES] in self._connection_ids
 
     # What is overheard
 
@@ -182,11 +187,10 @@ class Forger:
         found: list[TransportAddress] = []
         for other in world.daemons.values():
             if other.role is Role.INTERMEDIATE:
-                hosts = other.host.addresses if other.id != name else ()
-                found += [TransportAddress(each, QUIC_PORT) for each in hosts]
+                found += self._targets(other.id, family) if other.id != name else ()
             elif other.role is not role:
                 found += self._targets(other.id, family)
-        return [each for each in found if each.family is family]
+        return found
 
     def _payload(self, name: str, kind: str) -> bytes:
         chance = self._random
