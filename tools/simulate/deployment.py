@@ -199,20 +199,39 @@ class Deployment(World):
             # The rules of the run are the same as before.
             service.allows, service.stall_s, service.whole = former.allows, former.stall_s, former.whole
 
-    def move(self, name: str, nats: Iterable[NatKind]) -> None:
+    def move(self, name: str, site: Site) -> None:
         """Take a node to another network."""
         host = self.daemons[name].host
         former = self.places[name]
         former.lan.remove(host)
-        place = self._build(f"{name}-elsewhere{len(self.places)}", replace(Site(), nats=tuple(nats)))
+        place = self._build(f"{name}-elsewhere{len(self.places)}", site)
         self.places[f"{name} formerly {former.number}"] = former
         self.places[name] = place
         self.links.edges[name] = place.edges
         host.uplink = place.lan
-        addresses = self._addresses(place, (Family.IPV4,), has_nat=bool(place.nats))
+        addresses = self._addresses(place, site.families, has_nat=bool(place.nats))
         host.change_addresses(*addresses)
         self._settle(place, host)
         self.links.apply_all()
+
+    def renumber(self, name: str) -> None:
+        """Give a host another address in each family that no NAT translates.
+
+        Within its site the former one leads there still: what it has with its services goes on.
+        """
+        place, host = self.places[name], self.daemons[name].host
+        is_translated = bool(place.nats) and place.nats[-1].kind.is_translating
+        addresses: list[str] = []
+        for former in host.addresses:
+            family = TransportAddress(former, 0).family
+            if family is Family.IPV4 and is_translated:
+                addresses.append(former)
+            else:
+                addresses += self._addresses(place, (family,), has_nat=bool(place.nats))
+                self.network.detach([former])
+        changed = [each for each in addresses if each not in host.addresses]
+        host.change_addresses(*addresses)
+        self._settle(place, host, changed)
 
     def app_io(self, agent: str) -> SimIo:
         """The process of the applications beside an agent."""
@@ -476,10 +495,10 @@ class Deployment(World):
                 found.append(f"198.51.{100 + place.number}.{place.hosts}")
         return found
 
-    def _settle(self, place: Place, host: Host) -> None:
-        """Let packets for the host find it."""
+    def _settle(self, place: Place, host: Host, addresses: Iterable[str] | None = None) -> None:
+        """Let packets for the host find it, at all its addresses or at those that are new."""
         place.lan.add(host)
-        for address in host.addresses:
+        for address in host.addresses if addresses is None else addresses:
             family = Family.IPV6 if ":" in address else Family.IPV4
             uplink = place.lan.uplinks.get(family)
             if isinstance(uplink, Nat):

@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 
 from tests.simnet.link import LinkConfig
 from tests.simnet.nat import NatKind
-from tools.simulate import abuse, broken_streams, corners, crowds, knocks, spoof
+from tools.simulate import abuse, broken_streams, corners, crowds, knocks, spoof, variants
 from tools.simulate.scenario import (
     LINK_FAULTS,
     MAX_BYTES,
@@ -427,7 +427,7 @@ class _Draw:
             draft = spoof.add(draft, recipe.spoof_share, recipe.until_s)
         if recipe.knock_share:
             draft = knocks.add(draft, recipe.knock_share, recipe.until_s)
-        return draft
+        return variants.add(draft)
 
     def _narrow(self, draft: Scenario) -> Iterator[Narrow]:
         share = self._recipe.narrow_share

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from tests.simnet.nat import AD, APD, EI, NatKind
-from tools.simulate.scenario import Scenario, Site
+from tools.simulate.scenario import FaultKind, Scenario, Site
 from ztna.address import Family
 from ztna.nat.behaviour import Dependence
 
@@ -42,7 +42,14 @@ def must_be_direct(scenario: Scenario, agent: str, connector: str) -> bool:
 def _narrow(scenario: Scenario, agent: str, connector: str) -> Iterable[int]:
     """Of the way between the two, and of that to whoever tells them of each other."""
     ends = {agent, connector}
-    return [each.mtu for each in scenario.narrow if each.one in ends or each.other in ends] or [MIN_MTU_BYTES]
+    found = [each.mtu for each in scenario.narrow if each.one in ends or each.other in ends]
+    # Hosts remember what they were told, longer than any seed lasts.
+    found += [
+        int(each.amount)
+        for each in scenario.faults
+        if each.kind is FaultKind.MTU and each.detail == "told" and {each.target, each.other} == ends
+    ]
+    return found or [MIN_MTU_BYTES]
 
 
 def _nats(site: Site, family: Family) -> Sequence[NatKind]:

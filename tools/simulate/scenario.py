@@ -106,9 +106,11 @@ class FaultKind(StrEnum):
     REBIND = "rebind"
     """The node's NATs forget their mappings, and its firewall of IPv6 what it let pass."""
     NEW_ADDRESS = "new_address"
-    """The node's outermost NAT is given another address."""
+    """The node's outermost NAT is given another address; with `detail` `host` the node itself, in each family
+    that no NAT translates."""
     MOVE = "move"
-    """The node is on another network, behind the NAT `detail`."""
+    """The node is on another network, behind the NAT `detail`; `/both` and `/ipv6` behind that tell of its
+    families, a firewall taking the NAT's place for IPv6."""
     CUT = "cut"
     """Nothing passes from `target` to `other`, for `lasts_s`."""
     LOSS = "loss"
