@@ -134,8 +134,7 @@ class Strangers:
             return [TransportAddress(host, QUIC_PORT) for host in hosts]
         found: list[TransportAddress] = []
         if family is Family.IPV4:
-            for nat in self._world.places[name].nats[:1]:
-                found += nat.mappings().values()
+            found += self._world.places[name].outside(daemon.host)
         ports = [local.port for local in daemon.host.sockets if local.family is family]
         found += [TransportAddress(host, port) for host in hosts for port in ports]
         return found[:MAX_TARGETS]

@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 
 from tests.simnet.link import LinkConfig
 from tests.simnet.nat import NatKind
-from tools.simulate import abuse, broken_streams, corners, crowds, knocks, spoof, variants
+from tools.simulate import abuse, broken_streams, carriers, corners, crowds, knocks, spoof, variants
 from tools.simulate.scenario import (
     LINK_FAULTS,
     MAX_BYTES,
@@ -134,6 +134,7 @@ class Recipe:
         has_broken_streams: legs over gRPC break while they are made (`broken_streams`).
         crowd_share: how likely many small streams come on top (`crowds`).
         spoof_share: how likely sources are forged meanwhile (`spoof`).
+        carrier_share: how likely two sites have a carrier's NAT in common (`carriers`).
         knock_share: how likely strangers connect to the gRPC listener, in such a deployment (`knocks`).
     """
 
@@ -166,10 +167,11 @@ class Recipe:
     crowd_share: float = 0.0
     spoof_share: float = 0.0
     knock_share: float = 0.0
+    carrier_share: float = 0.0
 
 
 RECIPES: Final[dict[str, Recipe]] = {
-    "mixed": Recipe("everything", late_share=0.2, crowd_share=0.2, spoof_share=0.2),
+    "mixed": Recipe("everything", late_share=0.2, crowd_share=0.2, spoof_share=0.2, carrier_share=0.3),
     "direct": Recipe(
         "sites of every kind, and nothing goes wrong: is a direct path found?",
         faults=(),
@@ -178,6 +180,7 @@ RECIPES: Final[dict[str, Recipe]] = {
         agents=2,
         grpc_share=0.5,
         early_share=0.8,
+        carrier_share=0.3,
     ),
     "faults": Recipe("small deployments, many faults", max_faults=8, min_faults=3, agents=1, connectors=1),
     "paths": Recipe(
@@ -220,6 +223,7 @@ RECIPES: Final[dict[str, Recipe]] = {
         min_faults=4,
         agents=2,
         spoof_share=0.7,
+        carrier_share=0.2,
     ),
     "failover": Recipe(
         "the direct path dies under steady streams, and nothing else goes wrong: they hardly pause",
@@ -427,7 +431,8 @@ class _Draw:
             draft = spoof.add(draft, recipe.spoof_share, recipe.until_s)
         if recipe.knock_share:
             draft = knocks.add(draft, recipe.knock_share, recipe.until_s)
-        return variants.add(draft)
+        draft = variants.add(draft)
+        return carriers.add(draft, recipe.carrier_share) if recipe.carrier_share else draft
 
     def _narrow(self, draft: Scenario) -> Iterator[Narrow]:
         share = self._recipe.narrow_share

@@ -34,7 +34,7 @@ def must_be_direct(scenario: Scenario, agent: str, connector: str) -> bool:
     if agent in {one.with_node, other.with_node} or connector in {one.with_node, other.with_node}:
         return True
     return any(
-        _leave_room(_nats(one, family), _nats(other, family))
+        _may_meet(scenario, one, other, family)
         for family in set(one.families) & set(other.families) - {one.dead, other.dead}
     )
 
@@ -52,9 +52,31 @@ def _narrow(scenario: Scenario, agent: str, connector: str) -> Iterable[int]:
     return found or [MIN_MTU_BYTES]
 
 
-def _nats(site: Site, family: Family) -> Sequence[NatKind]:
+def _may_meet(scenario: Scenario, one: Site, other: Site, family: Family) -> bool:
+    room = _leave_room(_nats(scenario, one, family), _nats(scenario, other, family))
+    if family is not Family.IPV4 or not one.behind or one.behind != other.behind:
+        return room
+    # All that the network tells them of each other is at the address of the carrier's NAT.
+    return (room and scenario.carriers[one.behind].is_hairpinning) or _meet_within(one, other)
+
+
+def _meet_within(one: Site, other: Site) -> bool:
+    """Whether they meet in the network behind their carrier's NAT."""
+    if any(nat.is_udp_blocked or nat.lifetime_s < MIN_LIFETIME_S for nat in (*one.nats, *other.nats)):
+        return False
+    is_translated = [any(nat.is_translating for nat in each.nats) for each in (one, other)]
+    if not any(is_translated):
+        return True
+    # Who has its address there can be sent to by the other, and has not sent to where that comes from.
+    return any(
+        not is_hidden and _strictest(nat.filtering for nat in each.nats) is EI
+        for each, is_hidden in zip((one, other), is_translated, strict=True)
+    )
+
+
+def _nats(scenario: Scenario, site: Site, family: Family) -> Sequence[NatKind]:
     if family is Family.IPV4:
-        return site.nats
+        return (scenario.carriers[site.behind], *site.nats) if site.behind else site.nats
     return () if site.firewall is None else (site.firewall,)
 
 
