@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from tests.simnet.link import Packet
 from ztna.address import TransportAddress
@@ -60,6 +60,22 @@ ADDRESS_DEPENDENT_MAPPING: Final = NatKind(mapping=AD, allocation=PortAllocation
 FIREWALL: Final = NatKind(is_translating=False)
 UDP_BLOCKED: Final = NatKind(is_udp_blocked=True)
 
+
+class Outer(Protocol):
+    """What NATs may stand behind: another one, or the network between them and that one."""
+
+    name: str
+
+    def add_inside(self, address: str, node: Node) -> None:
+        """Deliver packets for `address` to `node`."""
+
+    def forward(self, packet: Packet) -> None:
+        """Take `packet` one step further."""
+
+    def refused(self, packet: Packet, mtu: int) -> None:
+        """Hear that a packet which was sent from here is too large."""
+
+
 _Key = tuple[bool, TransportAddress, object]
 
 
@@ -77,15 +93,16 @@ class Nat:
     """One NAT; a node of the network."""
 
     def __init__(
-        self, network: VirtualNetwork, name: str, address: str, kind: NatKind, uplink: Node | None = None
+        self, network: VirtualNetwork, name: str, address: str, kind: NatKind, uplink: Outer | None = None
     ) -> None:
-        """`address` is the external one (unused by a firewall); `uplink` is a NAT further out."""
+        """`address` is the external one (unused by a firewall); `uplink` is further out."""
         self.network = network
         self.name = name
         self.address = address
         self.kind = kind
         self.drops: Callable[[Packet, bool], bool] = lambda _packet, _is_outbound: False
         """Silently drops what it says True to; the second argument tells whether a packet goes out."""
+        self._outer = uplink
         self._uplink: Node = uplink or network
         self._inside: dict[str, Node] = {}
         self._by_key: dict[_Key, _Mapping] = {}
@@ -141,10 +158,10 @@ class Nat:
             self._inside[mapping.inside.host].refused(_with(packet, source=mapping.inside), mtu)
 
     def _announce(self, address: str) -> None:
-        if isinstance(self._uplink, Nat):
-            self._uplink.add_inside(address, self)
-        else:
+        if self._outer is None:
             self.network.attach(self, [address])
+        else:
+            self._outer.add_inside(address, self)
 
     def _outbound(self, packet: Packet) -> None:
         if self.kind.is_udp_blocked and packet.flag is None:

@@ -124,6 +124,17 @@ class VirtualNetwork:
             return
         self._link(source, destination).carry(packet)
 
+    def inject(self, packet: Packet, sender: Node) -> None:
+        """Carry a packet from `sender`, whose source is somebody else's address.
+
+        It does not come back to where its source is: whoever routes for both takes it for none of its own.
+        """
+        destination = self._nodes.get(packet.destination.host)
+        if destination is None or self._nodes.get(packet.source.host) is destination:
+            self.record(packet, "lost, forged, no route")
+            return
+        self._link(sender, destination).carry(packet)
+
     def refused(self, packet: Packet, mtu: int) -> None:
         """The network itself sends nothing."""
 

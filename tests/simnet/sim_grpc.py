@@ -46,6 +46,8 @@ ATTEMPT_DELAY_S: Final = 0.25
 CLIENT_KEEPALIVE_S: Final = (10.0, 5.0)
 SERVER_KEEPALIVE_S: Final = (20.0, 10.0)
 """Between two pings, and until one is answered: as both ends set `grpcio` to."""
+MAX_GREETING_BYTES: Final = 1 << 16
+"""Of a record before the handshake is over: what claims to be longer is no TLS, which says so at once."""
 NODE_ROLES: Final = frozenset({Role.AGENT, Role.CONNECTOR})
 
 
@@ -61,6 +63,7 @@ class _Wire:
         self.on_overflow: Callable[[], None] = lambda: None
         self._keepalive_s = keepalive_s
         self.max_queued = max_queued
+        self.max_record: int | None = None
         self._stream: TcpStream | None = None
         self._buffer = b""
         self._written = self._queued = 0
@@ -107,6 +110,9 @@ class _Wire:
         self._buffer += data
         while len(self._buffer) >= RECORD.size and not self.is_over:
             kind, size = RECORD.unpack_from(self._buffer)
+            if self.max_record is not None and size > self.max_record:
+                self._lose("wrong version number")
+                return
             if len(self._buffer) < RECORD.size + size:
                 return
             body = self._buffer[RECORD.size : RECORD.size + size]
@@ -482,6 +488,7 @@ class SimGrpcServer:
         wire = _Wire(self._io, SERVER_KEEPALIVE_S, self._max_queued)
         self._wires = [each for each in self._wires if not each.is_over]
         self._wires.append(wire)
+        wire.max_record = MAX_GREETING_BYTES
         remote = str(stream.remote_address)
         wire.on_record = lambda kind, body: self._shake_hands(wire, remote, kind, body)
         return wire
@@ -492,6 +499,9 @@ class SimGrpcServer:
             wire.write(CERTIFICATE, own.certificate_pem)
             return
         method, _, certificate_pem = body.partition(b"\n")
+        if kind != CALL:
+            wire.finish()
+            return
         try:
             _without_list(own).verify(
                 x509.load_pem_x509_certificates(certificate_pem),
@@ -499,9 +509,10 @@ class SimGrpcServer:
                 now_wall=self._io.wall_time(),
                 as_server=False,
             )
-        except AuthenticationError:
+        except (AuthenticationError, ValueError):
             wire.finish()
             return
+        wire.max_record = None
         if method + b"\n" == ATTACH:
             self._serve_attach(wire, certificate_pem, remote)
         else:

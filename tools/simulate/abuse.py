@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Final
 from actors.io import DatagramBatch
 from tests.simnet.link import Packet
 from tests.simnet.world import QUIC_PORT
+from tools.simulate import knocks, spoof
+from tools.simulate.deployment import STUN_PORT
 from ztna.access.identity import Role
 from ztna.address import Family, TransportAddress
 from ztna.stun import integrity
@@ -46,7 +48,12 @@ class Strangers:
             Family.IPV4: self._random,
             Family.IPV6: random.Random(f"{world.scenario.seed}/strangers over IPv6"),
         }
-        io = world.network.host("stranger", *STRANGERS.values()).io()
+        host = world.network.host("stranger", *STRANGERS.values())
+        self.forger = spoof.Forger(world, host, self._all_targets)
+        self._io = io = host.io()
+        self._knocking = random.Random(f"{world.scenario.seed}/strangers at the door")
+        self._elsewhere = random.Random(f"{world.scenario.seed}/strangers at the alternate port")
+        self.knocks: list[knocks.Knock] = []
         self._sockets = {
             family: io.open_udp(TransportAddress(anywhere, 6666), self, may_fragment=True)
             for family, anywhere in ((Family.IPV4, "0.0.0.0"), (Family.IPV6, "::"))  # noqa: S104
@@ -64,13 +71,16 @@ class Strangers:
         """Keep a packet that may be sent again."""
         if packet.flag is not None or packet.payload[:2] == CHECK:
             return
+        self.forger.overhear(packet)
         if len(self._seen) < MAX_KEPT:
             self._seen.append(packet)
         elif self._random.random() < 0.05:
             self._seen[self._random.randrange(MAX_KEPT)] = packet
 
-    def overhear_stun(self, name: str, payload: bytes, *, is_outbound: bool) -> None:
+    def overhear_stun(self, name: str, packet: Packet, *, is_outbound: bool) -> None:
         """Keep a check that came to a node, and take note of its answer."""
+        self.forger.overhear_stun(name, packet, is_outbound=is_outbound)
+        payload = packet.payload
         if not is_outbound and payload[:2] == CHECK:
             self._checks.setdefault(name, deque(maxlen=MAX_KEPT)).append(payload)
         elif is_outbound and payload[:2] == ANSWER:
@@ -81,12 +91,35 @@ class Strangers:
 
     def attack(self, name: str, kind: str, count: float) -> None:
         """Send `count` datagrams of a kind to each address of a node, or to where its NAT has it."""
+        if kind == spoof.KIND:
+            self.forger.attack(name, int(count) or BURST)
+            return
+        if kind == knocks.KIND:
+            self._knock(name, int(count) or BURST)
+            return
         for family in Family:
             # Of a chance of its own, so that what comes over one family is the same without the other.
             chance = self._chances[family]
             for remote in self._targets(name, family):
                 payloads = [self._payload(name, kind, chance) for _ in range(int(count) or BURST)]
                 self._sockets[family].send(payloads, remote)
+            for remote in self._alternates(name, family):
+                payloads = [self._payload(name, kind, self._elsewhere) for _ in range(int(count) or BURST)]
+                self._sockets[family].send(payloads, remote)
+
+    def _knock(self, name: str, count: int) -> None:
+        for host in self._world.daemons[name].host.addresses:
+            remote = TransportAddress(host, knocks.GRPC_PORT)
+            self.knocks += [knocks.Knock(self._io, remote, self._knocking) for _ in range(count)]
+
+    def _alternates(self, name: str, family: Family) -> list[TransportAddress]:
+        """Where an intermediate answers STUN besides."""
+        daemon = self._world.daemons[name]
+        found = [TransportAddress(host, STUN_PORT) for host in daemon.host.addresses]
+        return [each for each in found if each.family is family and daemon.role is Role.INTERMEDIATE]
+
+    def _all_targets(self, name: str, family: Family) -> list[TransportAddress]:
+        return [*self._targets(name, family), *self._alternates(name, family)]
 
     def datagrams_received(self, batches: list[DatagramBatch], now: float) -> None:
         """The watcher judges that nobody but an intermediate sent this."""
@@ -101,8 +134,7 @@ class Strangers:
             return [TransportAddress(host, QUIC_PORT) for host in hosts]
         found: list[TransportAddress] = []
         if family is Family.IPV4:
-            for nat in self._world.places[name].nats[:1]:
-                found += nat.mappings().values()
+            found += self._world.places[name].outside(daemon.host)
         ports = [local.port for local in daemon.host.sockets if local.family is family]
         found += [TransportAddress(host, port) for host in hosts for port in ports]
         return found[:MAX_TARGETS]

@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 from actors.child_group import ChildState
 from actors.daemon import Node as DaemonNode
 from tests.simnet.link import Link, LinkConfig, Packet
-from tests.simnet.nat import Nat, NatKind
+from tests.simnet.nat import Nat, NatKind, Outer
 from tests.simnet.network import Node, VirtualNetwork
 from tests.simnet.sim_io import WALL_EPOCH, Host, SimIo
 from tests.simnet.watch import InvariantError
@@ -39,14 +39,14 @@ OnMessage = Callable[[Daemon, Message], None]
 
 
 class Lan:
-    """The innermost network of a site: delivers within, and sends the rest to the uplink of its family."""
+    """A network of a site, or behind a carrier's NAT: delivers within, and sends the rest to the uplink."""
 
     def __init__(self, network: VirtualNetwork, name: str) -> None:
         self.name = name
         self.uplinks: dict[Family, Node] = {}
         self.blocks_udp = False
         self.dead: Family | None = None
-        self._inside: dict[str, Host] = {}
+        self._inside: dict[str, Node] = {}
         self._network = network
         chance = network.derive_random(f"lan {name}")
         self._link = Link(network.clock, chance, SITE_LINK, self._deliver, network.record)
@@ -54,6 +54,13 @@ class Lan:
     def add(self, host: Host) -> None:
         """Deliver packets for the addresses of `host`."""
         self._inside.update(dict.fromkeys(host.addresses, host))
+
+    def add_inside(self, address: str, node: Node) -> None:
+        """Deliver packets for `address` to a NAT or another network, and let the NAT further out know."""
+        self._inside[address] = node
+        uplink = self.uplinks.get(TransportAddress(address, 0).family)
+        if isinstance(uplink, Nat):
+            uplink.add_inside(address, self)
 
     def remove(self, host: Host) -> None:
         """Deliver nothing to it any more."""
@@ -78,14 +85,14 @@ class Lan:
 
     def refused(self, packet: Packet, mtu: int) -> None:
         """Tell the host that sent it."""
-        host = self._inside.get(packet.source.host)
-        if host is not None:
-            host.refused(packet, mtu)
+        node = self._inside.get(packet.source.host)
+        if node is not None:
+            node.refused(packet, mtu)
 
     def _deliver(self, packet: Packet) -> None:
-        host = self._inside.get(packet.destination.host)
-        if host is not None:
-            host.forward(packet)
+        node = self._inside.get(packet.destination.host)
+        if node is not None:
+            node.forward(packet)
 
 
 @dataclass(eq=False)
@@ -98,6 +105,15 @@ class Place:
     firewalls: list[Nat] = field(default_factory=list)
     edges: list[str] = field(default_factory=list)
     hosts: int = 0
+    carrier: Nat | None = None
+
+    def outside(self, host: Host) -> list[TransportAddress]:
+        """Where the network sees what a host sends over IPv4 through NATs."""
+        if self.carrier is None:
+            return [each for nat in self.nats[:1] for each in nat.mappings().values()]
+        inside = {each for nat in self.nats[:1] for each in ([nat.address] if nat.address else [])}
+        inside |= set(host.addresses)
+        return [external for each, external in self.carrier.mappings().items() if each.host in inside]
 
 
 class LinkTable:
@@ -149,6 +165,7 @@ class Deployment(World):
         self.revoked: dict[str, float] = {}
         self.outcasts: dict[str, float] = {}
         """Intermediates whose certificate is on the list of every node, and since when."""
+        self.carriers: dict[str, Lan] = {}
         self._fresh = 0
         self._draining: dict[str, tuple[DaemonNode, SimIo]] = {}
         self._report = report
@@ -199,20 +216,39 @@ class Deployment(World):
             # The rules of the run are the same as before.
             service.allows, service.stall_s, service.whole = former.allows, former.stall_s, former.whole
 
-    def move(self, name: str, nats: Iterable[NatKind]) -> None:
+    def move(self, name: str, site: Site) -> None:
         """Take a node to another network."""
         host = self.daemons[name].host
         former = self.places[name]
         former.lan.remove(host)
-        place = self._build(f"{name}-elsewhere{len(self.places)}", replace(Site(), nats=tuple(nats)))
+        place = self._build(f"{name}-elsewhere{len(self.places)}", site)
         self.places[f"{name} formerly {former.number}"] = former
         self.places[name] = place
         self.links.edges[name] = place.edges
         host.uplink = place.lan
-        addresses = self._addresses(place, (Family.IPV4,), has_nat=bool(place.nats))
+        addresses = self._addresses(place, site.families, has_nat=bool(place.nats))
         host.change_addresses(*addresses)
         self._settle(place, host)
         self.links.apply_all()
+
+    def renumber(self, name: str) -> None:
+        """Give a host another address in each family that no NAT translates.
+
+        Within its site the former one leads there still: what it has with its services goes on.
+        """
+        place, host = self.places[name], self.daemons[name].host
+        is_translated = bool(place.nats) and place.nats[-1].kind.is_translating
+        addresses: list[str] = []
+        for former in host.addresses:
+            family = TransportAddress(former, 0).family
+            if family is Family.IPV4 and is_translated:
+                addresses.append(former)
+            else:
+                addresses += self._addresses(place, (family,), has_nat=bool(place.nats))
+                self.network.detach([former])
+        changed = [each for each in addresses if each not in host.addresses]
+        host.change_addresses(*addresses)
+        self._settle(place, host, changed)
 
     def app_io(self, agent: str) -> SimIo:
         """The process of the applications beside an agent."""
@@ -443,7 +479,13 @@ class Deployment(World):
             lan.blocks_udp = True
             self.clock.call_at(self.now + site.udp_from_s, lambda: setattr(lan, "blocks_udp", False))
         place = Place(number, lan)
-        uplink: Node | None = None
+        carrier = self._carrier(site.behind) if site.behind else None
+        uplink: Outer | None = carrier
+        if carrier is not None:
+            outermost = carrier.uplinks[Family.IPV4]
+            assert isinstance(outermost, Nat)  # noqa: S101
+            place.carrier = outermost
+            place.edges.append(outermost.name)
         # The outermost first, since each needs the one further out.
         for level, kind in reversed(list(enumerate(site.nats))):
             is_outermost = uplink is None
@@ -463,6 +505,14 @@ class Deployment(World):
         place.edges.append(place.lan.name)
         return place
 
+    def _carrier(self, name: str) -> Lan:
+        """The network behind a carrier's NAT."""
+        if name not in self.carriers:
+            lan = self.carriers[name] = Lan(self.network, f"{name}-lan")
+            address = f"198.51.98.{len(self.carriers)}"
+            lan.uplinks[Family.IPV4] = Nat(self.network, name, address, self.scenario.carriers[name])
+        return self.carriers[name]
+
     @staticmethod
     def _addresses(place: Place, families: Iterable[Family], *, has_nat: bool) -> list[str]:
         place.hosts += 1
@@ -472,17 +522,19 @@ class Deployment(World):
                 found.append(f"2001:db8:{place.number:x}::{place.hosts:x}")
             elif has_nat and place.nats[-1].kind.is_translating:
                 found.append(f"10.{place.number}.0.{place.hosts}")
+            elif place.carrier is not None:
+                found.append(f"100.64.{place.number}.{100 + place.hosts}")
             else:
                 found.append(f"198.51.{100 + place.number}.{place.hosts}")
         return found
 
-    def _settle(self, place: Place, host: Host) -> None:
-        """Let packets for the host find it."""
+    def _settle(self, place: Place, host: Host, addresses: Iterable[str] | None = None) -> None:
+        """Let packets for the host find it, at all its addresses or at those that are new."""
         place.lan.add(host)
-        for address in host.addresses:
+        for address in host.addresses if addresses is None else addresses:
             family = Family.IPV6 if ":" in address else Family.IPV4
             uplink = place.lan.uplinks.get(family)
-            if isinstance(uplink, Nat):
+            if isinstance(uplink, Nat | Lan):
                 uplink.add_inside(address, place.lan)
             else:
                 self.network.attach(place.lan, [address])

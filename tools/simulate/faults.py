@@ -10,7 +10,7 @@ from tests.simnet.link import LinkConfig
 from tools.simulate.abuse import Strangers
 from tools.simulate.deployment import Deployment
 from tools.simulate.scenario import LINK_FAULTS, Fault, FaultKind, Scenario
-from tools.simulate.sites import NATS
+from tools.simulate.variants import HOST, site_elsewhere
 from ztna.access.identity import Role
 from ztna.v1 import hole_punch_pb2
 
@@ -98,7 +98,7 @@ class Faults:
             nat.rebind()
 
     def _move(self, fault: Fault) -> None:
-        self._world.move(fault.target, () if fault.detail == "open" else (NATS[fault.detail],))
+        self._world.move(fault.target, site_elsewhere(fault.detail))
 
     def _block_udp(self, fault: Fault) -> Undo:
         lan = self._world.places[fault.target].lan
@@ -171,6 +171,9 @@ class Faults:
         return lambda: None
 
     def _renumber(self, fault: Fault) -> None:
+        if fault.detail == HOST:
+            self._world.renumber(fault.target)
+            return
         nats = self._world.places[fault.target].nats
         if nats:
             nats[0].move(self._world.fresh_address())

@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 
 from tests.simnet.link import LinkConfig
 from tests.simnet.nat import NatKind
-from tools.simulate import abuse, broken_streams, corners, crowds
+from tools.simulate import abuse, broken_streams, carriers, corners, crowds, knocks, spoof, variants
 from tools.simulate.scenario import (
     LINK_FAULTS,
     MAX_BYTES,
@@ -136,6 +136,9 @@ class Recipe:
         crowd_share: how likely many small streams come on top (`crowds`).
         max_seconds: virtual time that a seed may take: after the last fault, a search that is backed off and
             all else that is waited for have their time.
+        spoof_share: how likely sources are forged meanwhile (`spoof`).
+        carrier_share: how likely two sites have a carrier's NAT in common (`carriers`).
+        knock_share: how likely strangers connect to the gRPC listener, in such a deployment (`knocks`).
     """
 
     what: str
@@ -166,10 +169,13 @@ class Recipe:
     has_broken_streams: bool = False
     crowd_share: float = 0.0
     max_seconds: float = MAX_SECONDS
+    spoof_share: float = 0.0
+    knock_share: float = 0.0
+    carrier_share: float = 0.0
 
 
 RECIPES: Final[dict[str, Recipe]] = {
-    "mixed": Recipe("everything", late_share=0.2, crowd_share=0.2),
+    "mixed": Recipe("everything", late_share=0.2, crowd_share=0.2, spoof_share=0.2, carrier_share=0.3),
     "direct": Recipe(
         "sites of every kind, and nothing goes wrong: is a direct path found?",
         faults=(),
@@ -178,6 +184,7 @@ RECIPES: Final[dict[str, Recipe]] = {
         agents=2,
         grpc_share=0.5,
         early_share=0.8,
+        carrier_share=0.3,
     ),
     "faults": Recipe("small deployments, many faults", max_faults=8, min_faults=3, agents=1, connectors=1),
     "paths": Recipe(
@@ -189,6 +196,7 @@ RECIPES: Final[dict[str, Recipe]] = {
         agents=1,
         connectors=1,
         is_clean=True,
+        spoof_share=0.3,
     ),
     "quiet": Recipe(
         "long faults while hardly anything is sent: keepalives, consent and patience decide",
@@ -219,6 +227,8 @@ RECIPES: Final[dict[str, Recipe]] = {
         max_faults=6,
         min_faults=4,
         agents=2,
+        spoof_share=0.7,
+        carrier_share=0.2,
     ),
     "failover": Recipe(
         "the direct path dies under steady streams, and nothing else goes wrong: they hardly pause",
@@ -231,6 +241,7 @@ RECIPES: Final[dict[str, Recipe]] = {
         intermediates=1,
         is_clean=True,
         is_steady=True,
+        spoof_share=0.3,
     ),
     "relapse": Recipe(
         "the direct path dies again while it is on probation, or the relay does",
@@ -355,6 +366,8 @@ RECIPES: Final[dict[str, Recipe]] = {
         blocked_share=0.35,
         has_broken_streams=True,
         max_seconds=100.0,
+        spoof_share=0.2,
+        knock_share=0.3,
     ),
 }
 
@@ -428,12 +441,21 @@ class _Draw:
             draft = replace(draft, work=(*draft.work, *early), connectors=connectors)
         if recipe.outcast_share and self._is(recipe.outcast_share):
             draft = self._with_outcast(draft)
-        # Later still, and each by a chance of its own.
+        return self._with_later(draft)
+
+    def _with_later(self, draft: Scenario) -> Scenario:
+        """What came later still, each by a chance of its own."""
+        recipe = self._recipe
         if recipe.has_broken_streams:
             draft = broken_streams.add(draft)
         if recipe.crowd_share:
             draft = crowds.add(draft, recipe.crowd_share, recipe.max_bytes)
-        return draft
+        if recipe.spoof_share:
+            draft = spoof.add(draft, recipe.spoof_share, recipe.until_s)
+        if recipe.knock_share:
+            draft = knocks.add(draft, recipe.knock_share, recipe.until_s)
+        draft = variants.add(draft)
+        return carriers.add(draft, recipe.carrier_share) if recipe.carrier_share else draft
 
     def _narrow(self, draft: Scenario) -> Iterator[Narrow]:
         share = self._recipe.narrow_share

@@ -22,10 +22,13 @@ from tests.simnet.world import Daemon
 from tools.simulate import plaintext
 from tools.simulate.apps import MARK
 from tools.simulate.bounds import check_bounds, check_containers, concerns
+from tools.simulate.knocks import MAX_GREETING_BYTES
 from tools.simulate.prompt import PromptSearches
+from tools.simulate.spoof import IDLE_PORT, Forger
 from tools.simulate.timers import check_timers
 from tools.simulate.triggered import TriggeredChecks
 from ztna.access.identity import Role
+from ztna.address import TransportAddress
 from ztna.ice.timing import CONSENT_LIMIT_S
 from ztna.stun.attributes import IceControlled, UseCandidate
 from ztna.stun.message import MessageClass, parse
@@ -80,10 +83,14 @@ class Watcher:
         self._doubted: set[tuple[str, bytes]] = set()
         self._triggered = TriggeredChecks(report)
         self._prompt: PromptSearches | None = None
-        self._to_strangers: Counter[str] = Counter()
-        self._from_strangers: Counter[str] = Counter()
+        self._to_strangers: Counter[tuple[str, int]] = Counter()  # by daemon and port
+        self._from_strangers: Counter[tuple[str, int]] = Counter()
         self.overhear: Callable[[Packet], None] = lambda _packet: None
         self.overhear_stun: Callable[..., None] = _ignore
+        self.forger: Forger | None = None
+        self._greetings: Counter[tuple[str, TransportAddress]] = Counter()
+        self._to_forged: Counter[tuple[str, int, bool]] = Counter()
+        self._of_forged: Counter[tuple[str, int, bool]] = Counter()
         self.has_been_direct = False
         self.carriers: dict[tuple[str, str], str] = {}
         """What carries the leg of a node to an intermediate, while one is up."""
@@ -289,6 +296,8 @@ class Watcher:
             self.overhear(packet)
         if is_outbound and other.host in self._strangers:
             self._report(f"{daemon.id} answers a stranger: {packet.size} B to {other}")
+        if is_outbound and self.forger is not None and self.forger.is_answer(packet):
+            self._report(f"{daemon.id} answers what was forged: {packet.size} B to {other}")
         if MARK in packet.payload:
             self._report(f"{daemon.id}: payload in the clear between it and {other}")
         if packet.flag is None and packet.payload[:2] in {STUN_REQUEST, STUN_SUCCESS}:
@@ -298,7 +307,9 @@ class Watcher:
             self._judge_direct(daemon, str(other), len(packet.payload))
 
     def _stun(self, daemon: Daemon, packet: Packet, is_outbound: bool) -> None:
-        self.overhear_stun(daemon.id, packet.payload, is_outbound=is_outbound)
+        self.overhear_stun(daemon.id, packet, is_outbound=is_outbound)
+        if self.forger is not None and self.forger.is_forged(packet.payload):
+            return
         if self._is_undisturbed and self._world is not None:
             self._triggered.packet(daemon, packet, self._world.clock, is_outbound=is_outbound)
         kind, transaction_id = packet.payload[:2], packet.payload[8:20]
@@ -339,17 +350,46 @@ class Watcher:
     def _at_intermediate(self, daemon: Daemon, packet: Packet, is_outbound: bool) -> None:
         if MARK in packet.payload:
             self._report(f"{daemon.id}: payload in the clear at the intermediate")
-        if is_outbound and packet.destination.host in self._strangers:
-            self._to_strangers[daemon.id] += len(packet.payload)
-            if self._to_strangers[daemon.id] > AMPLIFICATION_LIMIT * self._from_strangers[daemon.id]:
+        if packet.flag is not None:
+            self._judge_greeting(daemon, packet, is_outbound)
+        elif is_outbound and packet.destination.host in self._strangers:
+            key = (daemon.id, packet.source.port)
+            self._to_strangers[key] += len(packet.payload)
+            if self._to_strangers[key] > AMPLIFICATION_LIMIT * self._from_strangers[key]:
                 self._report(
                     f"{daemon.id}: answers a stranger with more than {AMPLIFICATION_LIMIT} times as much"
                 )
         elif not is_outbound and packet.source.host in self._strangers:
-            self._from_strangers[daemon.id] += len(packet.payload)
+            self._from_strangers[daemon.id, packet.destination.port] += len(packet.payload)
+        if self.forger is not None:
+            self._judge_reflection(self.forger, daemon, packet, is_outbound)
+
+    def _judge_greeting(self, daemon: Daemon, packet: Packet, is_outbound: bool) -> None:
+        """A stranger that connects hears no more than the handshake of TLS."""
+        if is_outbound and packet.destination.host in self._strangers:
+            key = (daemon.id, packet.destination)
+            self._greetings[key] += len(packet.payload)
+            if self._greetings[key] > MAX_GREETING_BYTES:
+                self._report(f"{daemon.id}: says {self._greetings[key]} B to a stranger that connected")
+
+    def _judge_reflection(self, forger: Forger, daemon: Daemon, packet: Packet, is_outbound: bool) -> None:
+        """Whoever's address is forged is not sent much more than was sent in its name."""
+        # What goes to a port where nobody listens is told by that, whatever it is.
+        local, other = packet.destination, packet.source
+        if is_outbound:
+            local, other = other, local
+        key = (daemon.id, local.port, other.port == IDLE_PORT)
+        if not is_outbound and forger.may_be_answered(packet):
+            self._of_forged[key] += len(packet.payload)
+        elif is_outbound and forger.is_answer(packet):
+            self._to_forged[key] += len(packet.payload)
+            if self._to_forged[key] > AMPLIFICATION_LIMIT * self._of_forged[key]:
+                self._report(
+                    f"{daemon.id}: answers what was forged with more than {AMPLIFICATION_LIMIT} times as much"
+                )
 
 
-def _ignore(_name: str, _payload: bytes, *, is_outbound: bool) -> None:
+def _ignore(_name: str, _packet: Packet, *, is_outbound: bool) -> None:
     """Nobody overhears anything."""
     del is_outbound
 

@@ -12,7 +12,7 @@ from typing import Final
 
 from tests.simnet.nat import AD, APD, EI, NatKind
 from tools.simulate.scenario import FaultKind, Scenario, Site
-from tools.simulate.sites import NATS
+from tools.simulate.variants import site_elsewhere
 from ztna.address import Family
 from ztna.nat.behaviour import Dependence
 
@@ -37,7 +37,7 @@ def must_be_direct(scenario: Scenario, agent: str, connector: str) -> bool:
         return True
     one, other = (home_of(scenario.sites, name) for name in (agent, connector))
     return any(
-        _leave_room(_nats(one, family), _nats(other, family))
+        _may_meet(scenario, one, other, family)
         for family in set(one.families) & set(other.families) - {one.dead, other.dead}
     )
 
@@ -45,7 +45,7 @@ def must_be_direct(scenario: Scenario, agent: str, connector: str) -> bool:
 def in_the_end(scenario: Scenario) -> Scenario:
     """The same with each node where it is at last.
 
-    Who moved is on a network of IPv4 with NATs of its own, or none; what its interface and its way carry
+    Who moved is on a network with NATs of its own, or none; what its interface and its way carry
     moves with it. Who shared a network with it stays there.
     """
     sites = scenario.sites
@@ -58,8 +58,7 @@ def in_the_end(scenario: Scenario) -> Scenario:
             else site
             for name, site in sites.items()
         }
-        nats = () if fault.detail == "open" else (NATS[fault.detail],)
-        sites[fault.target] = Site(nats, mtu=sites[fault.target].mtu)
+        sites[fault.target] = replace(site_elsewhere(fault.detail), mtu=sites[fault.target].mtu)
     return replace(
         scenario,
         agents={name: sites[name] for name in scenario.agents},
@@ -75,12 +74,41 @@ def home_of(sites: Mapping[str, Site], name: str) -> Site:
 def _narrow(scenario: Scenario, agent: str, connector: str) -> Iterable[int]:
     """Of the way between the two, and of that to whoever tells them of each other."""
     ends = {agent, connector}
-    return [each.mtu for each in scenario.narrow if each.one in ends or each.other in ends] or [MIN_MTU_BYTES]
+    found = [each.mtu for each in scenario.narrow if each.one in ends or each.other in ends]
+    # Hosts remember what they were told, longer than any seed lasts.
+    found += [
+        int(each.amount)
+        for each in scenario.faults
+        if each.kind is FaultKind.MTU and each.detail == "told" and {each.target, each.other} == ends
+    ]
+    return found or [MIN_MTU_BYTES]
 
 
-def _nats(site: Site, family: Family) -> Sequence[NatKind]:
+def _may_meet(scenario: Scenario, one: Site, other: Site, family: Family) -> bool:
+    room = _leave_room(_nats(scenario, one, family), _nats(scenario, other, family))
+    if family is not Family.IPV4 or not one.behind or one.behind != other.behind:
+        return room
+    # All that the network tells them of each other is at the address of the carrier's NAT.
+    return (room and scenario.carriers[one.behind].is_hairpinning) or _meet_within(one, other)
+
+
+def _meet_within(one: Site, other: Site) -> bool:
+    """Whether they meet in the network behind their carrier's NAT."""
+    if any(nat.is_udp_blocked or nat.lifetime_s < MIN_LIFETIME_S for nat in (*one.nats, *other.nats)):
+        return False
+    is_translated = [any(nat.is_translating for nat in each.nats) for each in (one, other)]
+    if not any(is_translated):
+        return True
+    # Who has its address there can be sent to by the other, and has not sent to where that comes from.
+    return any(
+        not is_hidden and _strictest(nat.filtering for nat in each.nats) is EI
+        for each, is_hidden in zip((one, other), is_translated, strict=True)
+    )
+
+
+def _nats(scenario: Scenario, site: Site, family: Family) -> Sequence[NatKind]:
     if family is Family.IPV4:
-        return site.nats
+        return (scenario.carriers[site.behind], *site.nats) if site.behind else site.nats
     return () if site.firewall is None else (site.firewall,)
 
 

@@ -189,6 +189,7 @@ class Run:
         faults = Faults(world, scenario, lambda what: self._note("", what))
         self._watcher.overhear = faults.strangers.overhear
         self._watcher.overhear_stun = faults.strangers.overhear_stun
+        self._watcher.forger = faults.strangers.forger
         self._watcher.watch(world, faults.strangers.addresses)
         for connector in world.services:
             world.services[connector].allows = self._rule_for(connector)

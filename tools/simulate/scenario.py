@@ -31,6 +31,7 @@ class Site:
         nats: between the node and the network, the innermost first; for IPv4.
         families: that the site has; IPv6 addresses are global, behind `firewall` if there is one.
         firewall: for IPv6.
+        behind: the carrier's NAT outside of `nats`, one of the scenario's `carriers`; for IPv4.
         with_node: shares the innermost network, and all NATs, with this node.
         skew_s: what the wall clock is ahead.
     """
@@ -46,6 +47,7 @@ class Site:
     """Of the node's own interface; what is larger is refused by its kernel at once."""
     udp_from_s: float = 0.0
     """Until so long after the start no UDP passes: TCP is there first."""
+    behind: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +108,11 @@ class FaultKind(StrEnum):
     REBIND = "rebind"
     """The node's NATs forget their mappings, and its firewall of IPv6 what it let pass."""
     NEW_ADDRESS = "new_address"
-    """The node's outermost NAT is given another address."""
+    """The node's outermost NAT is given another address; with `detail` `host` the node itself, in each family
+    that no NAT translates."""
     MOVE = "move"
-    """The node is on another network, behind the NAT `detail`."""
+    """The node is on another network, behind the NAT `detail`; `/both` and `/ipv6` behind that tell of its
+    families, a firewall taking the NAT's place for IPv6."""
     CUT = "cut"
     """Nothing passes from `target` to `other`, for `lasts_s`."""
     LOSS = "loss"
@@ -205,6 +209,8 @@ class Scenario:
     """Virtual time that it may take until everything is closed."""
     max_bytes: int = MAX_BYTES
     """Of payload."""
+    carriers: dict[str, NatKind] = field(default_factory=dict)
+    """NATs that several sites have in common, and a network of their own behind each."""
 
     @property
     def sites(self) -> dict[str, Site]:
@@ -233,6 +239,8 @@ class Scenario:
         )
         for name, site in self.sites.items():
             yield f"  {name:<14} {_brief(site)}"
+        for name, kind in self.carriers.items():
+            yield f"  {name:<14} {_brief(kind)}"
         for agent, connector in self.denied:
             yield f"  denied         {agent} at {connector}"
         for narrow in self.narrow:
