@@ -201,6 +201,8 @@ class Scenario:
     narrow: tuple[Narrow, ...] = ()
     has_grpc: bool = False
     """Signaling goes over gRPC, and the relay where UDP does not pass."""
+    is_watched_closely: bool = False
+    """Tables are looked at after each event, which is dear, and not each half second."""
 
     @property
     def sites(self) -> dict[str, Site]:
@@ -226,6 +228,7 @@ class Scenario:
         yield (
             f"  intermediates {', '.join(self.intermediates)}; {self.first_family.name} first"
             + ("; over gRPC" if self.has_grpc else "")
+            + ("; watched closely" if self.is_watched_closely else "")
         )
         for name, site in self.sites.items():
             yield f"  {name:<14} {_brief(site)}"
