@@ -337,6 +337,7 @@ RECIPES: Final[dict[str, Recipe]] = {
         blocked_share=0.35,
         has_broken_streams=True,
     ),
+    "refusals": Recipe("sessions that are brought back in vain, and limits", until_s=20.0, is_story=True),
 }
 
 
