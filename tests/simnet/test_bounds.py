@@ -5,13 +5,15 @@ from __future__ import annotations
 import inspect
 from collections import Counter, deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import pytest
+from aioquic.quic.recovery import QuicPacketSpace
 
+from actors.daemon import Node
 from actors.session_list import SessionList
-from tests.simnet.clock import VirtualClock, VirtualTimer
+from tests.simnet.clock import START_TIME, VirtualClock, VirtualTimer
 from tests.simnet.sim_io import ProcessCall
 from tests.simnet.watch import is_actor_timer
 from tools.simulate import bounds, containers, invariants, limits, timers
@@ -75,6 +77,37 @@ def test_container_without_a_bound_is_a_violation(monkeypatch: pytest.MonkeyPatc
 def test_container_beyond_its_bound_is_a_violation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(limits.BOUNDS, PairTable, {**limits.BOUNDS[PairTable], "_pairs": 0})
     assert "PairTable._pairs, which may hold 0" in run(generate(1, "direct")).violation
+
+
+@pytest.mark.parametrize("name", ["sent_packets", "ack_queue"])
+def test_container_of_quic_beyond_its_bound_is_a_violation(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    held = limits.BOUNDS[QuicPacketSpace]
+    monkeypatch.setitem(limits.BOUNDS, QuicPacketSpace, {**held, name: 0})
+    scenario = replace(generate(1, "direct"), is_watched_closely=True)
+    assert f"QuicPacketSpace.{name}, which may hold 0" in run(scenario).violation
+
+
+@pytest.mark.parametrize("is_watched", [False, True])
+def test_breach_that_lasts_for_milliseconds_is_found_in_a_run_that_is_watched_closely(
+    monkeypatch: pytest.MonkeyPatch, is_watched: bool
+) -> None:
+    def check(node: Node) -> Iterator[str]:
+        assert node.io is not None
+        # Between two looks, which come each half second after the start.
+        if START_TIME + 1.7 < node.io.time() < START_TIME + 1.9:
+            yield "too much for a moment"
+
+    monkeypatch.setattr(invariants, "check_bounds", check)
+    scenario = replace(generate(1, "direct"), is_watched_closely=is_watched)
+    assert ("too much for a moment" in run(scenario).violation) is is_watched
+
+
+def test_every_twenty_fifth_seed_is_watched_closely_and_says_so() -> None:
+    watched = [seed for seed in range(100) if generate(seed, "paths").is_watched_closely]
+    assert watched == [24, 49, 74, 99]
+    assert "watched closely" in "\n".join(generate(24, "paths").lines())
 
 
 def test_exemption_speaks_for_derived_classes_and_a_bound_of_one_of_these_goes_first(

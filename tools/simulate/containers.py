@@ -1,8 +1,8 @@
 """Finds every container that a daemon keeps: whatever its objects hold for longer than a call.
 
 The walk starts at a node and at each of its actors, and follows attributes, items, and the owners of
-callbacks into objects of the product. What cannot change once it is made (frozen dataclasses, messages,
-settings) holds nothing that grows.
+callbacks into objects of the product, and of the QUIC that it drives. What cannot change once it is made
+(frozen dataclasses, messages, settings) holds nothing that grows.
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ from functools import partial
 from types import MethodType
 from typing import Any, Final
 
+from aioquic.quic.rangeset import RangeSet
 from google.protobuf.message import Message
 from pydantic import BaseModel
 
-Container = dict[Any, Any] | list[Any] | set[Any] | deque[Any] | bytearray
-CONTAINERS: Final = (dict, list, set, deque, bytearray)
-OURS: Final = ("ztna.", "actors.")
+Container = dict[Any, Any] | list[Any] | set[Any] | deque[Any] | bytearray | RangeSet
+CONTAINERS: Final = (dict, list, set, deque, bytearray, RangeSet)
+OURS: Final = ("ztna.", "actors.", "aioquic.")
+"""The product, and the QUIC that it drives, which keeps what peers send."""
 MAX_OBJECTS: Final = 500_000
 """Of one daemon: a walk that has no end is a mistake of this file."""
-_LEAVES: Final = (str, bytes, int, float, type(None), type, BaseModel, Message)
+_LEAVES: Final = (str, bytes, int, float, type(None), type, BaseModel, Message, RangeSet)
 
 _is_ours: Final[dict[type, bool]] = {}
 _slots: Final[dict[type, tuple[str, ...]]] = {}
@@ -67,7 +69,7 @@ def attributes(thing: object) -> Iterator[tuple[str, Any]]:
 
 
 def _items(container: Container) -> Iterator[Container]:
-    if isinstance(container, bytearray):
+    if isinstance(container, bytearray | RangeSet):
         return
     # Not by the methods of a subclass, which may show only a part.
     items = dict.values(container) if isinstance(container, dict) else container

@@ -1,7 +1,7 @@
 """Storylines that lead through the corners of the machines: transitions that chance alone hardly ever meets.
 
 Each is a small deployment and a sequence of faults whose order matters; what varies is how long things take.
-A seed of the scenario `corners` tells one of them, all in turn.
+A seed of the scenario `corners` tells one of them, all in turn, and one of `refusals` one of the last few.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ Story = Callable[[random.Random], Scenario]
 
 def tell(seed: int, name: str, chance: random.Random) -> Scenario:
     """The storyline whose turn it is."""
-    story = list(STORIES.values())[seed % len(STORIES)]
+    stories = list((REFUSALS if name == "refusals" else STORIES).values())
+    story = stories[seed % len(stories)]
     return replace(story(chance), seed=seed, name=name)
 
 
@@ -260,6 +261,38 @@ def _relay_lost_and_nothing_to_check(chance: random.Random) -> Scenario:
     return replace(told, link=LinkConfig(latency_s=0.02))
 
 
+def _rights_end_while_nobody_carries(chance: random.Random) -> Scenario:
+    """The intermediate comes back without the rule, and takes the session no more; a direct path may stay."""
+    at = chance.uniform(4.0, 5.0)
+    faults = [
+        Fault(at, FaultKind.KILL, FIRST, chance.uniform(3.0, 4.0)),
+        Fault(at + 1.0, FaultKind.REVOKE, AGENT),
+    ]
+    site = chance.choice((OPEN, RANDOM))
+    return _scenario(chance, faults, sites=(site, site), flows_s=8.0)
+
+
+def _session_forgotten_while_nobody_carries(chance: random.Random) -> Scenario:
+    """One party is another process when the intermediate is back; the other one brings the session along."""
+    at = chance.uniform(4.0, 5.0)
+    faults = [
+        Fault(at, FaultKind.KILL, FIRST, 4.0),
+        Fault(at + 1.0, FaultKind.KILL, chance.choice((AGENT, CONNECTOR)), chance.uniform(1.0, 2.5)),
+    ]
+    return _scenario(chance, faults, sites=(RANDOM, RANDOM))
+
+
+def _more_than_a_connector_takes(chance: random.Random) -> Scenario:
+    """Its service answers nobody, so that connections pile up, and flows are more than it lets in."""
+    at = chance.uniform(3.0, 4.0)
+    told = _scenario(chance, [Fault(at, FaultKind.DEAD_SERVICE, CONNECTOR, 4.0)])
+    streams = [Work(at + 0.1, WorkKind.STREAM, AGENT, CONNECTOR, 1000, 1000) for _ in range(4)]
+    flows = [Work(at + 0.1, WorkKind.DATAGRAMS, AGENT, CONNECTOR, 1, 100) for _ in range(4)]
+    limits = {"streams_per_agent": 2, "flows_per_agent": 3}
+    settings = {**told.settings, CONNECTOR: {**told.settings[CONNECTOR], "limits": limits}}
+    return replace(told, work=(*told.work, *streams, *flows), settings=settings)
+
+
 def _everybody_comes_back_at_once(chance: random.Random) -> Scenario:
     faults = [Fault(chance.uniform(3.0, 6.0), FaultKind.FREEZE, FIRST, chance.uniform(4.0, 9.0))]
     return _scenario(chance, faults, flows_s=8.0)
@@ -288,3 +321,10 @@ STORIES: Final[dict[str, Story]] = {
     "check is missed on probation": _check_is_missed_on_probation,
 }
 """By what they are about."""
+
+REFUSALS: Final[dict[str, Story]] = {
+    "rights end while nobody carries": _rights_end_while_nobody_carries,
+    "session forgotten while nobody carries": _session_forgotten_while_nobody_carries,
+    "more than a connector takes": _more_than_a_connector_takes,
+}
+"""Those of the scenario `refusals`."""

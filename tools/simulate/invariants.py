@@ -29,6 +29,7 @@ from tools.simulate.timers import check_timers
 from tools.simulate.triggered import TriggeredChecks
 from ztna.access.identity import Role
 from ztna.address import TransportAddress
+from ztna.ice.checks import PADDED_CHECK_BYTES
 from ztna.ice.timing import CONSENT_LIMIT_S
 from ztna.stun.attributes import IceControlled, UseCandidate
 from ztna.stun.message import MessageClass, parse
@@ -58,6 +59,8 @@ SEARCH_EVERY: Final = 4
 """Looks at tables, of which one is a search for payload: it touches every object that an intermediate has."""
 COUNT_EVERY: Final = 8
 """Looks, of which one goes through every container of every daemon."""
+WALK_EVERY: Final = 200
+"""Events of a run that is watched closely, of which one is followed by both of these."""
 SWITCHED_S: Final = 1e-4
 """All that follows from a message at one instant is done then, and no packet has come since."""
 STUN_REQUEST, STUN_SUCCESS = b"\x00\x01", b"\x01\x01"
@@ -76,6 +79,7 @@ class Watcher:
         self._asked: set[tuple[str, str, bytes]] = set()
         """Checks that wait for their answer, which comes from where they went to."""
         self._looks = 0
+        self._events = 0
         self._clocks: dict[str, SimIo] = {}
         self._proved: dict[tuple[str, str], int] = {}
         self._confirmations: Counter[tuple[str, str]] = Counter()
@@ -128,6 +132,20 @@ class Watcher:
             self._search(world)
         if self._looks % COUNT_EVERY == 0:
             self.count()
+        self._look_at_tables(world)
+
+    def look_closely(self) -> None:
+        """After an event: what is cheap enough each time, and now and then what walks through everything."""
+        world = self._world
+        if world is None:
+            return
+        self._events += 1
+        if self._events % WALK_EVERY == 0:
+            self._search(world)
+            self.count()
+        self._look_at_tables(world)
+
+    def _look_at_tables(self, world: Deployment) -> None:
         pending = world.clock.pending()
         for daemon in world.daemons.values():
             if daemon.node is not None:
@@ -325,6 +343,8 @@ class Watcher:
             assert check.message_class is MessageClass.REQUEST  # noqa: S101
             if check.find(UseCandidate) is not None and check.find(IceControlled) is not None:
                 self._report(f"{daemon.id}: the controlled side nominates a pair")
+            elif check.find(UseCandidate) is not None and len(packet.payload) < PADDED_CHECK_BYTES:
+                self._report(f"{daemon.id}: a pair is nominated by a check of {len(packet.payload)} bytes")
 
     def _judge_selected(self, daemon: Daemon) -> None:
         """A path that is selected is confirmed again in time, whether or not anything is sent there."""

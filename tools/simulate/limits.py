@@ -10,7 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from aioquic import tls
+from aioquic.quic import configuration, packet, packet_builder, recovery
 from aioquic.quic import connection as aioquic_connection
+from aioquic.quic import stream as aioquic_stream
+from aioquic.quic.congestion import base as congestion_base
 
 from actors import (
     burst_log,
@@ -64,7 +68,7 @@ from ztna.ice import hole_punch as hole_punch_core
 from ztna.nat import discovery
 from ztna.path import manager, traffic
 from ztna.path.path import PathKind
-from ztna.quic import adapter, admission, connection, demux, endpoint, gaps, service_queue, windows
+from ztna.quic import adapter, admission, connection, demux, endpoint, gaps, options, service_queue, windows
 from ztna.relay import bindings, channels, frame, hub, hub_legs, leg, queue
 from ztna.relay.quic_carrier import QuicCarrier
 from ztna.relay.stream_carrier import StreamCarrier
@@ -96,6 +100,12 @@ _CHILDREN: Final = 32
 """Actors of a node, or of one session."""
 _LEGS: Final = hub.MAX_LEGS_PER_NODE * attachments.MAX_ATTACHMENTS + admission.MAX_HANDSHAKING
 """Of an intermediate. Who has a certificate has so many at most, those without one are handshaking."""
+_IN_FLIGHT: Final = (
+    max(options.INNER_WINDOW_CAP_BYTES, options.LEG_WINDOW_BYTES) // options.INNER_MAX_DATAGRAM_BYTES
+    + adapter.MAX_BARE_ACKS
+)
+"""Packets of one connection that nobody has acknowledged: a window of full ones. It counts bytes, so of small
+ones there might be more; no run sends as many within a round trip."""
 
 
 BOUNDS: Final[dict[type, Mapping[str, Bound]]] = {
@@ -229,6 +239,21 @@ BOUNDS: Final[dict[type, Mapping[str, Bound]]] = {
     adapter._PatientRecovery: {"bare_acks": adapter.MAX_BARE_ACKS},
     adapter._ReportingSender: {"_buffer": connection.MAX_SEND_BACKLOG_BYTES},
     adapter._ReportingReceiver: {"_buffer": windows.MAX_STREAM_WINDOW_BYTES},
+    recovery.QuicPacketSpace: {"ack_queue": recovery.MAX_ACK_RANGES, "sent_packets": _IN_FLIGHT},
+    recovery.QuicPacketNumberWindow: {"_received": lambda owner: 2 * owner._size + 1},
+    aioquic_stream.QuicStreamSender: {
+        # Of a handshake; those of our streams have a figure of their own.
+        "_buffer": adapter.MAX_HANDSHAKE_MESSAGE_BYTES,
+        "_acked": _IN_FLIGHT,
+        "_pending": _IN_FLIGHT,
+    },
+    aioquic_stream.QuicStreamReceiver: {
+        "_buffer": aioquic_connection.MAX_PENDING_CRYPTO,
+        "_ranges": gaps.MAX_GAPS + 1,
+    },
+    aioquic_connection.QuicNetworkPath: {"remote_challenges": aioquic_connection.MAX_REMOTE_CHALLENGES},
+    packet_builder.QuicSentPacket: {"delivery_handlers": options.LEG_MAX_DATAGRAM_BYTES},
+    congestion_base.QuicRttMonitor: {"_samples": lambda owner: owner._size},
     gaps.ReceivedRanges: {"_starts": gaps.MAX_GAPS + 1, "_stops": gaps.MAX_GAPS + 1},
     service_queue.ServiceQueue: {"_waiting": windows.MAX_STREAMS, "_visited": 0, "_idle": 0},
     windows.ReceiveWindows: {"_streams": windows.MAX_STREAMS},
@@ -371,6 +396,7 @@ BOUNDS: Final[dict[type, Mapping[str, Bound]]] = {
 _CONFIGURED: Final = "as many as the configuration names"
 _ALWAYS: Final = "made once, and only its items change"
 _OF_HANDSHAKE: Final = "filled once in a handshake, whose messages are bounded (MAX_HANDSHAKE_MESSAGE_BYTES)"
+_OF_A_BATCH: Final = "filled while one batch is written, and given away with it"
 _COUNTERS: Final = "one for each configured service"
 
 EXEMPT: Final[dict[type, Mapping[str, str]]] = {
@@ -403,5 +429,12 @@ EXEMPT: Final[dict[type, Mapping[str, str]]] = {
     },
     adapter._MutualTls: {"": _OF_HANDSHAKE},
     adapter._PatientRecovery: {"spaces": _ALWAYS},
+    configuration.QuicConfiguration: {"": _ALWAYS},
+    aioquic_connection.QuicConnectionAdapter: {"extra": _ALWAYS},
+    packet.QuicVersionInformation: {"": _OF_HANDSHAKE},
+    tls.CertificateRequest: {"": _OF_HANDSHAKE},
+    tls.KeyScheduleProxy: {"": _OF_HANDSHAKE},
+    packet_builder.QuicPacketBuilder: {"_datagrams": _OF_A_BATCH, "_packets": _OF_A_BATCH},
+    packet_builder.QuicSentPacket: {"quic_logger_frames": "nobody logs frames"},
 }
 """What needs no figure, and why; the empty attribute stands for all of a class."""

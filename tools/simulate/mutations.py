@@ -11,16 +11,23 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import FunctionType, ModuleType
 from typing import Any, Final
 from unittest.mock import patch
 
+from aioquic.quic.connection import QuicConnection
+from aioquic.quic.crypto import CryptoContext, CryptoPair
+
 from actors.timers import DeadlineTimer
 from actors.udp_socket import UdpSocket
+from ztna.access import identity
 from ztna.access.policy import AccessPolicy, AccessRules
+from ztna.deadlines import Deadlines
 from ztna.ice.checklist import Checklist
 from ztna.ice.consent import Consent
 from ztna.ice.hole_punch import HolePunch
+from ztna.path.manager import PathManager
 from ztna.path.rules import RULES, Action, Event
 from ztna.path.traffic import Traffic
 from ztna.quic.adapter import Engine
@@ -109,6 +116,28 @@ class Mutation:
             for change in self.changes:
                 stack.enter_context(change.applied())
             yield
+
+
+class _NoCipher:
+    """Protects nothing, and is as long."""
+
+    def encrypt(self, payload: bytes, _header: bytes, _number: int) -> bytes:
+        return payload + bytes(16)
+
+    def decrypt(self, payload: bytes, _header: bytes, _number: int) -> bytes:
+        return payload[:-16]
+
+
+def unprotected(pair: CryptoPair) -> CryptoPair:
+    """For a planted bug: a pair of keys that, once it has them, uses none."""
+    for context in (pair.send, pair.recv):
+        vars(context)["setup"] = partial(_set_up, context)
+    return pair
+
+
+def _set_up(context: CryptoContext, **settings: Any) -> None:
+    CryptoContext.setup(context, **settings)
+    vars(context)["aead"] = _NoCipher()
 
 
 _ALL: Final = (
@@ -473,6 +502,79 @@ _ALL: Final = (
         "the timer of an actor that stopped stays with the loop",
         "mixed",
         (Edit(DeadlineTimer, "cancel", "self._timer.cancel()", "pass"),),
+    ),
+    Mutation(
+        "expiry-not-judged",
+        "access",
+        "a certificate that ended goes on to count",
+        "certificates",
+        (Edit(identity, "_check_dates", "if now_wall > ends.timestamp():", "if False:"),),
+    ),
+    Mutation(
+        "unpadded-nomination",
+        "ICE",
+        "the check that nominates a pair is not padded, so that nobody knows what the pair carries",
+        "direct",
+        (
+            Edit(
+                Checklist,
+                "_send",
+                "uses_candidate=uses_candidate,\n        is_padded=is_padded,",
+                "uses_candidate=uses_candidate,\n        is_padded=False,",
+            ),
+        ),
+    ),
+    Mutation(
+        "nomination-untold",
+        "ICE",
+        "the pair that one end selects is not told to the other one",
+        "direct",
+        (
+            Edit(
+                Checklist,
+                "_send",
+                "uses_candidate=uses_candidate,\n        is_padded=is_padded,",
+                "uses_candidate=False,\n        is_padded=is_padded,",
+            ),
+        ),
+    ),
+    Mutation(
+        "two-paths-selected",
+        "path",
+        "every path that works passes for the selected one",
+        "direct",
+        (Edit(PathManager, "figures", "path is self._selected_path", "path.state is PathState.ACTIVE"),),
+    ),
+    Mutation(
+        "table-unbounded",
+        "timers",
+        "deadlines that were replaced stay in the table, whose bound is not kept",
+        "mixed",
+        (
+            Edit(
+                Deadlines,
+                "set",
+                "if len(self._heap) > 2 * len(self._current) + _MIN_STALE_ENTRIES:",
+                "if False:",
+            ),
+        ),
+    ),
+    Mutation(
+        "session-unencrypted",
+        "QUIC",
+        "packets of a session are not encrypted, so that intermediates read what they relay",
+        "relay_only",
+        (
+            Edit(
+                QuicConnection,
+                "_update_traffic_key",
+                "crypto = self._cryptos[epoch]",
+                "crypto = self._cryptos[epoch]\n"
+                "    from tools.simulate.mutations import unprotected\n"
+                "    if epoch is tls.Epoch.ONE_RTT and not self.options.inner_governs:\n"
+                "        crypto = unprotected(crypto)",
+            ),
+        ),
     ),
 )
 MUTATIONS: Final[Mapping[str, Mutation]] = {each.name: each for each in _ALL}

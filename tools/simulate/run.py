@@ -347,12 +347,18 @@ class Run:
         while not predicate():
             if world.now >= end:
                 return False
-            world.clock.run_until(lambda: bool(self._violations), min(STEP_S, end - world.now))
+            world.clock.run_until(self._is_violated, min(STEP_S, end - world.now))
             if world.now >= self._look_at:
                 self._look_at = world.now + LOOK_EVERY_S
                 self._watcher.look()
             self._judge()
         return True
+
+    def _is_violated(self) -> bool:
+        """Asked before each event, and so after each."""
+        if self._scenario.is_watched_closely:
+            self._watcher.look_closely()
+        return bool(self._violations)
 
     def _judge(self) -> None:
         if self._violations:

@@ -211,6 +211,8 @@ class Scenario:
     """Of payload."""
     carriers: dict[str, NatKind] = field(default_factory=dict)
     """NATs that several sites have in common, and a network of their own behind each."""
+    is_watched_closely: bool = False
+    """Tables are looked at after each event, which is dear, and not each half second."""
 
     @property
     def sites(self) -> dict[str, Site]:
@@ -236,6 +238,7 @@ class Scenario:
         yield (
             f"  intermediates {', '.join(self.intermediates)}; {self.first_family.name} first"
             + ("; over gRPC" if self.has_grpc else "")
+            + ("; watched closely" if self.is_watched_closely else "")
         )
         for name, site in self.sites.items():
             yield f"  {name:<14} {_brief(site)}"
