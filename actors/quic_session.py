@@ -376,7 +376,8 @@ class QuicSession(Concern):
 
     def next_deadline(self) -> float | None:
         """The earliest of QUIC's deadline, the next doubt about the path, and the next report."""
-        deadline = self._connection.next_deadline() if self._connection is not None else None
+        connection = self._live  # one that is over has nothing due, whatever aioquic's timer says
+        deadline = connection.next_deadline() if connection is not None else None
         if deadline is not None and self._traffic.routes(self.now) == traffic.NOWHERE:
             # What is due (an ACK, say) stays due while nothing can be sent.
             deadline = max(deadline, self.now + NO_PATH_INTERVAL_S)
