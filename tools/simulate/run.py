@@ -388,6 +388,8 @@ class Run:
             f"{FORMER} flow {flow.number} of {flow.work.agent} to {flow.work.connector}": (flow, flow.send())
             for flow in self._flows
             if (flow.work.agent, flow.work.connector) in pairs
+            # Where only so many are let in, those that were would keep all others out by going on.
+            and "limits" not in self._scenario.settings.get(flow.work.connector, {})
         }
         probes = {pair: self._probe_stream(*pair) for pair in self._pairs()}
         flows |= {f"flow {a} to {c}": (self._probe_flow(a, c), 0) for a, c in self._pairs()}
