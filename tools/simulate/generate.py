@@ -371,7 +371,9 @@ RECIPES: Final[dict[str, Recipe]] = {
         spoof_share=0.2,
         knock_share=0.3,
     ),
-    "refusals": Recipe("sessions that are brought back in vain, and limits", until_s=20.0, is_story=True),
+    "refusals": Recipe(
+        "sessions that are brought back in vain, and limits", until_s=20.0, is_story=True, max_seconds=80.0
+    ),
 }
 
 

@@ -158,6 +158,8 @@ def issue(
         )
     expiry = _date(issued.record.not_after)
     click.echo(f"{role} {name}: {issued.certificate} and {issued.key.name}, until {expiry}")
+    if Role(role) is Role.OPERATOR:
+        click.echo("No daemon accepts operators yet: people use the control socket on the daemon's machine.")
     for former in issued.superseded:
         command = f"ztna pki revoke --dir {directory} --serial {former.serial}"
         click.echo(f"The former certificate stays valid; withdraw it with: {command}", err=True)

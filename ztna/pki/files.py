@@ -175,7 +175,9 @@ class PkiDirectory:
             wanted = {r.serial for r in index.records if _is_meant(r, role, node_id, serial)}
             if not wanted:
                 what = f"with serial {serial}" if role is None else f"for {role.value} {node_id}"
-                raise ConfigError(f"no certificate {what} was issued here; 'ztna pki show' lists them")
+                raise ConfigError(
+                    f"no certificate {what} was issued here; 'ztna pki show --dir {self.path}' lists them"
+                )
             records = tuple(
                 replace(r, revoked_at=int(now)) if r.serial in wanted and r.revoked_at is None else r
                 for r in index.records
@@ -228,7 +230,7 @@ class PkiDirectory:
     def _load_index(self) -> _Index:
         path = self.path / INDEX
         if not path.exists():
-            raise ConfigError(f"{self.path} holds no CA; create one with 'ztna pki init --dir {self.path}'")
+            raise self._no_ca()
         try:
             content = json.loads(_read(path))
             if content["version"] != INDEX_VERSION:
@@ -237,6 +239,12 @@ class PkiDirectory:
             return _Index(content["trust_domain"], content["crl_number"], records)
         except (ValueError, TypeError, KeyError) as error:
             raise ConfigError(f"{path} is damaged ({error}); restore it from a backup") from error
+
+    def _no_ca(self) -> ConfigError:
+        return ConfigError(
+            f"{self.path} holds no CA: name its directory with --dir, "
+            f"or create one with 'ztna pki init --dir {self.path}'"
+        )
 
     def _write_index(self, index: _Index) -> None:
         content: dict[str, Any] = {
@@ -252,9 +260,7 @@ class PkiDirectory:
         try:
             descriptor = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE_MODE)
         except FileNotFoundError:
-            raise ConfigError(
-                f"{self.path} holds no CA; create one with 'ztna pki init --dir {self.path}'"
-            ) from None
+            raise self._no_ca() from None
         except OSError as error:
             raise ConfigError(f"cannot lock {self.path}: {error.strerror}") from error
         try:

@@ -116,7 +116,10 @@ def test_crl_is_published_again() -> None:
         (["issue", "agent", "x", "--days", "0"], "0 is not in the range"),
         (["init"], "pki/ca.crt exists; use --force"),
         (["init", "--dir", "new", "--trust-domain", "Bad Name"], "'Bad Name' is not a trust domain"),
-        (["show", "--dir", "nowhere"], "nowhere holds no CA; create one with 'ztna pki init --dir nowhere'"),
+        (
+            ["show", "--dir", "nowhere"],
+            "nowhere holds no CA: name its directory with --dir, or create one with 'ztna pki init --dir",
+        ),
         (["revoke"], "give either ROLE and NAME, or --serial"),
         (["revoke", "agent"], "give either ROLE and NAME, or --serial"),
         (["revoke", "agent", "laptop", "--serial", "1"], "give either ROLE and NAME, or --serial"),

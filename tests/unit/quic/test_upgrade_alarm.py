@@ -23,7 +23,7 @@ from ztna.quic import adapter
 
 CONNECTION_ATTRIBUTES = {
     "_ack_delay", "_close_at", "_close_event", "_crypto_streams", "_cryptos", "_datagrams_pending",
-    "_handshake_complete",
+    "_handshake_complete", "_peer_cid_sequence_numbers",
     "_handshake_confirmed", "_host_cids", "_is_client", "_local_max_data", "_local_max_streams_bidi",
     "_local_max_streams_uni", "_local_next_stream_id_bidi", "_loss", "_max_datagram_size", "_network_paths",
     "_pacing_at", "_packet_number", "_peer_cid", "_probe_pending", "_remote_max_data",
