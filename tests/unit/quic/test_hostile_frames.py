@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import struct
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -58,10 +59,13 @@ class RawClient:
 
 @contextmanager
 def bounded(limit_bytes: int) -> Iterator[None]:
+    # What only waits for the collector is no growth, and depends on what ran before.
+    gc.collect()
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()
         yield
+        gc.collect()
         after, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
