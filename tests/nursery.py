@@ -12,7 +12,6 @@ one packet, descriptors beside it; so is the answer. When the other end closes, 
 from __future__ import annotations
 
 import atexit
-import ctypes
 import gc
 import importlib
 import json
@@ -22,15 +21,16 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from typing import IO, Any, Final
 
 from tools.deployment import Daemon, Deployment, Process
+from tools.natlab import keeper
 from tools.natlab.deployment import LabDeployment
 from tools.natlab.foreign_process import ForeignProcess
 
-CLONE_NEWNET: Final = 0x40000000
 MAX_PACKET_BYTES: Final = 1 << 16
 # What a daemon imports in the course of its start.
 MODULES: Final = ("ztna.cli.main", "ztna.cli.run", "actors.daemon", "actors.topology", "actors.io_asyncio")
@@ -44,6 +44,7 @@ class Nursery:
         """Start the other end; it answers once it has imported everything."""
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._channel.settimeout(ANSWER_LIMIT_S)
+        self._lock = threading.Lock()
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.nursery", str(theirs.fileno())],
@@ -57,11 +58,22 @@ class Nursery:
                 process_group=0,
             )
 
-    def start(self, arguments: Sequence[str], log: IO[bytes], namespace: int | None = None) -> ForeignProcess:
+    def start(
+        self,
+        arguments: Sequence[str],
+        log: IO[bytes],
+        *,
+        environment: Mapping[str, str] = os.environ,
+        namespace: int | None = None,
+    ) -> ForeignProcess:
         """Run `ztna` with these arguments, in another network namespace if one is given."""
         descriptors = [log.fileno(), *([] if namespace is None else [namespace])]
-        limits = resource.getrlimit(resource.RLIMIT_NOFILE)  # inherited, as it were
-        answer, (descriptor,) = self._ask(descriptors, start=list(arguments), limits=limits)
+        answer, (descriptor,) = self._ask(
+            descriptors,
+            start=list(arguments),
+            environment=dict(environment),
+            limits=resource.getrlimit(resource.RLIMIT_NOFILE),  # inherited, as it were
+        )
         return ForeignProcess(descriptor, ["ztna", *arguments], partial(self._status, answer["pid"]))
 
     def close(self) -> None:
@@ -75,8 +87,9 @@ class Nursery:
         return status
 
     def _ask(self, descriptors: list[int], **request: Any) -> tuple[dict[str, Any], list[int]]:
-        socket.send_fds(self._channel, [json.dumps(request).encode()], descriptors)
-        packet, incoming, _, _ = socket.recv_fds(self._channel, MAX_PACKET_BYTES, 1)
+        with self._lock:
+            socket.send_fds(self._channel, [json.dumps(request).encode()], descriptors)
+            packet, incoming, _, _ = socket.recv_fds(self._channel, MAX_PACKET_BYTES, 1)
         if not packet:
             raise EOFError("the nursery is gone")
         for descriptor in incoming:
@@ -96,6 +109,10 @@ def _is_plain(daemon: Daemon) -> bool:
     return not daemon.environment and daemon.program == Daemon.program
 
 
+def _arguments(daemon: Daemon) -> list[str]:
+    return [daemon.kind, "-c", str(daemon.config_path)]
+
+
 class QuickDeployment(Deployment):
     """A deployment whose daemons start at once."""
 
@@ -104,7 +121,7 @@ class QuickDeployment(Deployment):
     ) -> Process:
         if not _is_plain(daemon):
             return super()._launch(daemon, command, environment, log)
-        return nursery().start([daemon.kind, "-c", str(daemon.config_path)], log)
+        return nursery().start(_arguments(daemon), log, environment=environment)
 
 
 class QuickLabDeployment(LabDeployment):
@@ -117,7 +134,7 @@ class QuickLabDeployment(LabDeployment):
             return super()._launch(daemon, command, environment, log)
         namespace = self.lab.namespace(self.host_of(daemon.id))
         try:
-            return nursery().start([daemon.kind, "-c", str(daemon.config_path)], log, namespace)
+            return nursery().start(_arguments(daemon), log, environment=environment, namespace=namespace)
         finally:
             os.close(namespace)
 
@@ -150,6 +167,8 @@ def _serve(channel: socket.socket) -> None:
         if pid == 0:
             _settle(channel, *descriptors)
             resource.setrlimit(resource.RLIMIT_NOFILE, tuple(request["limits"]))
+            os.environ.clear()
+            os.environ.update(request["environment"])
             raise _Born(request["start"])
         children.add(pid)
         held = os.pidfd_open(pid)
@@ -168,8 +187,7 @@ def _settle(channel: socket.socket, log: int, namespace: int | None = None) -> N
     os.dup2(log, 2)
     os.close(log)
     if namespace is not None:
-        if ctypes.CDLL(None, use_errno=True).setns(namespace, CLONE_NEWNET) != 0:
-            raise OSError(ctypes.get_errno(), "setns")
+        keeper.enter(namespace)
         os.close(namespace)
 
 
@@ -188,7 +206,6 @@ def main() -> None:
         arguments = child.arguments
     else:
         return
-    os.environ.pop("GRPC_VERBOSITY")
     sys.argv = ["ztna", *arguments]
     sys.modules["ztna.cli.main"].main()
 

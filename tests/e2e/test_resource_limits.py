@@ -117,11 +117,10 @@ def test_signaling_connections_beyond_the_descriptors_are_closed_and_nodes_stay(
     daemon = deployment.daemons["intermediate-1"]
     daemon.settings["limits"] = {"attached_nodes": 10}
     daemon.config_path.write_text(yaml.safe_dump(daemon.settings), encoding="utf-8")
-    process = deployment
     with _descriptor_limit(SMALL_LIMIT):
-        process.start("intermediate-1")
-    process.start()
-    process.wait_ready()
+        deployment.start("intermediate-1")
+    deployment.start()
+    deployment.wait_ready()
     host, _, port = daemon.settings["grpc"]["listen"].rpartition(":")
     with ExitStack() as stack:
         for _ in range(CLIENTS):

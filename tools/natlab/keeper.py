@@ -39,7 +39,8 @@ def _check(result: int, what: str) -> None:
         raise OSError(number, f"{what}: {os.strerror(number)}")
 
 
-def _enter(namespace: int) -> None:
+def enter(namespace: int) -> None:
+    """Be in another network namespace from now on; raises `OSError`."""
     _check(_libc.setns(namespace, CLONE_NEWNET), "setns")
 
 
@@ -94,7 +95,7 @@ class Keeper:
         try:
             self._hosts[name] = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         finally:
-            _enter(self._home)
+            enter(self._home)
         return {}, []
 
     def _namespace(self, *, host: str, descriptors: list[int]) -> tuple[dict[str, Any], list[int]]:
@@ -124,7 +125,7 @@ class Keeper:
             cwd=cwd,
             pass_fds=tuple(inherited.values()),
             start_new_session=True,
-            preexec_fn=lambda: _enter(self._hosts[host]),  # noqa: PLW1509 - there is one thread
+            preexec_fn=lambda: enter(self._hosts[host]),  # noqa: PLW1509 - there is one thread
         )
         self._processes[process.pid] = process
         return {"pid": process.pid}, [os.pidfd_open(process.pid)]
@@ -138,23 +139,23 @@ class Keeper:
         self, *, host: str, family: int, kind: int, descriptors: list[int]
     ) -> tuple[dict[str, Any], list[int]]:
         del descriptors
-        _enter(self._hosts[host])
+        enter(self._hosts[host])
         try:
             return {}, [socket.socket(family, kind).detach()]
         finally:
-            _enter(self._home)
+            enter(self._home)
 
     def _sysctl(
         self, *, host: str, values: dict[str, str], descriptors: list[int]
     ) -> tuple[dict[str, Any], list[int]]:
         """Write below /proc/sys, which shows the namespace of whoever opens it."""
         del descriptors
-        _enter(self._hosts[host])
+        enter(self._hosts[host])
         try:
             for name, value in values.items():
                 Path("/proc/sys", name).write_text(value, encoding="ascii")
         finally:
-            _enter(self._home)
+            enter(self._home)
         return {}, []
 
     def _reap_orphans(self) -> None:
