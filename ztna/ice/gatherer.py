@@ -359,10 +359,10 @@ class CandidateGatherer:
             deadlines.append(self._complete_at)
         if self._tests is not None:
             deadlines.append(self._tests.next_deadline())
-        elif self._can_discover() and not self._is_waiting():
-            deadlines.append(self._discover_at)
-        if self._tests is None and not self._is_waiting():
+        elif not self._is_waiting():
             deadlines.append(self._repeats.next_deadline())
+            if self._can_discover():
+                deadlines.append(self._discover_at)
         deadlines.append(self._lookups.next_deadline())
         return min((each for each in deadlines if each is not None), default=None)
 

@@ -700,18 +700,18 @@ class HolePunch:
 
         A filter is known after seconds of silence, perhaps behind the end of an attempt that it explains.
         """
+        is_searching = self._state in {HolePunchState.WAITING_TO_START, HolePunchState.CHECKING}
         is_unexplained = self._state is HolePunchState.FALLBACK_RELAY and self._reason in _UNEXPLAINED
-        if not is_unexplained and self._state not in {
-            HolePunchState.WAITING_TO_START,
-            HolePunchState.CHECKING,
-        }:
+        if not (is_searching or is_unexplained):
             return
         local = self._gathered.nat if self._gathered is not None else UNKNOWN_BEHAVIOUR
         reason = obstacle(local, current.remote_nat)
-        if reason and is_unexplained:
-            self._reason = reason
-        elif reason:
+        if not reason:
+            return
+        if is_searching:
             self._give_up(reason, now)
+        else:
+            self._reason = reason
 
     def _handle_result(self, result: signals.PunchingResult, now: float) -> None:
         """For people; only that the peer does not take part at all is ours to know."""
