@@ -16,13 +16,12 @@ from google.protobuf.message import Message
 
 from tools.simulate.apps import MARK
 from tools.simulate.bounds import concerns
+from tools.simulate.containers import OURS, attributes
 from ztna.relay.hub import RelayHub
 
 if TYPE_CHECKING:
     from actors.daemon import Node
 
-OURS: Final = ("ztna.", "actors.", "aioquic.")
-"""Modules whose objects are looked into; what these point to elsewhere are clocks, sockets and loggers."""
 MAX_OBJECTS: Final = 200_000
 """Of one actor: a walk that has no end is a mistake of this file."""
 
@@ -89,8 +88,5 @@ def _parts(thing: Any, owner: str) -> Iterator[tuple[Any, str]]:
     elif isinstance(thing, list | tuple | set | frozenset | deque):
         yield from ((each, owner) for each in thing)
     elif type(thing).__module__.startswith(OURS) and not isinstance(thing, type):
-        name = type(thing).__name__
-        yield from ((each, name) for each in vars(thing).values()) if hasattr(thing, "__dict__") else ()
-        for kind in type(thing).__mro__:
-            for slot in kind.__dict__.get("__slots__", ()):
-                yield getattr(thing, slot, None), name
+        # What these point to elsewhere are clocks, sockets and loggers.
+        yield from ((each, type(thing).__name__) for _, each in attributes(thing))
