@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.simnet.link import LinkConfig
+from tests.simnet.least import least_scenario
 from tests.simnet.nat import (
     ADDRESS_DEPENDENT_MAPPING,
     FIREWALL,
@@ -30,17 +30,11 @@ HAIRPIN = replace(PORT_RESTRICTED, is_hairpinning=True)
 
 def deployment(agent: Site, connector: Site, carrier: NatKind) -> Scenario:
     """An agent and a connector behind one carrier, and an agent elsewhere."""
-    return Scenario(
-        seed=1,
+    agents = {"agent-0": replace(agent, behind=carriers.CARRIER), "agent-1": Site((PORT_RESTRICTED,))}
+    return least_scenario(
+        connector=replace(connector, behind=carriers.CARRIER),
         name="direct",
-        policy="prefer_direct",
-        link=LinkConfig(latency_s=0.014),
-        intermediates=("intermediate-0",),
-        agents={
-            "agent-0": replace(agent, behind=carriers.CARRIER),
-            "agent-1": Site((PORT_RESTRICTED,)),
-        },
-        connectors={"connector-0": replace(connector, behind=carriers.CARRIER)},
+        agents=agents,
         work=(Work(1.0, WorkKind.STREAM, "agent-0", "connector-0", 5000, 5000),),
         carriers={carriers.CARRIER: carrier},
     )

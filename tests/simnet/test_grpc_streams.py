@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.simnet.link import LinkConfig
+from tests.simnet.least import least_scenario
 from tests.simnet.nat import UDP_BLOCKED
 from tools.simulate.deployment import Deployment
 from tools.simulate.run import run
@@ -19,14 +19,10 @@ BOTH = (Family.IPV4, Family.IPV6)
 
 def deployment(agent: Site, connector: Site = Site(), *faults: Fault, seed: int = 1) -> Scenario:  # noqa: B008 - frozen
     """One agent and one connector, whose signaling goes over gRPC."""
-    return Scenario(
+    return least_scenario(
+        agent,
+        connector,
         seed=seed,
-        name="mixed",
-        policy="prefer_direct",
-        link=LinkConfig(latency_s=0.014),
-        intermediates=("intermediate-0",),
-        agents={"agent-0": agent},
-        connectors={"connector-0": connector},
         work=(Work(3.0, WorkKind.STREAM, "agent-0", "connector-0", up=40_000, down=40_000, over_s=4.0),),
         faults=faults,
         has_grpc=True,

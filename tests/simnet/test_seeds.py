@@ -13,6 +13,7 @@ from actors.io import DatagramBatch
 from actors.quic_session import QuicSession
 from actors.resumption import GRANTS_PER_SLICE
 from actors.session_manager import SessionManager
+from tests.simnet.least import least_scenario
 from tests.simnet.link import LinkConfig
 from tests.simnet.nat import (
     ADDRESS_RESTRICTED,
@@ -51,14 +52,11 @@ def deployment(
     agent: Site, connector: Site, *, faults: tuple[Fault, ...] = (), relays: int = 1, seed: int = 1
 ) -> Scenario:
     """One agent and one connector, between which a stream goes in both directions."""
-    return Scenario(
+    return least_scenario(
+        agent,
+        connector,
         seed=seed,
-        name="mixed",
-        policy="prefer_direct",
-        link=LinkConfig(latency_s=0.014),
         intermediates=tuple(f"intermediate-{number}" for number in range(relays)),
-        agents={"agent-0": agent},
-        connectors={"connector-0": connector},
         work=(Work(1.5, WorkKind.STREAM, "agent-0", "connector-0", up=40_000, down=5000, over_s=2.0),),
         faults=faults,
         first_family=Family.IPV6,

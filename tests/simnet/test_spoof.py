@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.simnet.least import least_scenario
 from tests.simnet.link import LinkConfig, Packet
 from tests.simnet.nat import FIREWALL, PORT_RESTRICTED
 from tests.simnet.network import VirtualNetwork
@@ -29,14 +30,11 @@ V4, BOTH = (Family.IPV4,), (Family.IPV4, Family.IPV6)
 def attacked(*targets: str, families: tuple[Family, ...] = BOTH) -> Scenario:
     """A session that is up and talks, and attacks on each target meanwhile."""
     site = Site((PORT_RESTRICTED,), families, FIREWALL if Family.IPV6 in families else None)
-    return Scenario(
-        seed=1,
+    return least_scenario(
+        site,
+        site,
         name="abuse",
-        policy="prefer_direct",
         link=LinkConfig(latency_s=0.02),
-        intermediates=("intermediate-0",),
-        agents={"agent-0": site},
-        connectors={"connector-0": site},
         work=(Work(0.5, WorkKind.STREAM, "agent-0", "connector-0", 60_000, 60_000, over_s=9.0),),
         faults=tuple(
             Fault(at, FaultKind.ABUSE, target, amount=60.0, detail=spoof.KIND)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from actors.io import TcpStream
+from tests.simnet.least import least_scenario
 from tests.simnet.link import LinkConfig, Packet
 from tests.simnet.sim_grpc import CERTIFICATE, SimGrpcServer
 from tests.simnet.world import QUIC_PORT, Daemon
@@ -27,17 +28,8 @@ ATTACK = Fault(2.0, FaultKind.ABUSE, "agent-0", amount=10.0, detail="initial")
 
 
 def attacked(*families: Family) -> Scenario:
-    return Scenario(
-        seed=1,
-        name="abuse",
-        policy="prefer_direct",
-        link=LinkConfig(latency_s=0.01),
-        intermediates=("intermediate-0",),
-        agents={"agent-0": Site(families=families)},
-        connectors={"connector-0": Site(families=families)},
-        work=(),
-        faults=(ATTACK,),
-    )
+    site = Site(families=families)
+    return least_scenario(site, site, name="abuse", link=LinkConfig(latency_s=0.01), faults=(ATTACK,))
 
 
 @pytest.mark.parametrize("family", Family)

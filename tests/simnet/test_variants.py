@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.simnet.link import LinkConfig
+from tests.simnet.least import least_scenario
 from tests.simnet.nat import FIREWALL, PORT_RESTRICTED
 from tools.simulate import variants
 from tools.simulate.deployment import Deployment
@@ -24,14 +24,10 @@ FIRM = Site((PORT_RESTRICTED,), BOTH, FIREWALL)
 
 def deployment(agent: Site, connector: Site, *faults: Fault, has_grpc: bool = False) -> Scenario:
     """A stream that goes on while something changes."""
-    return Scenario(
-        seed=1,
+    return least_scenario(
+        agent,
+        connector,
         name="paths",
-        policy="prefer_direct",
-        link=LinkConfig(latency_s=0.014),
-        intermediates=("intermediate-0",),
-        agents={"agent-0": agent},
-        connectors={"connector-0": connector},
         work=(Work(1.0, WorkKind.STREAM, "agent-0", "connector-0", 60_000, 60_000, over_s=8.0),),
         faults=faults,
         has_grpc=has_grpc,

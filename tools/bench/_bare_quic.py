@@ -10,14 +10,12 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
-import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from aioquic.asyncio.protocol import QuicConnectionProtocol
 from aioquic.asyncio.server import serve
@@ -26,6 +24,7 @@ from aioquic.quic.connection import QuicConnection
 from aioquic.quic.events import DatagramFrameReceived, QuicEvent, StreamDataReceived
 
 from tools.bench._client import ECHO_BYTES, LOSS_LIMIT_S
+from tools.bench._served import ServedProcess
 from tools.bench._services import LOOPBACK
 from ztna.access.identity import Identity, Role
 from ztna.pki import authority
@@ -49,38 +48,18 @@ def write_identity(directory: Path) -> None:
     (directory / "bare.key").write_bytes(issued.key_pem)
 
 
-class BareServer:
-    """The process that serves; a context manager that ends it."""
+class BareServer(ServedProcess):
+    """The process that serves."""
 
     def __init__(self, directory: Path) -> None:
         write_identity(directory)
-        self._directory = directory
-        self._process: subprocess.Popen[str] | None = None
-        self.port = 0
-        self.pid = 0
+        super().__init__("tools.bench._bare_quic", str(directory))
 
-    def __enter__(self) -> Self:
-        """Start it and learn its port."""
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tools.bench._bare_quic", str(self._directory)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            process_group=0,
-        )
-        assert self._process.stdout is not None  # noqa: S101 - asked for above
-        self.port, self.pid = json.loads(self._process.stdout.readline())["port"], self._process.pid
-        return self
-
-    def __exit__(
-        self,
-        exception_type: type[BaseException] | None,
-        exception: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.communicate()
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        port: int = self.told["port"]
+        return port
 
 
 class BareClient(QuicConnectionProtocol):

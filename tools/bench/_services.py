@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from random import Random
-from types import TracebackType
-from typing import Final, Self, cast
+from typing import Final, cast
+
+from tools.bench._served import ServedProcess
 
 CHUNK_BYTES: Final = 1 << 16
 LOOPBACK: Final = "127.0.0.1"
@@ -37,37 +37,23 @@ def digest_of(size: int) -> str:
     return digest.hexdigest()
 
 
-class ServiceProcess:
-    """The process with the services; a context manager that ends it."""
+class ServiceProcess(ServedProcess):
+    """The process with the services."""
 
     def __init__(self) -> None:
-        self._process: subprocess.Popen[str] | None = None
-        self.tcp_port = 0
-        self.udp_port = 0
+        super().__init__("tools.bench._services")
 
-    def __enter__(self) -> Self:
-        """Start it and learn its ports."""
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tools.bench._services"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            process_group=0,
-        )
-        assert self._process.stdout is not None  # noqa: S101 - asked for above
-        ports = json.loads(self._process.stdout.readline())
-        self.tcp_port, self.udp_port = ports["tcp"], ports["udp"]
-        return self
+    @property
+    def tcp_port(self) -> int:
+        """Where the TCP service listens."""
+        port: int = self.told["tcp"]
+        return port
 
-    def __exit__(
-        self,
-        exception_type: type[BaseException] | None,
-        exception: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.communicate()
+    @property
+    def udp_port(self) -> int:
+        """Where the UDP echo listens."""
+        port: int = self.told["udp"]
+        return port
 
 
 async def _serve_client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
