@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import select
 import socket
 import sys
@@ -23,8 +22,6 @@ MIN_RATE_PER_S = 200
 """What each socket gets on the average even on a machine whose processor belongs to others: a core sends more
 than 100 000 per second, so that a hundredth of one is enough for four sockets. A sender that gets half
 of a core keeps to `RATE_PER_S`."""
-NICENESS = 10
-"""The sender stands back for the daemons: in the field it would not use their processor."""
 MAX_DURATION_S = 240.0
 """A download meanwhile takes minutes on a machine that is shared."""
 HEAD_START = 2000
@@ -61,7 +58,6 @@ def say(words: str) -> None:
 
 def main(targets: list[tuple[str, int]]) -> None:
     """Send to each target in turn, a portion at a time, no faster than the rate."""
-    os.nice(NICENESS)
     supply = itertools.cycle(garbage.assortment(ASSORTMENT))
     sent = dict.fromkeys(targets, 0)
     early: dict[tuple[str, int], int] = {}

@@ -207,8 +207,12 @@ def test_download_falls_back_to_the_relay_when_the_direct_path_dies_and_returns_
     send_signal(direct, deaf.HEAL)
     wait_for_path(direct, "direct")
     healed = received(direct)
-    after = received(direct, sum(healed) + MIB)
-    assert after[0] - healed[0] > MIB // 2, "the direct path carries it again"
+    # First comes what the relay still holds, which on a busy machine is more than that.
+    direct.deployment.wait_for(
+        "agent-1",
+        lambda status: session(status)["direct_path"]["direct_bytes_received"] > healed[0] + MIB // 2,
+        "the direct path carries it again",
+    )
     assert running.finish() == content_digest(size)
 
 

@@ -34,7 +34,6 @@ RACE_S: Final = 3.0
 OLD_S: Final = 1.0
 """Of what is sent again: no handshake that it belongs to is still being made."""
 MAX_KEPT: Final = 64
-MAX_TARGETS: Final = 4
 IDLE_PORT: Final = 7
 """Where nobody listens, of a host that is forged as well."""
 COOKIE: Final = 0x2112A442

@@ -47,6 +47,9 @@ class RawClient:
         self._frames = frames
         sent = self.pair.client.connection.transmit(self.pair.now)
         self._frames = b""
+        # What the attacker remembers of its own packets is no memory of the victim.
+        for space in self._engine._loss.spaces:
+            space.sent_packets.clear()
         self.victim.receive(sent, self.pair.now)
         self.victim.handle_timeout(self.pair.now)
         answers = self.victim.transmit(self.pair.now)
