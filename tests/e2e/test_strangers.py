@@ -255,7 +255,7 @@ def test_download_ends_while_a_udp_service_of_the_agent_is_sent_ten_thousand_dat
     assert flooder.stdout is not None
     try:
         assert flooder.stdout.readline() == "flooding\n"
-        assert download(site.tcp_port, MIB, timeout_s=100.0) == content_digest(MIB)
+        assert download(site.tcp_port, 8 * MIB, timeout_s=200.0) == content_digest(8 * MIB)
     finally:
         summary, _ = flooder.communicate(timeout=LIMIT_S)
     told = flood.Summary(**json.loads(summary))
