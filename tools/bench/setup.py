@@ -110,20 +110,21 @@ class _Pulse:
         self._heard_at = time.monotonic()
         self._silence_s = 0.0
         self._is_over = threading.Event()
-        self._threads = [threading.Thread(target=self._send), threading.Thread(target=self._receive)]
+        self._sender = threading.Thread(target=self._send)
+        self._receiver = threading.Thread(target=self._receive)
 
     def __enter__(self) -> Self:
         self._client.sendall(b"ECHO\n")
-        for thread in self._threads:
-            thread.start()
+        self._sender.start()
+        self._receiver.start()
         self.wait_after(time.monotonic(), RECONNECT_LIMIT_S)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._is_over.set()
+        self._sender.join()
         self._client.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join()
+        self._receiver.join()
 
     def forget_silence(self) -> None:
         """Start over with the longest silence."""
