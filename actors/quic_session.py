@@ -171,6 +171,8 @@ class QuicSession(Concern):
             # Whatever broke: the session is freed only by this message.
             self._end = self._end or _End("stopped")
             self._report_closed()
+            if self._connection is not None:
+                self._connection.release()
 
     def path_selected(self, message: path_manager_pb2.PathSelected) -> None:
         """Move to a path; the first relayed one starts the handshake of a client."""

@@ -319,6 +319,16 @@ class _ReadStream(QuicStream):
         return self.receiver.is_finished and self.sender.is_finished and self.is_drained()
 
 
+def _take_apart(stream: QuicStream) -> None:
+    """Let it be freed as soon as nobody has it; what is acknowledged late changes nothing any more."""
+    for half in (stream.sender, stream.receiver):
+        cast("_ReportingSender | _ReportingReceiver", half).on_change = _nothing
+
+
+def _nothing() -> None:
+    """Nobody is told."""
+
+
 class _StreamTable(dict[int, QuicStream]):
     """The open streams; iterating over the values yields only those whose limit has to be announced."""
 
@@ -868,6 +878,13 @@ class Engine(QuicConnection):
         self._due_limits.pop(stream_id, None)
         self._gaps -= len(stream.receiver._ranges)
         self.windows.close(stream_id, stream.receiver.highest_offset)
+        _take_apart(stream)
+
+    def release(self) -> None:
+        """Undo what refers to itself, by which nothing works any more; see `Connection.release`."""
+        for stream in dict.values(self._streams):
+            _take_apart(stream)
+        vars(self).clear()
 
     def _handle_max_data_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
         before = self._remote_max_data

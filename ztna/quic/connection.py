@@ -5,7 +5,8 @@ Drive it in this order, once per wake-up: `receive` all that arrived, `handle_ti
 packets are written), `next_deadline`. Bytes from the network never raise; whatever goes wrong ends in one
 `ConnectionClosed`. Commands that cross the end of a connection or stream are ignored, because its event is
 already on the way. When all that happened is a `receive` or `consume` that returned False, `transmit` would
-find nothing and may be left out. Keep driving until `is_terminated`, then forget the connection and its IDs.
+find nothing and may be left out. Keep driving until `is_terminated`, then `release` the connection and forget
+it and its IDs.
 """
 
 from __future__ import annotations
@@ -308,6 +309,16 @@ class Connection:
             self._is_unacknowledged = True
             self._engine.close(error_code=NO_ERROR, reason_phrase="nothing is acknowledged")
         self._collect(now)
+
+    def release(self) -> None:
+        """Take apart what is about to be forgotten; only `is_closed` and its like may be asked from then on.
+
+        What aioquic keeps refers to itself in a hundred places. Left as it is, it would stay until garbage is
+        looked for in everything that lives, and while that lasts nobody's packets are moved.
+        """
+        self._is_dead = self._is_closed = True
+        self._events, self._last_words = [], []
+        self._engine.release()
 
     def next_deadline(self) -> float | None:
         """Monotonic seconds at which to call `handle_timeout`, or None."""

@@ -797,4 +797,5 @@ class RelayHub:
         self._farewells.set(leg.number, None)
         self._silences.set(leg.number, None)
         self._table.forget_owner(leg.number)
+        leg.connection.release()
         self._effects.append(HubConnectionIds(leg.number, (), (), forget_all=True))
