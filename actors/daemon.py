@@ -26,6 +26,7 @@ from actors.child_group import ChildSpec, Surroundings
 from actors.credentials import CERTIFICATE_WARNING_S
 from actors.daemon_hooks import DaemonHooks, Validity
 from actors.directory import Directory
+from actors.garbage_collector import GarbageCollector
 from actors.io import Io
 from actors.io_asyncio import AsyncioIo
 from actors.loop_asyncio import SleepCountingLoop
@@ -93,6 +94,7 @@ class Node:
         self.directory = Directory()
         self.runtime = LoopRuntime(io)
         self.handshakes = HandshakeBudget(io.stopwatch)
+        self.garbage = GarbageCollector(io)
         self.router = Router(plan.wiring, self.directory.tell)
         self.failure: BaseException | None = None
         self.give_up_reason = ""
@@ -120,6 +122,8 @@ class Node:
             self._plan.validity,
             lambda: self.handshakes.spent_s,
             lambda: self.handshakes.at_once_s,
+            lambda: self.garbage.pauses,
+            lambda: self.garbage.paused_s,
         )
 
     def readiness_changed(self, reason: str) -> None:
@@ -205,12 +209,13 @@ async def _run(settings: DaemonSettings, plan: Plan, max_descriptors: int) -> in
                 "service_port.accept_failed", address=str(address), error=describe(error), repeated=silent
             )
 
+    resources = Resources(loop.time, settings.limits.memory_bytes or detected_memory_bytes())
     io = AsyncioIo(
         loop,
         on_accept_error=accept_failed,
         udp_receive_buffer_bytes=settings.udp.receive_buffer_bytes,
         udp_send_buffer_bytes=settings.udp.send_buffer_bytes,
-        resources=Resources(loop.time, settings.limits.memory_bytes or detected_memory_bytes()),
+        resources=resources,
     )
     node = Node(io, plan, log)
     ended = asyncio.Event()
@@ -245,6 +250,7 @@ async def _run(settings: DaemonSettings, plan: Plan, max_descriptors: int) -> in
     _watch_dates(io, plan, log)
     manager.keep_watchdog_quiet(io)
     node.start()
+    node.garbage.take_over(resources.is_memory_short)
     await ended.wait()
     manager.stopping()
     if node.give_up_reason:

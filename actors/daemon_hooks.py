@@ -45,6 +45,8 @@ class DaemonHooks:
         validity: until when certificates and revocation list hold.
         handshake_s: processor time that handshakes took so far, seconds.
         judgement_s: of it the judgement of streams, which does not wait.
+        garbage_pauses: how often everything was searched for garbage.
+        garbage_pause_s: processor time that took, seconds.
     """
 
     children: Callable[[], Sequence[ChildStatus]]
@@ -53,3 +55,5 @@ class DaemonHooks:
     validity: Callable[[], Validity] = Validity
     handshake_s: Callable[[], float] = float
     judgement_s: Callable[[], float] = float
+    garbage_pauses: Callable[[], int] = int
+    garbage_pause_s: Callable[[], float] = float

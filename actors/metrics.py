@@ -109,6 +109,12 @@ CATALOGUE: Final[tuple[MetricSpec, ...]] = (
         COUNTER,
         "Of it the judgement of signaling and relay streams, which does not wait",
     ),
+    MetricSpec(
+        "garbage_pauses_total",
+        COUNTER,
+        "How often everything that lives was searched for garbage, and nothing else done",
+    ),
+    MetricSpec("garbage_pause_seconds_total", COUNTER, "How long these searches took, in processor time"),
     MetricSpec("dropped_total", COUNTER, "Datagrams dropped or refused", ("reason", "place")),
     MetricSpec("refusals_total", COUNTER, "What peers asked for and were refused", ("reason", "place")),
     MetricSpec(

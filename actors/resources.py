@@ -92,6 +92,10 @@ class Resources:
             FILE_DESCRIPTOR_LIMIT, f"nearly all of {limit} file descriptors (RLIMIT_NOFILE) are in use"
         )
 
+    def is_memory_short(self) -> bool:
+        """Whether nothing new is taken for want of memory; asking refuses nobody."""
+        return self._memory_shortage() is not None
+
     def close(self) -> None:
         """Give back the descriptor that is held for asking."""
         os.close(self._probe)

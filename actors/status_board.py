@@ -90,6 +90,8 @@ class _StatusBoard(Concern):
         book.validity = hooks.validity
         book.handshake_s = hooks.handshake_s
         book.judgement_s = hooks.judgement_s
+        book.garbage_pauses = hooks.garbage_pauses
+        book.garbage_pause_s = hooks.garbage_pause_s
         self._reason: str | None = None
         self._tick_at = self.now + TICK_S
         self._has_failed = False

@@ -171,6 +171,8 @@ class StatusBook:
         self.validity: Callable[[], Validity] = Validity
         self.handshake_s: Callable[[], float] = float
         self.judgement_s: Callable[[], float] = float
+        self.garbage_pauses: Callable[[], int] = int
+        self.garbage_pause_s: Callable[[], float] = float
 
     def take(self, message: Message, now: float, wall: float) -> None:
         """Note one message."""
@@ -267,6 +269,8 @@ class StatusBook:
         yield Sample("crl_next_update_timestamp_seconds", validity.list_due_at)
         yield Sample("handshake_seconds_total", self.handshake_s())
         yield Sample("stream_judgement_seconds_total", self.judgement_s())
+        yield Sample("garbage_pauses_total", self.garbage_pauses())
+        yield Sample("garbage_pause_seconds_total", self.garbage_pause_s())
         yield Sample("udp_datagrams_received_total", self._sockets.datagrams_received)
         yield Sample("udp_datagrams_sent_total", self._sockets.datagrams_sent)
         yield Sample("udp_bytes_received_total", self._sockets.bytes_received)
