@@ -359,6 +359,8 @@ def start_without_escape(site: Site, other_port: int) -> None:
             signaling={"transport": "quic"},
         )
         deployment.daemons[name].program = ("-P", deaf.__file__, "127.0.0.1")
+    deployment.start("intermediate-1")
+    deployment.wait_ready("intermediate-1")  # nobody dials in vain, and waits for that
     deployment.start()
     deployment.wait_ready()
 
