@@ -61,6 +61,7 @@ class SessionManager(Concern):
         signaling_service_pb2.SessionFrameReceived: "session_frame_received",
         signaling_service_pb2.NodeAttached: "node_attached",
         signaling_service_pb2.NodeDetached: "node_detached",
+        signaling_service_pb2.LostNodeExpelled: "lost_node_expelled",
         signaling_service_pb2.RoundTripMeasured: "round_trip_measured",
         reload_pb2.ConfigurationReloaded: "configuration_reloaded",
     }
@@ -114,7 +115,14 @@ class SessionManager(Concern):
     def node_detached(self, message: signaling_service_pb2.NodeDetached) -> None:
         """End the sessions of a node that is gone."""
         self._resumptions.drop(message.attach_id)
-        self._core.handle_detached(message.attach_id, is_clean=message.is_clean, reason=message.reason)
+        self._core.handle_detached(
+            message.attach_id, self.now, is_clean=message.is_clean, reason=message.reason
+        )
+        self._act()
+
+    def lost_node_expelled(self, message: signaling_service_pb2.LostNodeExpelled) -> None:
+        """End what is left of the sessions of a node that will not be accepted again."""
+        self._core.handle_expelled(translate.party_from_proto(message.node), message.reason)
         self._act()
 
     def round_trip_measured(self, message: signaling_service_pb2.RoundTripMeasured) -> None:

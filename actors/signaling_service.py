@@ -38,13 +38,14 @@ from ztna.errors import AccessDenied, AuthenticationError, LocalProtocolError, R
 from ztna.quic.budget import HandshakeBudget
 from ztna.signaling import attachments
 from ztna.signaling.exchange import MAX_ROUND_TRIP_S
+from ztna.signaling.lost_nodes import LostNode, LostNodes
 from ztna.signaling.stream_admission import (
     STREAM_BUDGET,
     TOO_MANY_NETWORK_STREAMS,
     TOO_MANY_STREAMS,
     StreamAdmission,
 )
-from ztna.signaling.values import Code
+from ztna.signaling.values import Code, Party
 from ztna.v1 import quic_relay_pb2, relay_pb2, reload_pb2, signaling_pb2, signaling_service_pb2
 
 PROTOCOL_VERSION = 1
@@ -116,6 +117,7 @@ class SignalingService(Concern):
     emits = (
         signaling_service_pb2.NodeAttached,
         signaling_service_pb2.NodeDetached,
+        signaling_service_pb2.LostNodeExpelled,
         signaling_service_pb2.JudgeLeg,
         signaling_service_pb2.ServiceOffered,
         signaling_service_pb2.ServiceWithdrawn,
@@ -156,6 +158,7 @@ class SignalingService(Concern):
         self._waiting: dict[tuple[Role, str], Stream] = {}  # for their attachment, last who asked last
         self._look_at = 0.0
         self._attached: dict[bytes, Stream] = {}
+        self._lost_nodes = LostNodes()
         self._recheck_at = self.now + RECHECK_INTERVAL_S
         self._counters: Counter[str] = Counter()
         self._refused: Counter[str] = Counter()
@@ -293,7 +296,7 @@ class SignalingService(Concern):
         self._act()
 
     def configuration_reloaded(self, _message: reload_pb2.ConfigurationReloaded) -> None:
-        """Whoever is revoked now is sent away now."""
+        """Whoever is revoked now is sent away now, and cut off from the others where it is out of reach."""
         self._recheck_nodes()
 
     def handle_timeout(self, now: float) -> None:
@@ -305,6 +308,7 @@ class SignalingService(Concern):
         self._attach_waiting()
         self._table.handle_timeout(now)
         self._act()
+        self._lost_nodes.handle_timeout(now)
         if self._attached and now >= self._recheck_at:
             self._recheck_at = now + RECHECK_INTERVAL_S
             self._recheck_nodes()
@@ -318,6 +322,7 @@ class SignalingService(Concern):
         oldest = next(iter(self._pending.values()), None)
         deadlines = (
             self._table.next_deadline(),
+            self._lost_nodes.next_deadline(),
             None if oldest is None else oldest.deadline,
             self._look_at if self._waiting else None,
             self._report_at if self._is_changed else None,
@@ -374,6 +379,9 @@ class SignalingService(Concern):
         self._forget_pending(stream)
         if self._attached.get(stream.attach_id) is stream:
             del self._attached[stream.attach_id]
+            crowded_out = self._lost_nodes.add(stream.peer, stream.attach_id, self.now)
+            if crowded_out is not None:
+                self._expel(crowded_out, "too_many_lost")
             self._table.handle_stream_broken(stream.attach_id, self.now)
             self._act()
 
@@ -389,7 +397,29 @@ class SignalingService(Concern):
                 self._table.handle_goodbye(attach_id, error.reason)
                 self._send_error(stream, Code.ACCESS_DENIED, str(error))
                 self._hang_up(stream, grpc.StatusCode.UNAUTHENTICATED, str(error))
+        for node in self._lost_nodes.nodes:
+            try:
+                self._credentials.verifier.recheck(node.peer, now_wall=now_wall)
+            except AuthenticationError as error:
+                self._refuse(error, str(node.peer.identity))
+                self._lost_nodes.forget(node.peer)
+                self._expel(node, error.reason)
         self._act()
+
+    def _expel(self, node: LostNode, reason: str) -> None:
+        """Let nobody hold a session with a node that is out of reach from here."""
+        if self._table.find(node.attach_id) is not None:
+            self._table.handle_goodbye(node.attach_id, reason)  # it lingers, and its sessions with it
+            return
+        identity = node.peer.identity
+        self.log.info(
+            "signaling_service.lost_node_expelled",
+            peer_id=identity.id,
+            role=identity.role.value,
+            reason=reason,
+        )
+        party = Party(identity.role, identity.id, node.peer.fingerprint)
+        self.emit(signaling_service_pb2.LostNodeExpelled(node=translate.party_to_proto(party), reason=reason))
 
     def _forget_pending(self, stream: Stream) -> None:
         for streams in (self._pending, self._waiting):
@@ -705,6 +735,7 @@ class SignalingService(Concern):
         if introduction is None:
             raise LocalProtocolError("a node attached without a request")
         event = introduction.event
+        self._lost_nodes.forget(self._attached[effect.attach_id].peer)
         self.log.info(
             "signaling_service.node_attached",
             peer_id=effect.party.id,

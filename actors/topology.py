@@ -255,6 +255,7 @@ INTERMEDIATE = Wiring(
         Row(signaling_service_pb2.NodeDetached, QuicRelay, _NODE),
         Row(signaling_service_pb2.NodeDetached, Registry, _NODE),
         Row(signaling_service_pb2.NodeDetached, SessionManager, _NODE),
+        Row(signaling_service_pb2.LostNodeExpelled, SessionManager, _NODE),
         Row(signaling_service_pb2.RoundTripMeasured, SessionManager, _NODE),
         Row(signaling_service_pb2.ServiceOffered, Registry, _NODE),
         Row(signaling_service_pb2.ServiceWithdrawn, Registry, _NODE),

@@ -509,3 +509,21 @@ def test_reload_that_allows_nothing_ends_the_session_at_both(manager: Manager) -
     for attach_id in (b"A", b"C"):
         assert frames[attach_id].session_ended.session_id == opened.session_id
         assert frames[attach_id].session_ended.code == signaling_pb2.SIGNALING_CODE_ACCESS_DENIED
+
+
+def test_reload_ends_the_session_of_an_agent_that_was_lost(manager: Manager) -> None:
+    _, opened = manager.open()
+    manager.tell(signaling_service_pb2.NodeDetached(attach_id=b"A", node=A1, reason="leg_dead"))
+    manager.rules = rules()
+    ((told, frame),) = manager.tell(reload_pb2.ConfigurationReloaded())
+    assert (told, frame.session_ended.session_id) == (b"C", opened.session_id)
+    assert frame.session_ended.code == signaling_pb2.SIGNALING_CODE_ACCESS_DENIED
+
+
+def test_session_of_a_lost_agent_that_is_expelled_ends_at_its_connector(manager: Manager) -> None:
+    _, opened = manager.open()
+    manager.tell(signaling_service_pb2.NodeDetached(attach_id=b"A", node=A1, reason="leg_dead"))
+    ((told, frame),) = manager.tell(signaling_service_pb2.LostNodeExpelled(node=A1, reason="revoked"))
+    assert (told, frame.session_ended.session_id) == (b"C", opened.session_id)
+    assert frame.session_ended.code == signaling_pb2.SIGNALING_CODE_PEER_CLOSED
+    assert "revoked" in frame.session_ended.message

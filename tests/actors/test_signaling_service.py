@@ -19,6 +19,7 @@ from ztna.access.grant import verify_nonce
 from ztna.access.identity import Role, fingerprint
 from ztna.pki.authority import Issued
 from ztna.quic.budget import TYPICAL_STEP_S, HandshakeBudget, fixed_cost
+from ztna.signaling import lost_nodes
 from ztna.signaling.attachments import JUDGEMENT_LIMIT_S
 from ztna.signaling.framing import FrameDecoder, encode
 from ztna.v1 import grant_pb2, quic_relay_pb2, reload_pb2, signaling_pb2, signaling_service_pb2, types_pb2
@@ -244,6 +245,56 @@ def test_reload_that_revokes_a_node_sends_it_away_at_once_and_leaves_the_others(
     assert codes(world.received(5)) == [signaling_pb2.SIGNALING_CODE_ACCESS_DENIED]
     assert world.received(6) == []
     assert world.closed == [5]
+
+
+def test_reload_that_revokes_a_node_that_was_lost_says_so_once(agent: Issued, connector: Issued) -> None:
+    world = World()
+    lost = world.attached(5, agent)
+    world.attached(6, connector)
+    world.close(5)
+    world.harness.tell(quic_relay_pb2.LegJudged(attach_id=lost, is_alive=False, reason="leg_dead"))
+    (detached,) = world.take(signaling_service_pb2.NodeDetached)
+    assert not detached.is_clean
+    world.harness.tell(reload_pb2.ConfigurationReloaded())
+    assert world.take(signaling_service_pb2.LostNodeExpelled) == []
+    world.credentials.adopt(credentials_of(agent))
+    world.harness.tell(reload_pb2.ConfigurationReloaded())
+    (expelled,) = world.take(signaling_service_pb2.LostNodeExpelled)
+    assert (expelled.node, expelled.reason) == (detached.node, "revoked")
+    world.harness.tell(reload_pb2.ConfigurationReloaded())
+    assert world.take(signaling_service_pb2.LostNodeExpelled) == []
+
+
+def test_reload_that_revokes_a_node_that_lingers_ends_its_attachment(agent: Issued) -> None:
+    world = World()
+    world.attached(5, agent)
+    world.close(5)
+    world.credentials.adopt(credentials_of(agent))
+    world.harness.tell(reload_pb2.ConfigurationReloaded())
+    (detached,) = world.take(signaling_service_pb2.NodeDetached)
+    assert (detached.is_clean, detached.reason) == (True, "revoked")
+
+
+def test_node_that_is_back_is_judged_by_what_it_shows_now(agent: Issued) -> None:
+    world = World()
+    lost = world.attached(5, agent)
+    world.close(5)
+    world.harness.tell(quic_relay_pb2.LegJudged(attach_id=lost, is_alive=False, reason="leg_dead"))
+    world.attached(7, issue(Role.AGENT, "a1"))
+    world.credentials.adopt(credentials_of(agent))
+    world.harness.tell(reload_pb2.ConfigurationReloaded())
+    assert world.take(signaling_service_pb2.LostNodeExpelled) == []
+
+
+def test_lost_nodes_are_bounded(agent: Issued, connector: Issued, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lost_nodes, "MAX_LOST_NODES", 1)
+    world = World()
+    for connection, node in ((5, agent), (6, connector)):
+        lost = world.attached(connection, node)
+        world.close(connection)
+        world.harness.tell(quic_relay_pb2.LegJudged(attach_id=lost, is_alive=False, reason="leg_dead"))
+    (expelled,) = world.take(signaling_service_pb2.LostNodeExpelled)
+    assert (expelled.node.role, expelled.reason) == (types_pb2.ROLE_AGENT, "too_many_lost")
 
 
 @pytest.mark.parametrize("fault", ["revoked", "wrong role", "malformed"])

@@ -18,9 +18,12 @@ import pytest
 from tests.e2e import deaf
 from tests.e2e.backends import HeldDownload, TcpBackend, UdpEcho, connect, content_digest, download
 from tests.e2e.conftest import Site, deploying, listeners, print_logs, services
+from tests.e2e.test_reload import configure, reload_now
 from tools.deployment import Deployment, free_port
+from ztna.access.identity import Role
+from ztna.pki.files import PkiDirectory
 
-AGENT, CONNECTOR = "127.0.0.2", "127.0.0.3"
+AGENT, CONNECTOR, OTHER_AGENT = "127.0.0.2", "127.0.0.3", "127.0.0.4"
 NODES = ("agent-1", "connector-1")
 MIB = 1 << 20
 # For a moment in which the machine has time for us.
@@ -289,3 +292,85 @@ def test_operator_restarts_the_search_and_the_session_stays(empty_site: Site) ->
         client.sendall(b"still here\n")
         client.settimeout(20)
         assert client.recv(100) == b"still here\n"
+
+
+@pytest.mark.parametrize(("way", "code"), [("denied", "access_denied"), ("revoked", "peer_closed")])
+def test_agent_that_is_allowed_no_more_is_cut_off_also_without_its_intermediate_and_another_is_not(
+    empty_site: Site, way: str, code: str
+) -> None:
+    deployment, other_port = empty_site.deployment, free_port()
+    start_without_escape(empty_site, other_port)
+    agents = ("agent-1", "agent-2")
+    denied, allowed = (wait_for_path(empty_site, "direct", name)[0]["session_id"] for name in agents)
+    with connect(empty_site.tcp_port) as cut, connect(other_port) as kept:
+        for client in (cut, kept):
+            client.sendall(b"ECHO\nbefore")
+            assert client.recv(100) == b"before"
+        for name in agents:
+            process = deployment.daemons[name].process
+            assert process is not None
+            process.send_signal(deaf.CUT)
+        deployment.wait_for(
+            "intermediate-1", lambda status: len(status["nodes"]) == 1, "both agents are lost"
+        )
+        for session_id in (denied, allowed):
+            wait_for_line(empty_site, "connector-1", "session_table.peer_asked", session=session_id)
+        for client in (cut, kept):
+            client.sendall(b"meanwhile")
+            assert client.recv(100) == b"meanwhile", "the direct path carries it"
+        if way == "denied":
+            rule = {"agents": ["agent-2"], "services": ["*"]}
+            configure(deployment, "intermediate-1", policy=[rule])
+        else:
+            # The connector has no such list: it reads the file again only when it is told to.
+            pki = PkiDirectory(deployment.directory / "pki")
+            pki.revoke(time.time(), role=Role.AGENT, node_id="agent-1")
+        reload_now(deployment, "intermediate-1")
+        wait_for_line(empty_site, "connector-1", "session_table.session_ended", session=denied, code=code)
+        cut.settimeout(LIMIT_S)
+        with pytest.raises(ConnectionResetError):
+            cut.recv(100)
+        deployment.wait_for("agent-1", lambda status: not status["sessions"], "it is over at the agent")
+        deployment.wait_for(
+            "connector-1",
+            lambda status: [each["session_id"] for each in status["sessions"]] == [allowed],
+            "it is over at the connector, and the other one is not",
+        )
+        kept.sendall(b"after")
+        assert kept.recv(100) == b"after"
+    assert session(deployment.status("agent-2") or {})["session_id"] == allowed
+
+
+def start_without_escape(site: Site, other_port: int) -> None:
+    """A connector and two agents, whose only way to the intermediate is UDP; deaf to it from a signal on."""
+    deployment = site.deployment
+    deployment.add_intermediate("intermediate-1")
+    deployment.add_connector(
+        "connector-1", services(site.tcp, site.udp), udp={"bind": [f"{CONNECTOR}:0"]}, ice=ICE
+    )
+    for name, host, port in (("agent-1", AGENT, site.tcp_port), ("agent-2", OTHER_AGENT, other_port)):
+        deployment.add_agent(
+            name,
+            listeners(port, free_port())[:1],
+            udp={"bind": [f"{host}:0"]},
+            ice=ICE,
+            connect="eager",
+            relay={"carrier": "quic"},
+            signaling={"transport": "quic"},
+        )
+        deployment.daemons[name].program = ("-P", deaf.__file__, "127.0.0.1")
+    deployment.start("intermediate-1")
+    deployment.wait_ready("intermediate-1")  # nobody dials in vain, and waits for that
+    deployment.start()
+    deployment.wait_ready()
+
+
+def wait_for_line(site: Site, name: str, event: str, **facts: str) -> None:
+    """Wait until a daemon has logged an event with these facts."""
+
+    def is_there(_status: dict[str, Any]) -> bool:
+        lines = site.deployment.daemons[name].log_path.read_text(encoding="utf-8").splitlines()
+        entries = [json.loads(line) for line in lines if event in line]
+        return any(facts.items() <= each.items() for each in entries)
+
+    site.deployment.wait_for(name, is_there, f"{event} {facts}")

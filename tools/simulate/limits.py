@@ -74,7 +74,7 @@ from ztna.relay.quic_carrier import QuicCarrier
 from ztna.relay.stream_carrier import StreamCarrier
 from ztna.service import agent_flows, connector_flows, flows, fragments, tcp_connection
 from ztna.session import agent_table, book, connector_table, grants
-from ztna.signaling import attachments, client, exchange, framing, resume, sessions
+from ztna.signaling import attachments, client, exchange, framing, lost_nodes, lost_sessions, resume, sessions
 from ztna.signaling import registry as registry_core
 from ztna.signaling import session as managed
 from ztna.stun import binding, replays, routing
@@ -338,6 +338,12 @@ BOUNDS: Final[dict[type, Mapping[str, Bound]]] = {
         "_held[]": sessions.MAX_SESSIONS_PER_CONNECTOR,
         "_ended": sessions.MAX_ENDED_REMEMBERED,
     },
+    lost_sessions.LostSessions: {
+        "_sessions": lost_sessions.MAX_LOST_SESSIONS,
+        "_held": lambda owner: 2 * len(owner._sessions),
+        "_held[]": lost_sessions.MAX_LOST_PER_CONNECTOR,
+    },
+    lost_nodes.LostNodes: {"_nodes": lost_nodes.MAX_LOST_NODES},
     managed.Session: {
         **dict.fromkeys(("parties", "attachments", "asked_for", "channels"), _PARTIES),
         "pending": sessions.MAX_PENDING_REQUESTS,

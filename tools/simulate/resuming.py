@@ -66,9 +66,9 @@ def _watch_intermediate(count: Count) -> None:
         refuse(self, attach_id, session_id, code, message)
 
     @wraps(end_all_but)
-    def watched_end(self: sessions.SessionManager, kept: Collection[bytes], party: Party) -> None:
+    def watched_end(self: sessions.SessionManager, kept: Collection[bytes], party: Party, now: float) -> None:
         before = len(self._sessions)
-        end_all_but(self, kept, party)
+        end_all_but(self, kept, party, now)
         if len(self._sessions) < before:
             count("held not_announced")
 

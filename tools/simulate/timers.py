@@ -26,10 +26,10 @@ from ztna.relay.leg import QUIC_RETRY_S
 from ztna.service.flows import FLOW_IDLE_S
 from ztna.session.book import HANDSHAKE_LIMIT_S
 from ztna.settings.common import AccessSettings
-from ztna.signaling.attachments import LINGER_LIMIT_S
 from ztna.signaling.backoff import MAX_CEILING_S
 from ztna.signaling.client import MAX_ATTACH_LIMIT_S
-from ztna.signaling.sessions import RESUME_PATIENCE_S
+from ztna.signaling.lost_nodes import REMEMBERED_S
+from ztna.signaling.lost_sessions import LOST_LIFETIME_S
 from ztna.stun.routing import TRANSACTION_LIFETIME_S
 
 if TYPE_CHECKING:
@@ -55,10 +55,10 @@ MAX_DEADLINE_S: Final[dict[str, float]] = {
     "relay_leg": QUIC_RETRY_S,
     "service_backend": FLOW_IDLE_S,
     "service_port": FLOW_IDLE_S,
-    "session_manager": RESUME_PATIENCE_S,
+    "session_manager": LOST_LIFETIME_S,
     "session_table": AccessSettings().max_offline_s,
     "signaling_client": MAX_ATTACH_LIMIT_S,
-    "signaling_service": LINGER_LIMIT_S,
+    "signaling_service": REMEMBERED_S,
     "status_board": TICK_S,
     "udp_socket": TRANSACTION_LIFETIME_S,
 }

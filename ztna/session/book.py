@@ -45,8 +45,9 @@ VOUCH_LIMIT_S = 3.0
 # How long consent holds that the peer gave (RFC 7675 §5.1); `ztna.ice.timing.CONSENT_LIMIT_S`.
 CONSENT_S = 30.0
 
-# A session that only its direct path keeps is known to no intermediate, so none can end it when the rules
-# change: it goes on for no longer than a grant lasts (`ztna.access.grant.GRANT_LIFETIME_S`).
+# A session that only its direct path keeps is carried by no intermediate. The one that lost the peer has it
+# in mind (`ztna.signaling.lost_sessions`), but may be out of reach itself: it goes on for no longer than a
+# grant lasts (`ztna.access.grant.GRANT_LIFETIME_S`).
 MAX_UNCARRIED_S = 600.0
 
 # An end-to-end connection reports its end at once when told to close. If it says nothing it has crashed, and
@@ -76,6 +77,7 @@ class SessionRecord:
     grant: object | None = None
     consented_at: float = -math.inf  # the peer answered on a direct path
     lost_since: float | None = None  # the last intermediate to carry the session has lost the peer
+    is_remembered: bool = False  # by that one, and perhaps by others, which are to be told of its end
 
     @property
     def is_carried(self) -> bool:
@@ -162,6 +164,8 @@ class SessionBook:
                 self._close(record, code, now)
         if not record.channels:
             self._handle_uncarried(record, code, now)
+            if record.state is SessionState.CLOSING:
+                record.is_remembered = False
 
     def handle_consent(self, session_id: bytes, now: float) -> None:
         """Take note that the peer has answered on a direct path."""
@@ -185,10 +189,15 @@ class SessionBook:
     def handle_access(
         self, intermediate_id: str, session_id: bytes, services: frozenset[str] | None, now: float
     ) -> None:
-        """Take the word of an intermediate that carries the session on what it may carry; None: anything."""
+        """Take the word of an intermediate on what the session may carry; None: anything.
+
+        It has to carry the session, unless none does since the peer was lost.
+        """
         del now
         record = self._sessions.get(session_id)
-        if record is None or intermediate_id not in record.channels or record.allowed == services:
+        if record is None or record.allowed == services:
+            return
+        if intermediate_id not in record.channels and record.lost_since is None:
             return
         record.allowed = services
         if record.state is SessionState.ESTABLISHED:
@@ -247,6 +256,7 @@ class SessionBook:
         """Wait for a sign of life: a fresh channel, or an answer on a direct path."""
         if record.lost_since is None:
             record.lost_since = now
+            record.is_remembered = True
             record.deadline = now + limit_s
             self._effects.append(ConfirmPeer(record.session_id))
 
@@ -268,6 +278,7 @@ class SessionBook:
     def _bind(self, record: SessionRecord, intermediate_id: str, channel: int) -> None:
         record.channels[intermediate_id] = channel
         record.lost_since = None
+        record.is_remembered = False
         if record.state is SessionState.ESTABLISHED:
             record.deadline = None
         self._effects.append(BindChannel(intermediate_id, record.session_id, channel))
@@ -283,6 +294,8 @@ class SessionBook:
             self.handle_closed(record.session_id, "close_timeout", now)
         else:
             is_opening = record.state is SessionState.OPENING
+            # They forget it in time; agents are lost by the hundred, and the frames of a node are counted.
+            record.is_remembered = False
             self._close(record, "handshake_timeout" if is_opening else "peer_lost", now)
 
     def _forget(self, session_id: bytes, reason: str) -> SessionRecord | None:
@@ -295,6 +308,8 @@ class SessionBook:
             self._effects.append(ReleaseChannel(intermediate_id, session_id))
             if intermediate_id in self._attached:
                 self._effects.append(ReportClosed(intermediate_id, session_id, reason))
+        if record.is_remembered:
+            self._effects.extend(ReportClosed(name, session_id, reason) for name in self._attached)
         record.grant = None
         self._keep_resumable(record)
         self._effects.append(ForgetSession(session_id))

@@ -66,8 +66,9 @@ class SessionFrame:
 class Session:
     """One session.
 
-    `channels` are those of its parties' legs while RELAYED; `allowed` services may pass; `asked_for` are the
-    attachments between which the relay was asked for channels last.
+    `channels` are those of its parties' legs while RELAYED; `allowed` services may pass, of which its parties
+    know (`is_told`) or are told when it is bound; `asked_for` are the attachments between which the relay was
+    asked for channels last.
     """
 
     session_id: bytes
@@ -79,6 +80,7 @@ class Session:
     asked_for: dict[Role, bytes] = field(default_factory=dict)
     channels: dict[Role, int] = field(default_factory=dict)
     is_announced: bool = False
+    is_told: bool = False
     deadline: float | None = None
     pending: dict[tuple[int, str], None] = field(default_factory=dict)
     services: dict[str, None] = field(default_factory=dict)

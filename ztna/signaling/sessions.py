@@ -9,6 +9,9 @@ sends is answered with an error and goes nowhere. Nothing is stored: after a res
 sessions back by showing a grant that an intermediate of this deployment signed.
 
 A session whose party attaches again without resuming it is over: that process no longer holds it.
+
+One that ended because a party was lost may live on between its nodes; `ztna.signaling.lost_sessions` has it
+in mind, so that it is judged with the others when the rules change.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from ztna.access.policy import ANY, AccessRules
 from ztna.deadlines import Deadlines
 from ztna.errors import RemoteProtocolError
 from ztna.signaling.exchange import start_delays_ms
+from ztna.signaling.lost_sessions import LOST_LIFETIME_S, LostSession, LostSessions
 from ztna.signaling.resume import MAX_RESUMED_SESSIONS, judge_grant, parties_of
 from ztna.signaling.session import DIRECTIONS, FrameKind, Session, SessionFrame, SessionState
 from ztna.signaling.session_effects import (
@@ -118,6 +122,7 @@ class SessionManager:
         self._pairs: dict[tuple[str, str], Session] = {}
         self._deadlines: Deadlines[bytes] = Deadlines()
         self._ended: dict[bytes, None] = {}
+        self._lost = LostSessions()
         self._effects: list[SessionEffect] = []
         self.refused: Counter[str] = Counter()
         self.opened_total = 0
@@ -131,6 +136,11 @@ class SessionManager:
     def sessions(self) -> Sequence[Session]:
         """All sessions, oldest first. For looking at only."""
         return tuple(self._sessions.values())
+
+    @property
+    def lost_sessions(self) -> Sequence[LostSession]:
+        """Sessions that have lost a party, oldest first. For looking at only."""
+        return self._lost.sessions
 
     def party_of(self, attach_id: bytes) -> Party | None:
         """Who is attached there, or None when nobody is any more."""
@@ -157,9 +167,10 @@ class SessionManager:
         former = self._attached.get(party.name)
         if former is not None:
             del self._nodes[former]
+        self._lost.handle_gone(party)
         self._nodes[attach_id] = _Node(party, TokenBucket(OPENS_PER_SECOND, OPEN_BURST, now))
         self._attached[party.name] = attach_id
-        self._end_all_but({*announced, *rejected, *(claims.session_id for claims in resumed)}, party)
+        self._end_all_but({*announced, *rejected, *(claims.session_id for claims in resumed)}, party, now)
         for session_id in announced:
             self._suspend(session_id, party, now)
         self.handle_resumed(attach_id, resumed, rejected, now, now_wall)
@@ -178,29 +189,38 @@ class SessionManager:
             return
         for session_id in rejected:
             self._refuse_resume(attach_id, session_id, Code.ACCESS_DENIED, "the grant is not valid")
-            self._end_unresumed(session_id, node.party, attach_id)
+            self._end_unresumed(session_id, node.party, attach_id, now)
         accepted: dict[bytes, Session] = {}
         for claims in resumed:
             session = self._resume(attach_id, node, claims, now, now_wall)
             if session is None:
-                self._end_unresumed(claims.session_id, node.party, attach_id)
+                self._end_unresumed(claims.session_id, node.party, attach_id, now)
             else:
                 accepted[session.session_id] = session
         for session in accepted.values():
             self._rebind(session, now)
 
-    def handle_detached(self, attach_id: bytes, *, is_clean: bool, reason: str) -> None:
+    def handle_detached(self, attach_id: bytes, now: float, *, is_clean: bool, reason: str) -> None:
         """A node is gone and its sessions with it; harmless for a superseded attachment."""
         node = self._nodes.pop(attach_id, None)
         if node is None:
             return
         del self._attached[node.party.name]
-        code = Code.PEER_CLOSED if is_clean else Code.PEER_LOST
+        self._lost.handle_gone(node.party)
+        if is_clean:
+            self.handle_expelled(node.party, reason)
         for session in list(self._held.get(node.party.name, {}).values()):
+            session.attachments.pop(node.party.role, None)
             if is_clean:
                 self._remember_ended(session.session_id)
-            session.attachments.pop(node.party.role, None)
-            self._end(session, code, f"{node.party} left: {reason}" if reason else f"{node.party} left")
+                self._end(session, Code.PEER_CLOSED, _farewell(node.party, reason))
+            else:
+                self._lose(session, _farewell(node.party, reason), now)
+
+    def handle_expelled(self, party: Party, reason: str) -> None:
+        """A node that was lost is not accepted any more: whoever holds a session with it ends that."""
+        for lost in self._lost.take_lost(party):
+            self._end_lost(lost, Code.PEER_CLOSED, _farewell(party, reason))
 
     def open(
         self,
@@ -260,6 +280,7 @@ class SessionManager:
             self._end(session, Code.NO_CONNECTOR_AVAILABLE, "the relay has no channel left")
             return
         session.state = SessionState.RELAYED
+        session.is_told = True
         session.channels = dict(channels)
         session.deadline = None
         self._watch(session)
@@ -283,10 +304,15 @@ class SessionManager:
         session.pending.clear()
 
     def handle_rules(self, rules: AccessRules) -> None:
-        """Judge every session by other rules: end it, or tell both parties what it may carry from now on."""
+        """Judge every session by other rules: end it, or tell both parties what it may carry from now on.
+
+        Of one that has lost a party, the other one is told.
+        """
         self._rules = rules
         for session in list(self._sessions.values()):
             self._judge_by_rules(session)
+        for lost in self._lost.sessions:
+            self._judge_lost(lost)
 
     def handle_frame(self, attach_id: bytes, frame: SessionFrame, now: float) -> None:
         """A node says something about a session: check that it may, and pass it on to the other party."""
@@ -297,6 +323,7 @@ class SessionManager:
         if session is None:
             if frame.kind is FrameKind.CLOSE_SESSION:
                 # Both parties report the end of a session, and each may do so as the other's report arrives.
+                self._lost.handle_closed(frame.session_id, attach_id)
                 self._effects.append(ClosedAlready(frame.session_id))
             else:
                 self._fail(attach_id, Code.SESSION_NOT_FOUND, "there is no such session", frame.session_id)
@@ -337,14 +364,19 @@ class SessionManager:
                     message = "the connector did not answer in time"
                     self._fail(target, Code.SESSION_TIMEOUT, message, session.session_id)
             if session.deadline is not None and now >= session.deadline:
-                code = Code.PEER_LOST if session.state is SessionState.WAITING else Code.SESSION_TIMEOUT
-                self._end(session, code, f"{session.state.value} for too long")
+                message = f"{session.state.value} for too long"
+                if session.state is SessionState.WAITING:
+                    self._lose(session, message, now)
+                else:
+                    self._end(session, Code.SESSION_TIMEOUT, message)
             else:
                 self._watch(session)
+        self._lost.handle_timeout(now)
 
     def next_deadline(self) -> float | None:
-        """The earliest limit of a session or its exchange."""
-        return self._deadlines.next()
+        """The earliest limit of a session or its exchange, or of the memory of a lost one."""
+        deadlines = (self._deadlines.next(), self._lost.next_deadline())
+        return min((each for each in deadlines if each is not None), default=None)
 
     def drain(self) -> list[SessionEffect]:
         """Hand over the effects of the last mutation, oldest first."""
@@ -419,9 +451,10 @@ class SessionManager:
         if services == session.allowed:
             return
         session.allowed = services
-        if not services or not _can_be_told(services):
-            what = "more services than can be told" if services else "nothing"
-            self._end(session, Code.ACCESS_DENIED, f"the rules have changed, and allow {what} here")
+        session.is_told = session.state is SessionState.RELAYED
+        denial = _denial(services)
+        if denial:
+            self._end(session, Code.ACCESS_DENIED, denial)
             return
         for request_id, service in list(session.pending):
             if not self._rules.access.may_open(session.agent.id, service):
@@ -432,6 +465,21 @@ class SessionManager:
             # Otherwise the parties are told when it is bound again.
             for target in session.attachments.values():
                 self._effects.append(AccessChanged(target, session.session_id, services))
+
+    def _judge_lost(self, lost: LostSession) -> None:
+        services = self._rules.services_between(lost.agent.id, lost.connector.id)
+        if services == lost.allowed:
+            return
+        lost.allowed = services
+        denial = _denial(services)
+        if denial:
+            self._lost.forget(lost.session_id)
+            self._end_lost(lost, Code.ACCESS_DENIED, denial)
+        else:
+            self._effects.append(AccessChanged(lost.attach_id, lost.session_id, services))
+
+    def _end_lost(self, lost: LostSession, code: Code, message: str) -> None:
+        self._effects.append(Ended(lost.attach_id, lost.session_id, code, message))
 
     def _deny_request(self, attach_id: bytes, request_id: int, service: str) -> None:
         message = f"no rule of 'policy' lets this agent open {service[:64]!r}"
@@ -444,6 +492,7 @@ class SessionManager:
             now,
             self._rules.services_between(agent.id, connector.id),
         )
+        self._lost.forget(session_id)
         self._sessions[session_id] = session
         self._pairs[agent.id, connector.id] = session
         for party in (agent, connector):
@@ -531,17 +580,30 @@ class SessionManager:
                 if role is not except_for:
                     self._effects.append(Ended(target, session.session_id, code, message))
 
-    def _end_all_but(self, kept: Collection[bytes], party: Party) -> None:
+    def _lose(self, session: Session, message: str, now: float) -> None:
+        """End a session that lost a party, and remember that the other one may hold it still."""
+        self._end(session, Code.PEER_LOST, message)
+        if not session.is_announced:
+            return
+        for role, target in session.attachments.items():
+            if not session.is_told:
+                self._effects.append(AccessChanged(target, session.session_id, session.allowed))
+            parties, until = (session.agent, session.connector), now + LOST_LIFETIME_S
+            lost = LostSession(session.session_id, parties, _OTHER[role], target, session.allowed, until)
+            for each in self._lost.add(lost):
+                self._end_lost(each, Code.RATE_LIMITED, "too many sessions have lost a party")
+
+    def _end_all_but(self, kept: Collection[bytes], party: Party, now: float) -> None:
         for session in list(self._held.get(party.name, {}).values()):
             if session.session_id not in kept:
                 session.attachments.pop(party.role, None)
-                self._end(session, Code.PEER_LOST, f"{party} attached anew without this session")
+                self._lose(session, f"{party} attached anew without this session", now)
 
-    def _end_unresumed(self, session_id: bytes, party: Party, attach_id: bytes) -> None:
+    def _end_unresumed(self, session_id: bytes, party: Party, attach_id: bytes, now: float) -> None:
         session = self._held.get(party.name, {}).get(session_id)
         if session is not None and session.attachments.get(party.role) != attach_id:
             session.attachments.pop(party.role, None)
-            self._end(session, Code.PEER_LOST, f"{party} attached anew without this session")
+            self._lose(session, f"{party} attached anew without this session", now)
 
     def _suspend(self, session_id: bytes, party: Party, now: float) -> None:
         """Whoever wants the session waits until its grant is verified; its packets flow on meanwhile."""
@@ -562,6 +624,18 @@ class SessionManager:
     ) -> None:
         self.refused[code.value] += 1
         self._effects.append(Failed(attach_id, code, session_id, request_id, message))
+
+
+def _denial(services: frozenset[str]) -> str:
+    """Why a session that may carry these services now is over, or nothing."""
+    if services and _can_be_told(services):
+        return ""
+    what = "more services than can be told" if services else "nothing"
+    return f"the rules have changed, and allow {what} here"
+
+
+def _farewell(party: Party, reason: str) -> str:
+    return f"{party} left: {reason}" if reason else f"{party} left"
 
 
 def _can_be_told(services: frozenset[str]) -> bool:

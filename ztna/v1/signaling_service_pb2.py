@@ -26,7 +26,7 @@ from ztna.v1 import signaling_pb2 as ztna_dot_v1_dot_signaling__pb2
 from ztna.v1 import types_pb2 as ztna_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fztna/v1/signaling_service.proto\x12\x07ztna.v1\x1a\x17ztna/v1/signaling.proto\x1a\x13ztna/v1/types.proto\"F\n\tSendFrame\x12\x11\n\tattach_id\x18\x01 \x01(\x0c\x12&\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x17.ztna.v1.SignalingFrame\"\xdc\x01\n\x0cNodeAttached\x12\x11\n\tattach_id\x18\x01 \x01(\x0c\x12#\n\x04node\x18\x02 \x01(\x0b\x32\x15.ztna.v1.NodeIdentity\x12\x0f\n\x07\x63\x61rrier\x18\x03 \x01(\t\x12\x1c\n\x14superseded_attach_id\x18\x04 \x01(\x0c\x12&\n\x06resume\x18\x05 \x03(\x0b\x32\x16.ztna.v1.ResumeSession\x12\x12\n\nconnection\x18\x06 \x01(\x04\x12\x0e\n\x06remote\x18\x07 \x01(\t\x12\x19\n\x11superseded_remote\x18\x08 \x01(\t\"h\n\x0cNodeDetached\x12\x11\n\tattach_id\x18\x01 \x01(\x0c\x12#\n\x04node\x18\x02 \x01(\x0b\x32\x15.ztna.v1.NodeIdentity\x12\x10\n\x08is_clean\x18\x03 \x01(\x08\x12\x0e\n\x06reason\x18\x04 \x01(\t\"\x1d\n\x08JudgeLeg\x12\x11\n\tattach_id\x18\x01 \x01(\x0c\"`\n\x0eServiceOffered\x12\x11\n\tattach_id\x18\x01 \x01(\x0c\x12\x0f\n\x07service\x18\x02 \x01(\t\x12*\n\x08protocol\x18\x03 \x01(\x0e\x32\x18.ztna.v1.ServiceProtocol\"6\n\x10ServiceWithdrawn\x12\x11\n\tattach_id\x18\x01 \x01(\x0c\x12\x0f\n\x07service\x18\x02 \x01(\t\"\xca\x01\n\rSessionWanted\x12\x11\n\tattach_id\x18\x01 \x01(\x0c\x12$\n\x05\x61gent\x18\x02 \x01(\x0b\x32\x15.ztna.v1.NodeIdentity\x12\x12\n\nrequest_id\x18\x03 \x01(\x04\x12\x0f\n\x07service\x18\x04 \x01(\t\x12*\n\x08protocol\x18\x05 \x01(\x0e\x32\x18.ztna.v1.ServiceProtocol\x12\x12\n\nconnectors\x18\x06 \x03(\t\x12\x1b\n\x13\x65xcluded_connectors\x18\x07 \x03(\t\"e\n\x14SessionFrameReceived\x12\x11\n\tattach_id\x18\x01 \x01(\x0c\x12\x12\n\nsession_id\x18\x02 \x01(\x0c\x12&\n\x05\x66rame\x18\x03 \x01(\x0b\x32\x17.ztna.v1.SignalingFrame\"6\n\x11RoundTripMeasured\x12\x11\n\tattach_id\x18\x01 \x01(\x0c\x12\x0e\n\x06rtt_us\x18\x02 \x01(\r\"\xf6\x01\n\x13SignalingStatistics\x12\x13\n\x0b\x61ttachments\x18\x01 \x01(\r\x12\x16\n\x0e\x61ttached_total\x18\x02 \x01(\x04\x12\x17\n\x0f\x66rames_received\x18\x03 \x01(\x04\x12\x13\n\x0b\x66rames_sent\x18\x04 \x01(\x04\x12:\n\x07refused\x18\x05 \x03(\x0b\x32).ztna.v1.SignalingStatistics.RefusedEntry\x12\x18\n\x10superseded_total\x18\x06 \x01(\x04\x1a.\n\x0cRefusedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fztna/v1/signaling_service.proto\x12\x07ztna.v1\x1a\x17ztna/v1/signaling.proto\x1a\x13ztna/v1/types.proto\"F\n\tSendFrame\x12\x11\n\tattach_id\x18\x01 \x01(\x0c\x12&\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x17.ztna.v1.SignalingFrame\"\xdc\x01\n\x0cNodeAttached\x12\x11\n\tattach_id\x18\x01 \x01(\x0c\x12#\n\x04node\x18\x02 \x01(\x0b\x32\x15.ztna.v1.NodeIdentity\x12\x0f\n\x07\x63\x61rrier\x18\x03 \x01(\t\x12\x1c\n\x14superseded_attach_id\x18\x04 \x01(\x0c\x12&\n\x06resume\x18\x05 \x03(\x0b\x32\x16.ztna.v1.ResumeSession\x12\x12\n\nconnection\x18\x06 \x01(\x04\x12\x0e\n\x06remote\x18\x07 \x01(\t\x12\x19\n\x11superseded_remote\x18\x08 \x01(\t\"h\n\x0cNodeDetached\x12\x11\n\tattach_id\x18\x01 \x01(\x0c\x12#\n\x04node\x18\x02 \x01(\x0b\x32\x15.ztna.v1.NodeIdentity\x12\x10\n\x08is_clean\x18\x03 \x01(\x08\x12\x0e\n\x06reason\x18\x04 \x01(\t\"G\n\x10LostNodeExpelled\x12#\n\x04node\x18\x01 \x01(\x0b\x32\x15.ztna.v1.NodeIdentity\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x1d\n\x08JudgeLeg\x12\x11\n\tattach_id\x18\x01 \x01(\x0c\"`\n\x0eServiceOffered\x12\x11\n\tattach_id\x18\x01 \x01(\x0c\x12\x0f\n\x07service\x18\x02 \x01(\t\x12*\n\x08protocol\x18\x03 \x01(\x0e\x32\x18.ztna.v1.ServiceProtocol\"6\n\x10ServiceWithdrawn\x12\x11\n\tattach_id\x18\x01 \x01(\x0c\x12\x0f\n\x07service\x18\x02 \x01(\t\"\xca\x01\n\rSessionWanted\x12\x11\n\tattach_id\x18\x01 \x01(\x0c\x12$\n\x05\x61gent\x18\x02 \x01(\x0b\x32\x15.ztna.v1.NodeIdentity\x12\x12\n\nrequest_id\x18\x03 \x01(\x04\x12\x0f\n\x07service\x18\x04 \x01(\t\x12*\n\x08protocol\x18\x05 \x01(\x0e\x32\x18.ztna.v1.ServiceProtocol\x12\x12\n\nconnectors\x18\x06 \x03(\t\x12\x1b\n\x13\x65xcluded_connectors\x18\x07 \x03(\t\"e\n\x14SessionFrameReceived\x12\x11\n\tattach_id\x18\x01 \x01(\x0c\x12\x12\n\nsession_id\x18\x02 \x01(\x0c\x12&\n\x05\x66rame\x18\x03 \x01(\x0b\x32\x17.ztna.v1.SignalingFrame\"6\n\x11RoundTripMeasured\x12\x11\n\tattach_id\x18\x01 \x01(\x0c\x12\x0e\n\x06rtt_us\x18\x02 \x01(\r\"\xf6\x01\n\x13SignalingStatistics\x12\x13\n\x0b\x61ttachments\x18\x01 \x01(\r\x12\x16\n\x0e\x61ttached_total\x18\x02 \x01(\x04\x12\x17\n\x0f\x66rames_received\x18\x03 \x01(\x04\x12\x13\n\x0b\x66rames_sent\x18\x04 \x01(\x04\x12:\n\x07refused\x18\x05 \x03(\x0b\x32).ztna.v1.SignalingStatistics.RefusedEntry\x12\x18\n\x10superseded_total\x18\x06 \x01(\x04\x1a.\n\x0cRefusedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,20 +41,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_NODEATTACHED']._serialized_end=383
   _globals['_NODEDETACHED']._serialized_start=385
   _globals['_NODEDETACHED']._serialized_end=489
-  _globals['_JUDGELEG']._serialized_start=491
-  _globals['_JUDGELEG']._serialized_end=520
-  _globals['_SERVICEOFFERED']._serialized_start=522
-  _globals['_SERVICEOFFERED']._serialized_end=618
-  _globals['_SERVICEWITHDRAWN']._serialized_start=620
-  _globals['_SERVICEWITHDRAWN']._serialized_end=674
-  _globals['_SESSIONWANTED']._serialized_start=677
-  _globals['_SESSIONWANTED']._serialized_end=879
-  _globals['_SESSIONFRAMERECEIVED']._serialized_start=881
-  _globals['_SESSIONFRAMERECEIVED']._serialized_end=982
-  _globals['_ROUNDTRIPMEASURED']._serialized_start=984
-  _globals['_ROUNDTRIPMEASURED']._serialized_end=1038
-  _globals['_SIGNALINGSTATISTICS']._serialized_start=1041
-  _globals['_SIGNALINGSTATISTICS']._serialized_end=1287
-  _globals['_SIGNALINGSTATISTICS_REFUSEDENTRY']._serialized_start=1241
-  _globals['_SIGNALINGSTATISTICS_REFUSEDENTRY']._serialized_end=1287
+  _globals['_LOSTNODEEXPELLED']._serialized_start=491
+  _globals['_LOSTNODEEXPELLED']._serialized_end=562
+  _globals['_JUDGELEG']._serialized_start=564
+  _globals['_JUDGELEG']._serialized_end=593
+  _globals['_SERVICEOFFERED']._serialized_start=595
+  _globals['_SERVICEOFFERED']._serialized_end=691
+  _globals['_SERVICEWITHDRAWN']._serialized_start=693
+  _globals['_SERVICEWITHDRAWN']._serialized_end=747
+  _globals['_SESSIONWANTED']._serialized_start=750
+  _globals['_SESSIONWANTED']._serialized_end=952
+  _globals['_SESSIONFRAMERECEIVED']._serialized_start=954
+  _globals['_SESSIONFRAMERECEIVED']._serialized_end=1055
+  _globals['_ROUNDTRIPMEASURED']._serialized_start=1057
+  _globals['_ROUNDTRIPMEASURED']._serialized_end=1111
+  _globals['_SIGNALINGSTATISTICS']._serialized_start=1114
+  _globals['_SIGNALINGSTATISTICS']._serialized_end=1360
+  _globals['_SIGNALINGSTATISTICS_REFUSEDENTRY']._serialized_start=1314
+  _globals['_SIGNALINGSTATISTICS_REFUSEDENTRY']._serialized_end=1360
 # @@protoc_insertion_point(module_scope)

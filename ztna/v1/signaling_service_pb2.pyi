@@ -139,6 +139,34 @@ class NodeDetached(_message.Message):
 Global___NodeDetached: _TypeAlias = NodeDetached  # noqa: Y015
 
 @_typing.final
+class LostNodeExpelled(_message.Message):
+    """Event: a node whose signaling broke, and which may be cut off from here alone, is accepted no longer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """snake_case"""
+    @_builtins.property
+    def node(self) -> _types_pb2.NodeIdentity:
+        """who it was"""
+
+    def __init__(
+        self,
+        *,
+        node: _types_pb2.NodeIdentity | None = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LostNodeExpelled: _TypeAlias = LostNodeExpelled  # noqa: Y015
+
+@_typing.final
 class JudgeLeg(_message.Message):
     """Command: is the leg of this attachment alive? Answered by LegJudged."""
 

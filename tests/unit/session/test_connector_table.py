@@ -12,6 +12,7 @@ from ztna.session.effects import (
     ConfirmPeer,
     ForgetSession,
     KeepResumable,
+    LimitAccess,
     Peer,
     ReleaseChannel,
     ReportClosed,
@@ -174,6 +175,47 @@ def test_agent_that_answers_directly_is_no_excuse_for_what_an_intermediate_forbi
     table.drain()
     table.handle_revoked("i2", S1, code, 3.0)
     assert CloseSession(S1, code) in table.drain()
+
+
+def test_session_that_no_intermediate_carries_is_limited_by_the_one_that_lost_its_agent() -> None:
+    table = established()
+    table.handle_revoked("i1", S1, "peer_lost", 1.0)
+    table.handle_consent(S1, 2.0)
+    table.drain()
+    table.handle_access("i1", S1, frozenset({"ssh"}), 3.0)
+    assert table.drain() == [LimitAccess(S1, frozenset({"ssh"}))]
+
+
+def test_session_that_another_intermediate_carries_is_not_limited_by_the_one_that_lost_its_agent() -> None:
+    table = established()
+    table.handle_offered("i2", S1, AGENT, 9, 1.0)
+    table.handle_revoked("i1", S1, "peer_lost", 1.0)
+    table.drain()
+    table.handle_access("i1", S1, frozenset({"ssh"}), 3.0)
+    table.handle_revoked("i1", S1, "access_denied", 3.0)
+    assert table.drain() == []
+
+
+def test_intermediates_that_remember_a_lost_session_are_told_that_its_agent_closed_it() -> None:
+    table = established()
+    table.handle_revoked("i1", S1, "peer_lost", 1.0)
+    table.handle_consent(S1, 2.0)
+    table.drain()
+    table.handle_closed(S1, "idle", 3.0)
+    reports = [each for each in table.drain() if isinstance(each, ReportClosed)]
+    assert reports == [ReportClosed("i1", S1, "idle"), ReportClosed("i2", S1, "idle")]
+
+
+def test_intermediates_are_not_told_of_what_they_ended_or_will_forget() -> None:
+    for code in ("peer_lost", "access_denied"):
+        table = established()
+        table.handle_revoked("i1", S1, "peer_lost", 1.0)
+        if code != "peer_lost":
+            table.handle_revoked("i1", S1, code, 2.0)
+        ended = [*table.drain(), *run_until(table, 1.0 + PEER_LOST_PATIENCE_S)]
+        assert CloseSession(S1, code) in ended
+        table.handle_closed(S1, code, 20.0)
+        assert not [each for each in [*ended, *table.drain()] if isinstance(each, ReportClosed)]
 
 
 def test_agent_that_comes_anew_ends_its_lost_session_at_once() -> None:

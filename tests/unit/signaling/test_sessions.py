@@ -11,8 +11,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from ztna.access.grant import GRANT_LIFETIME_S, GRANT_TOLERANCE_S, GrantClaims
 from ztna.access.identity import Role
 from ztna.access.policy import AccessPolicy, AccessRule, AccessRules, OfferPolicy, OfferRule
-from ztna.signaling import sessions
+from ztna.signaling import lost_sessions, sessions
 from ztna.signaling.exchange import ANSWER_LIMIT_S, START_DELAY_MS
+from ztna.signaling.lost_sessions import LOST_LIFETIME_S
 from ztna.signaling.session import DIRECTIONS, FrameKind, SessionFrame, SessionState
 from ztna.signaling.session_effects import (
     AccessChanged,
@@ -198,12 +199,12 @@ def test_relay_that_does_not_answer_ends_the_attempt(world: World) -> None:
 
 
 def test_connector_that_left_meanwhile_is_not_available(world: World) -> None:
-    world.core.handle_detached(b"C", is_clean=False, reason="")
+    world.core.handle_detached(b"C", world.now, is_clean=False, reason="")
     assert codes(world.open()) == [(b"A", Code.NO_CONNECTOR_AVAILABLE)]
 
 
 def test_agent_that_left_meanwhile_is_not_answered(world: World) -> None:
-    world.core.handle_detached(b"A", is_clean=False, reason="")
+    world.core.handle_detached(b"A", world.now, is_clean=False, reason="")
     assert world.open() == []
 
 
@@ -303,11 +304,11 @@ def test_closed_session_is_over_for_the_other_and_stays_over(
 def test_sessions_of_a_node_that_left_end_for_the_others(
     world: World, session_id: bytes, code: Code, *, is_clean: bool
 ) -> None:
-    world.core.handle_detached(b"A", is_clean=is_clean, reason="x")
+    world.core.handle_detached(b"A", world.now, is_clean=is_clean, reason="x")
     effects = world.take()
     assert codes(effects) == [(b"C", code)]
     assert ReleaseWanted(session_id) in effects
-    world.core.handle_detached(b"A", is_clean=is_clean, reason="x")
+    world.core.handle_detached(b"A", world.now, is_clean=is_clean, reason="x")
     assert world.take() == []
 
 
@@ -320,7 +321,7 @@ def test_node_that_resumes_gets_new_channels_and_so_does_its_peer(world: World, 
     assert world.binds[-1] == BindWanted(session_id, b"A'", b"C")
     assert world.core.resumed_total == 1
     assert codes(world.frame(b"A", FrameKind.CANDIDATE_OFFER, session_id)) == []
-    world.core.handle_detached(b"A", is_clean=False, reason="late")
+    world.core.handle_detached(b"A", world.now, is_clean=False, reason="late")
     assert world.take() == []
 
 
@@ -450,6 +451,228 @@ def test_peer_with_a_renewed_key_is_no_obstacle() -> None:
     world.attach(b"C", party(Role.CONNECTOR, "c1", key=1))
     effects = world.attach(b"A", A1, claims(b"s" * 16))
     assert [type(effect) for effect in effects] == [Rebound, Rebound]
+
+
+# Sessions that have lost a party
+
+
+def lose(world: World, *attach_ids: bytes) -> None:
+    for attach_id in attach_ids:
+        world.core.handle_detached(attach_id, world.now, is_clean=False, reason="leg_dead")
+    world.take()
+
+
+def lost_ids(world: World) -> list[bytes]:
+    return [each.session_id for each in world.core.lost_sessions]
+
+
+@pytest.fixture
+def crowd(world: World) -> dict[str, bytes]:
+    """Sessions of two agents and of two connectors."""
+    world.attach(b"B", A2)
+    world.attach(b"D", C2)
+    found = {}
+    for agent, connector in ((b"A", b"C"), (b"B", b"C"), (b"A", b"D"), (b"B", b"D")):
+        offered = world.open(agent=agent, connector=connector)[0]
+        assert isinstance(offered, Offered)
+        found[(agent + connector).decode()] = offered.session_id
+    return found
+
+
+def only_for(*agents: str) -> AccessRules:
+    return AccessRules(
+        AccessPolicy([AccessRule((each,), ("web", "ssh")) for each in agents]),
+        OfferPolicy([OfferRule(("*",), ("*",))]),
+    )
+
+
+def test_agent_that_is_lost_and_no_longer_allowed_is_cut_off_by_its_connectors_and_others_feel_nothing(
+    world: World, crowd: dict[str, bytes]
+) -> None:
+    lose(world, b"A")
+    world.core.handle_rules(only_for("a2"))
+    denial = "the rules have changed, and allow nothing here"
+    assert world.take() == [
+        Ended(b"C", crowd["AC"], Code.ACCESS_DENIED, denial),
+        Ended(b"D", crowd["AD"], Code.ACCESS_DENIED, denial),
+    ]
+    assert lost_ids(world) == []
+    world.core.handle_rules(only_for())
+    assert {attach_id for attach_id, _ in codes(world.take())} == {b"B", b"C", b"D"}
+
+
+def test_lost_session_hears_the_same_word_as_one_that_lives(world: World, crowd: dict[str, bytes]) -> None:
+    lose(world, b"A")
+    world.core.handle_rules(rules())
+    told = [each for each in world.take() if isinstance(each, Ended) and each.attach_id == b"C"]
+    assert {each.session_id for each in told} == {crowd["AC"], crowd["BC"]}
+    assert len({(each.code, each.message) for each in told}) == 1
+
+
+def test_connector_that_may_offer_nothing_more_ends_the_sessions_of_lost_agents(
+    world: World, crowd: dict[str, bytes]
+) -> None:
+    lose(world, b"A")
+    world.core.handle_rules(
+        AccessRules(
+            AccessPolicy([AccessRule(("*",), ("web", "ssh"))]), OfferPolicy([OfferRule(("c2",), ("*",))])
+        )
+    )
+    assert set(codes(world.take())) == {(b"B", Code.ACCESS_DENIED), (b"C", Code.ACCESS_DENIED)}
+    assert lost_ids(world) == [crowd["AD"]]
+
+
+def test_lost_session_that_may_carry_less_is_told_so_and_judged_again(
+    world: World, session_id: bytes
+) -> None:
+    lose(world, b"A")
+    world.core.handle_rules(rules("ssh"))
+    assert world.take() == [AccessChanged(b"C", session_id, frozenset({"ssh"}))]
+    world.core.handle_rules(rules("ssh"))
+    assert world.take() == []
+    world.core.handle_rules(rules())
+    assert codes(world.take()) == [(b"C", Code.ACCESS_DENIED)]
+
+
+def test_agent_whose_connector_is_lost_is_told_as_well(world: World, session_id: bytes) -> None:
+    lose(world, b"C")
+    world.core.handle_rules(rules())
+    assert codes(world.take()) == [(b"A", Code.ACCESS_DENIED)]
+
+
+def test_session_whose_agent_does_not_come_back_to_a_restarted_intermediate_is_judged() -> None:
+    world, session_id = World(), b"s" * 16
+    world.attach(b"C", C1, claims(session_id))
+    world.core.handle_rules(rules("ssh"))
+    world.now += RESUME_PATIENCE_S
+    world.core.handle_timeout(world.now)
+    lost, limited = world.take()
+    assert codes([lost]) == [(b"C", Code.PEER_LOST)]
+    assert limited == AccessChanged(b"C", session_id, frozenset({"ssh"})), "it was told of none before"
+    world.core.handle_rules(rules())
+    assert codes(world.take()) == [(b"C", Code.ACCESS_DENIED)]
+
+
+def test_agent_that_comes_back_with_its_session_is_judged_as_before(world: World, session_id: bytes) -> None:
+    lose(world, b"A")
+    world.attach(b"A'", A1, claims(session_id))
+    assert lost_ids(world) == []
+    world.core.handle_rules(rules())
+    assert sorted(codes(world.take())) == [(b"A'", Code.ACCESS_DENIED), (b"C", Code.ACCESS_DENIED)]
+
+
+def test_agent_that_comes_back_without_its_session_does_not_save_it(world: World, session_id: bytes) -> None:
+    # Whether it is over, its connector knows.
+    lose(world, b"A")
+    world.attach(b"A'", A1)
+    world.frame(b"A'", FrameKind.CLOSE_SESSION, session_id)
+    world.core.handle_rules(rules())
+    assert codes(world.take()) == [(b"C", Code.ACCESS_DENIED)]
+
+
+def test_agent_that_attaches_anew_without_its_session_does_not_save_it(
+    world: World, session_id: bytes
+) -> None:
+    world.attach(b"A'", A1)
+    world.core.handle_rules(rules())
+    assert codes(world.take()) == [(b"C", Code.ACCESS_DENIED)]
+
+
+def test_session_that_its_connector_says_is_over_is_judged_no_more(world: World, session_id: bytes) -> None:
+    lose(world, b"A")
+    assert world.frame(b"C", FrameKind.CLOSE_SESSION, session_id) == [ClosedAlready(session_id)]
+    world.core.handle_rules(rules())
+    assert world.take() == []
+
+
+@pytest.mark.parametrize("is_clean", [True, False])
+def test_connector_that_goes_leaves_nobody_to_tell(
+    world: World, session_id: bytes, *, is_clean: bool
+) -> None:
+    lose(world, b"A")
+    world.core.handle_detached(b"C", world.now, is_clean=is_clean, reason="x")
+    world.core.handle_rules(rules())
+    assert world.take() == []
+
+
+def test_connector_that_attaches_anew_brings_its_sessions_or_has_none(
+    world: World, session_id: bytes
+) -> None:
+    lose(world, b"A")
+    world.attach(b"C'", C1, claims(session_id))
+    assert (lost_ids(world), len(world.core)) == ([], 1)
+    world.now += RESUME_PATIENCE_S
+    world.core.handle_timeout(world.now)
+    assert codes(world.take()) == [(b"C'", Code.PEER_LOST)]
+    assert lost_ids(world) == [session_id]
+    world.attach(b"C''", C1)
+    assert (lost_ids(world), len(world.core)) == ([], 0)
+
+
+def test_lost_session_is_judged_for_as_long_as_its_connector_may_keep_it(
+    world: World, session_id: bytes
+) -> None:
+    lose(world, b"A")
+    assert world.core.next_deadline() == world.now + LOST_LIFETIME_S
+    world.core.handle_timeout(world.now + LOST_LIFETIME_S - 1)
+    assert lost_ids(world) == [session_id]
+    world.core.handle_timeout(world.now + LOST_LIFETIME_S)
+    assert lost_ids(world) == []
+    assert world.core.next_deadline() is None
+
+
+def test_lost_agent_that_is_expelled_is_cut_off_by_its_connectors(
+    world: World, crowd: dict[str, bytes]
+) -> None:
+    lose(world, b"A")
+    world.core.handle_expelled(A1, "revoked")
+    message = "agent 'a1' left: revoked"
+    assert world.take() == [
+        Ended(b"C", crowd["AC"], Code.PEER_CLOSED, message),
+        Ended(b"D", crowd["AD"], Code.PEER_CLOSED, message),
+    ]
+    world.core.handle_expelled(A2, "nothing of this one was lost")
+    assert world.take() == []
+
+
+def test_agent_that_says_goodbye_has_no_session_left(world: World, session_id: bytes) -> None:
+    world.attach(b"A'", A1)
+    world.core.handle_detached(b"A'", world.now, is_clean=True, reason="revoked")
+    assert codes(world.take()) == [(b"C", Code.PEER_CLOSED)]
+    assert lost_ids(world) == []
+
+
+@pytest.mark.parametrize("way", ["closed", "goodbye", "denied"])
+def test_session_that_is_over_at_both_ends_is_not_remembered(
+    world: World, session_id: bytes, way: str
+) -> None:
+    if way == "closed":
+        world.frame(b"A", FrameKind.CLOSE_SESSION, session_id)
+    elif way == "goodbye":
+        world.core.handle_detached(b"A", world.now, is_clean=True, reason="")
+    else:
+        world.core.handle_rules(rules())
+    assert lost_ids(world) == []
+
+
+def test_session_of_which_its_connector_was_never_told_is_not_remembered(world: World) -> None:
+    world.is_relay_up = False
+    world.open()
+    lose(world, b"A")
+    assert lost_ids(world) == []
+
+
+def test_lost_session_that_there_is_no_room_for_is_ended(
+    world: World, crowd: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lost_sessions, "MAX_LOST_PER_AGENT", 1)
+    world.core.handle_detached(b"A", world.now, is_clean=False, reason="leg_dead")
+    assert codes(world.take()) == [
+        (b"C", Code.PEER_LOST),
+        (b"D", Code.PEER_LOST),
+        (b"C", Code.RATE_LIMITED),
+    ]
+    assert lost_ids(world) == [crowd["AD"]]
 
 
 # Bounds
@@ -641,7 +864,7 @@ class AnyNodesDoAnything(RuleBasedStateMachine):
     @rule(who=st.sampled_from(AGENTS + CONNECTORS), is_clean=st.booleans())
     def detach(self, who: Party, is_clean: bool) -> None:
         attach_id = self.attached.pop(who, b"never")
-        self.world.core.handle_detached(attach_id, is_clean=is_clean, reason="")
+        self.world.core.handle_detached(attach_id, self.world.now, is_clean=is_clean, reason="")
         self.check(self.world.take())
 
     @rule(agent=st.sampled_from(AGENTS), connector=st.sampled_from(CONNECTORS))
@@ -668,6 +891,11 @@ class AnyNodesDoAnything(RuleBasedStateMachine):
         self.world.core.handle_timeout(self.world.now)
         self.check(self.world.take())
 
+    @rule(told=st.sets(st.sampled_from(["a1", "a2"])))
+    def change_rules(self, told: set[str]) -> None:
+        self.world.core.handle_rules(only_for(*sorted(told)))
+        self.check(self.world.take())
+
     @rule()
     def relay_sleeps_or_wakes(self) -> None:
         self.world.is_relay_up = not self.world.is_relay_up
@@ -690,6 +918,10 @@ class AnyNodesDoAnything(RuleBasedStateMachine):
             is_whole = len(session.attachments) == 2
             assert is_whole == (session.state is not SessionState.WAITING)
             assert set(session.attachments.values()) <= set(self.attached.values())
+        known = {session.session_id for session in core.sessions}
+        for lost in core.lost_sessions:
+            assert lost.session_id not in known
+            assert lost.attach_id in self.attached.values(), "there is somebody to tell"
 
 
 AnyNodesDoAnything.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
@@ -744,7 +976,7 @@ def test_who_wants_an_announced_session_waits_for_its_grant(world: World, sessio
 
 def test_node_that_leaves_takes_its_announced_sessions_along(world: World, session_id: bytes) -> None:
     announce(world, b"A'", A1, session_id)
-    world.core.handle_detached(b"A'", is_clean=False, reason="leg_dead")
+    world.core.handle_detached(b"A'", world.now, is_clean=False, reason="leg_dead")
     assert codes(world.take()) == [(b"C", Code.PEER_LOST)]
     assert verified(world, b"A'", claims(session_id)) == []
     assert len(world.core) == 0
