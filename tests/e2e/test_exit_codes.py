@@ -138,12 +138,14 @@ def test_long_path_of_the_control_socket_ends_with_2(deployment: Deployment, con
     assert "control.socket" in line
 
 
-def test_key_of_another_certificate_ends_with_2(deployment: Deployment, connector: Daemon) -> None:
+def test_key_of_another_certificate_ends_with_3(deployment: Deployment, connector: Daemon) -> None:
     other = deployment.daemons["intermediate-1"].settings["node"]["key"]
     configure(deployment, connector, key=other)
     status, line = run_to_end(deployment, connector.id)
-    assert status == 2
+    assert status == 3
     assert "is not the key of the certificate" in line
+    assert other in line
+    assert connector.settings["node"]["cert"] in line
 
 
 def expired(deployment: Deployment, connector: Daemon) -> None:
