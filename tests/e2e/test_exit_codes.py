@@ -32,7 +32,7 @@ SERVICE = [{"id": "files", "protocol": "tcp", "backend": "127.0.0.1:9"}]
 
 
 def run_to_end(deployment: Deployment, name: str) -> tuple[int, str]:
-    """Exit status, and the one line that says why."""
+    """Exit status, and the one line that says why; a daemon that could log ends with that it gave up."""
     daemon = deployment.daemons[name]
     deployment.start(name)
     assert daemon.process is not None
@@ -41,6 +41,10 @@ def run_to_end(deployment: Deployment, name: str) -> tuple[int, str]:
     assert "Traceback" not in text
     assert "Errno" not in text
     errors = [line for line in text.splitlines() if is_error(line)]
+    if errors[0].startswith("{"):
+        end = json.loads(errors.pop())
+        assert (end["event"], end["level"], end["exit_status"]) == ("daemon.gave_up", "error", status)
+        assert text.splitlines()[-1] == json.dumps(end)
     assert len(errors) == 1, text
     return status, errors[0]
 
