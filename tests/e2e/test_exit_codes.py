@@ -346,16 +346,31 @@ def test_garbage_in_a_file_of_the_node_names_the_file(
     assert str(path) in line
 
 
-def test_control_socket_below_a_file_ends_with_4_and_is_named(
-    deployment: Deployment, connector: Daemon
+@pytest.mark.parametrize("below", ["", "deeper", "deeper/still"])
+def test_control_socket_below_a_file_ends_with_2_and_is_named(
+    deployment: Deployment, connector: Daemon, below: str
 ) -> None:
     place = deployment.directory / "file"
     place.write_text("", encoding="utf-8")
+    connector.settings["control"]["socket"] = str(place / below / "ztna.sock")
+    configure(deployment, connector)
+    status, line = run_to_end(deployment, connector.id)
+    assert status == 2
+    assert f"control.socket: {place}" in line
+    assert "is not a directory" in line
+
+
+def test_control_socket_where_others_are_let_in_ends_with_2_and_says_how_it_should_be(
+    deployment: Deployment, connector: Daemon
+) -> None:
+    place = deployment.directory / "open"
+    place.mkdir(mode=0o755)
     connector.settings["control"]["socket"] = str(place / "ztna.sock")
     configure(deployment, connector)
     status, line = run_to_end(deployment, connector.id)
-    assert status == 4
+    assert status == 2
     assert str(place) in line
+    assert "mode 0755, should be 0700" in line
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
