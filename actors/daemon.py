@@ -184,7 +184,7 @@ def run(kind: DaemonKind, config_path: Path, overrides: Mapping[str, str]) -> in
         settings, plan = load_plan(kind, config_path, os.environ, overrides)
         max_descriptors = raise_descriptor_limit(wanted_descriptors(settings)[1])
     except (ConfigError, AuthenticationError) as error:
-        print(f"ztna {kind.value}: {error}", file=sys.stderr)  # noqa: T201 - logging is not set up yet
+        print(f"ztna: {error}", file=sys.stderr)  # noqa: T201 - logging is not set up yet
         return exit_status_of(error)
     logs.configure(settings.log.level, settings.log.format, redact=settings.log.redact)
     with asyncio.Runner(loop_factory=SleepCountingLoop) as runner:
