@@ -401,7 +401,9 @@ class NodeStatusBook(StatusBook):
             )
         status.services.extend(self._service_status(each) for each in self._services.values())
         status.nat.CopyFrom(self._nat)
-        status.sessions.extend(self._sessions.newest_first(self.now, MAX_LISTED))
+        for session in self._sessions.newest_first(self.now, MAX_LISTED):
+            session.agent_id, session.connector_id = self._parties(session.peer_id)
+            status.sessions.append(session)
 
     @staticmethod
     def _leg_reason(intermediate: IntermediateState) -> str:
@@ -471,6 +473,10 @@ class NodeStatusBook(StatusBook):
 
     def _refused(self, peer_id: str) -> str:
         return f"refused to agent {peer_id}"
+
+    def _parties(self, peer_id: str) -> tuple[str, str]:
+        """Agent and connector of a session with this peer."""
+        return peer_id, self.settings.id
 
     def _intermediate(self, name: str) -> IntermediateState:
         return self._intermediates.setdefault(name, IntermediateState())

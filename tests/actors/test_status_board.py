@@ -323,6 +323,7 @@ def test_a_session_opens_stands_breaks_and_ends(agent: World) -> None:
     assert (session.session_id, session.peer_id, session.state, session.path) == (
         SESSION, "connector-1", "opening", "none",
     )  # fmt: skip
+    assert (session.agent_id, session.connector_id) == ("agent-1", "connector-1")
     agent.tell(selected(types_pb2.PATH_KIND_RELAY))
     agent.tell(
         quic_session_pb2.SessionEstablished(
@@ -430,7 +431,8 @@ def test_a_granted_session_that_never_comes_is_forgotten(agent: World) -> None:
 def test_an_offered_session_names_the_agent(connector: World) -> None:
     agent_identity = types_pb2.NodeIdentity(role=types_pb2.ROLE_AGENT, id="agent-7")
     connector.tell(signaling_client_pb2.SessionOffered(session_id=SESSION, agent=agent_identity))
-    assert connector.status.sessions[0].peer_id == "agent-7"
+    session = connector.status.sessions[0]
+    assert (session.peer_id, session.agent_id, session.connector_id) == ("agent-7", "agent-7", "connector-1")
 
 
 def test_handshakes_that_wait_are_counted_by_reason(connector: World) -> None:

@@ -63,6 +63,8 @@ def agent_status() -> control_pb2.DaemonStatus:
     status.sessions.add(
         session_id=SESSION,
         peer_id="connector-1",
+        agent_id="agent-1",
+        connector_id="connector-1",
         state="established",
         path="relay",
         via="intermediate-1",
