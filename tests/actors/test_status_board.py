@@ -171,7 +171,7 @@ def test_an_agent_is_ready_step_by_step(agent: World) -> None:
     assert agent.status.is_ready
     assert agent.status.not_ready_reason == ""
     agent.children.append(child("session_table", ChildState.STARTING))
-    assert agent.status.not_ready_reason == "session_table is starting"
+    assert agent.status.not_ready_reason == "the daemon's session table is starting"
 
 
 def test_an_actor_of_one_session_does_not_decide_about_the_daemon(agent: World) -> None:
@@ -601,7 +601,7 @@ def attached_node(attach: int, node: str, superseded: bytes = b"") -> signaling_
 def test_an_intermediate_is_ready_when_bound_and_all_its_actors_run(intermediate: World) -> None:
     intermediate.children.append(child("signaling_service", ChildState.STARTING))
     intermediate.tell(BOUND)
-    assert intermediate.status.not_ready_reason == "signaling_service is starting"
+    assert intermediate.status.not_ready_reason == "the daemon's signaling service is starting"
     intermediate.children[-1] = child("signaling_service")
     assert intermediate.status.is_ready
 
