@@ -463,8 +463,10 @@ class TestLayers:
             ),
             (
                 {"udp.bind": "127.0.0.1:0, [::1]:0"},
-                """flag: udp.bind: must be a list: --set 'udp.bind=["127.0.0.1:0", "[::1]:0"]' """
-                '(got "127.0.0.1:0, [::1]:0")',
+                (
+                    """flag: udp.bind: must be a list: --set 'udp.bind=["127.0.0.1:0", "[::1]:0"]' """
+                    '(got "127.0.0.1:0, [::1]:0")'
+                ),
             ),
         ],
         ids=[

@@ -316,7 +316,8 @@ class Demo:
         result.first_byte_path = first_byte_path(
             transfer, selected_at_s(self._deployment.daemons[CONNECTOR].log_path, DIRECT)
         )
-        return f"first byte after {result.time_to_first_byte_ms:.0f} ms, from cold, path {result.first_byte_path}"
+        took_ms = result.time_to_first_byte_ms
+        return f"first byte after {took_ms:.0f} ms, from cold, path {result.first_byte_path}"
 
     def _cut_and_heal(self, running: BackgroundDownload) -> None:
         transfer, result = self.progress.transfer, self.result

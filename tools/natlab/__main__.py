@@ -1,8 +1,8 @@
 """The NAT lab on the command line: `python -m tools.natlab COMMAND`; `--help` shows each one's options.
 
-Exit status: 0 fine, 1 something did not work (or a cell of the matrix is not as expected), 2 wrong usage, such
-as a host that is not there; of `exec`, that of the command, 128 and the number after a signal, 127 when there
-is no such program, 126 when it cannot be run.
+Exit status: 0 fine, 1 something did not work (or a cell of the matrix is not as expected), 2 wrong usage,
+such as a host that is not there; of `exec`, that of the command, 128 and the number after a signal, 127 when
+there is no such program, 126 when it cannot be run.
 """
 
 from __future__ import annotations

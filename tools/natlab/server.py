@@ -236,9 +236,10 @@ class _Server:
 
 
 def _connect(name: str) -> socket.socket:
+    address = str(state_file(name).with_suffix(".sock"))
     connection = socket.socket(socket.AF_UNIX)
     try:
-        connection.connect(str(state_file(name).with_suffix(".sock")))
+        connection.connect(address)
     except OSError as error:
         connection.close()
         raise LabError(f"no lab {name} runs") from error

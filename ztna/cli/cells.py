@@ -8,9 +8,8 @@ from typing import Final
 from rich.table import Table
 from rich.text import Text
 
-
 LABEL_WIDTH: Final = 11
-"""The longest label of a fact, `NAT there`, and its indentation: facts of a session stand below each other."""
+"""The longest label of a fact, `NAT there`, indented: facts of a session stand below each other."""
 
 _CODE: Final = re.compile(r"(^|: )[a-z]+(?:_[a-z]+)+: (?=\S)")
 """A reason's code before the sentence that says the same."""
@@ -25,7 +24,7 @@ def facts() -> Table:
 
 
 def without_codes(text: str) -> str:
-    """The text without codes before sentences: `foreign_ca: the certificate of …` is for `--json` and logs."""
+    """The text without codes before its sentences, such as `foreign_ca: the certificate of …`."""
     return _CODE.sub(r"\1", text)
 
 

@@ -30,7 +30,9 @@ class WrongUsageError(click.UsageError):
     def show(self, file: IO[Any] | None = None) -> None:
         """Say it."""
         if self.ctx is not None:
-            click.echo(f"{self.ctx.get_usage()}\nTry '{self.ctx.command_path} --help' for help.\n", file, err=True)
+            click.echo(
+                f"{self.ctx.get_usage()}\nTry '{self.ctx.command_path} --help' for help.\n", file, err=True
+            )
         complain(self.format_message(), file)
 
 

@@ -103,7 +103,7 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
     ("arguments", "usage", "words"),
     [
         (["nonsense"], "Usage: ztna [OPTIONS] COMMAND [ARGS]...", "No such command 'nonsense'."),
-        (["--nonsense"], "Usage: ztna [OPTIONS] COMMAND [ARGS]...", "No such option: --nonsense"),
+        (["--nonsense"], "Usage: ztna [OPTIONS] COMMAND [ARGS]...", "No such option '--nonsense'."),
         (["agent"], "Usage: ztna agent [OPTIONS]", "Missing option '-c' / '--config'."),
         (["pki", "crl", "x"], "Usage: ztna pki crl [OPTIONS]", "Got unexpected extra argument (x)"),
         (

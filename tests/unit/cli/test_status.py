@@ -261,7 +261,13 @@ def test_sessions_are_shown_in_full(path: Path) -> None:
     assert "not found · attempt 1 · signaled through the intermediate" in text
     assert text.count("Both sides are behind NATs") == 1
     facts = [line for line in text.splitlines() if line.startswith("  ") and "·" in line]
-    assert [line[:12] for line in facts] == ["  path      ", "  traffic   ", "  direct    ", " " * 12, "  keepalive "]
+    assert [line[:12] for line in facts] == [
+        "  path      ",
+        "  traffic   ",
+        "  direct    ",
+        " " * 12,
+        "  keepalive ",
+    ]
     assert all(line[12] != " " for line in facts)
     assert "mapping address-and-port-dependent" in text
     assert "198.51.100.9:41641" in text
