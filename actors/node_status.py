@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,6 +42,8 @@ _ENDED_ON_PURPOSE: Final = frozenset(
     {CloseReason.CLOSED, "operator", "peer_closed", "shutting_down", "stopped"}
 )
 """Ends of a session that somebody wanted: no problem."""
+
+_WORD: Final = re.compile(r"[a-z]+(?:_[a-z]+)+")
 
 _OUTAGES: Final = frozenset(
     {
@@ -487,5 +490,9 @@ def _direct_bytes(statistics: quic_session_pb2.SessionStatistics) -> int:
 
 
 def sentence(word: str, detail: str) -> str:
-    """What people read: the detail if there is one, else the reason's own words."""
-    return detail or word.replace("_", " ")
+    """What people read: the detail if there is one, else the reason's own words.
+
+    A detail that is a word of code, such as the reason of a goodbye, becomes words, too.
+    """
+    told = detail or word
+    return told.replace("_", " ") if _WORD.fullmatch(told) else told

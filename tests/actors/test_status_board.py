@@ -308,6 +308,19 @@ def test_a_service_out_of_reach_tells_why_until_it_is_reached(agent: World) -> N
     assert agent.problems == ["service web: no connector available"]
 
 
+def test_a_reason_that_is_a_word_of_code_is_told_in_words(agent: World) -> None:
+    agent.tell(
+        signaling_client_pb2.Attach(intermediate_id="int-1"),
+        signaling_client_pb2.Detached(intermediate_id="int-1", reason="goodbye", detail="shutting_down"),
+        relay_leg_pb2.RelayLegDown(intermediate_id="int-1", reason="closed", detail="shutting_down"),
+    )
+    assert agent.status.intermediates[0].reason == "shutting down"
+    assert sorted(agent.problems) == [
+        "intermediate int-1: shutting down",
+        "relay leg to int-1: shutting down",
+    ]
+
+
 def test_a_service_that_is_no_longer_granted_is_a_problem(agent: World) -> None:
     agent.tell(
         session_table_pb2.GrantRenewalRefused(

@@ -75,7 +75,7 @@ def _search(status: DirectPathStatus, state: str, why: str) -> str:
     if reason and reason not in why:
         told.append(reason)
     if status.time_to_direct_ms:
-        told.append(f"found in {status.time_to_direct_ms:.0f} ms")
+        told.append(f"took {status.time_to_direct_ms:.0f} ms")
     if status.signaling:
         told.append(f"signaled through the {status.signaling}")
     told.append(
