@@ -95,3 +95,6 @@ class AgentStatusBook(NodeStatusBook):
 
     def _refused(self, peer_id: str) -> str:
         return f"refused by connector {peer_id}"
+
+    def _parties(self, peer_id: str) -> tuple[str, str]:
+        return self.settings.id, peer_id

@@ -143,8 +143,9 @@ class ControlServer(control_pb2_grpc.ControlServiceServicer):
     def __init__(self, path: Path, owner: ControlOwner) -> None:
         """Listen at `path`.
 
-        Raises `ConfigError` for a path that is too long, and `OSError` with a readable message when another
-        daemon answers there (`EADDRINUSE`), or the place is not fit for a socket of this user alone.
+        Raises `ConfigError` for a path that is too long, or a place that is not fit for a socket of this user
+        alone: somebody has to mend it. Raises `OSError` with a readable message when another daemon answers
+        there (`EADDRINUSE`), or the kernel refuses.
         """
         path = path.absolute()
         check_path(path)
@@ -273,14 +274,15 @@ def _prepare_directory(directory: Path) -> None:
             found = directory.stat()
         else:
             return
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ConfigError(f"control.socket: {error.filename} is not a directory") from error
     except OSError as error:
         raise OSError(error.errno, f"control.socket: {directory}: {error.strerror}") from error
     if not stat.S_ISDIR(found.st_mode):
-        raise NotADirectoryError(errno.ENOTDIR, f"control.socket: {directory} is not a directory")
+        raise ConfigError(f"control.socket: {directory} is not a directory")
     mode = stat.S_IMODE(found.st_mode)
     if found.st_uid != os.geteuid() or mode & 0o077:
-        raise PermissionError(
-            errno.EPERM,
+        raise ConfigError(
             f"control.socket: the directory {directory} must belong to the daemon's user and let nobody else "
             f"in (mode {mode:04o}, should be 0700); name one that does not exist yet and it is created so",
         )
@@ -292,7 +294,7 @@ def _leave_to_a_living_daemon(path: Path) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(found.st_mode):
-        raise OSError(errno.ENOTSOCK, f"control.socket: {path} exists and is not a socket")
+        raise ConfigError(f"control.socket: {path} exists and is not a socket")
     with socket.socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)
         try:

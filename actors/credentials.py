@@ -111,9 +111,10 @@ class CredentialFiles(Protocol):
 def load_credentials(files: CredentialFiles, role: Role, now_wall: float) -> Credentials:
     """Read all files and check that they belong together.
 
-    `role` is what this daemon is; `now_wall` unix seconds. Raises `ConfigError` when a file is missing or not
-    what it should be, `AuthenticationError` when this node's own certificate would not be accepted by its
-    peers (expired, of another CA, of another role or id, revoked) or the revocation list is not the CA's.
+    `role` is what this daemon is; `now_wall` unix seconds. Raises `ConfigError` when a file is missing or
+    holds something else. Raises `AuthenticationError` when what it holds is not acceptable: a certificate
+    that our peers would refuse (expired, of another CA, of another role or id, revoked), a key that is not
+    the certificate's or of another kind than ours, a CA that may not be one, another CA's revocation list.
     """
     return _assemble(
         _read(files.cert, "node.cert"),
@@ -167,8 +168,9 @@ def _assemble(
     key = _private_key(private_key_pem, names.key)
     authorities = _certificates(ca_pem, names.ca, "node.ca")
     if key.public_key() != _public_key(chain[0], names.cert):
-        raise ConfigError(
-            f"node.key: {names.key} is not the key of the certificate in {names.cert} (node.cert)"
+        raise AuthenticationError(
+            "wrong_key",
+            f"node.key: {names.key} is not the key of the certificate in {names.cert} (node.cert)",
         )
     try:
         identity = identity_of(chain[0])
@@ -258,7 +260,7 @@ def _private_key(data: bytes, path: str) -> PrivateKey:
     except (ValueError, UnsupportedAlgorithm) as error:
         raise ConfigError(f"node.key: {path} holds no PEM private key{_why(error)}") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey):
-        raise ConfigError(f"node.key: {path} holds neither a P-256 nor an Ed25519 key")
+        raise AuthenticationError("malformed", f"node.key: {path} holds neither a P-256 nor an Ed25519 key")
     return key
 
 
@@ -266,4 +268,4 @@ def _verifier(authorities: list[x509.Certificate], trust_domain: str, names: _Na
     try:
         return Verifier(authorities, trust_domain)
     except ConfigError as error:
-        raise ConfigError(f"node.ca: {names.ca}: {error}") from error
+        raise AuthenticationError("malformed", f"node.ca: {names.ca}: {error}") from error

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import structlog
 
 from actors import log as logs
-from actors.base import EXPECTED_START_FAILURES, Context
+from actors.base import Context
 from actors.child_group import ChildSpec, Surroundings
 from actors.credentials import CERTIFICATE_WARNING_S
 from actors.daemon_hooks import DaemonHooks, Validity
@@ -188,7 +188,7 @@ def run(kind: DaemonKind, config_path: Path, overrides: Mapping[str, str]) -> in
         settings, plan = load_plan(kind, config_path, os.environ, overrides)
         max_descriptors = raise_descriptor_limit(wanted_descriptors(settings)[1])
     except (ConfigError, AuthenticationError) as error:
-        print(f"ztna {kind.value}: {error}", file=sys.stderr)  # noqa: T201 - logging is not set up yet
+        print(f"ztna: {error}", file=sys.stderr)  # noqa: T201 - logging is not set up yet
         return exit_status_of(error)
     logs.configure(settings.log.level, settings.log.format, redact=settings.log.redact)
     with asyncio.Runner(loop_factory=SleepCountingLoop) as runner:
@@ -295,9 +295,7 @@ def _watch_dates(io: Io, plan: Plan, log: structlog.typing.FilteringBoundLogger)
 
 def _report_failure(node: Node, log: structlog.typing.FilteringBoundLogger) -> int:
     status = exit_status_of(node.failure)
-    # What people have to mend was said by the actor that could not start: once is enough.
-    tell = log.info if isinstance(node.failure, EXPECTED_START_FAILURES) else log.error
-    tell("daemon.gave_up", reason=node.give_up_reason, exit_status=int(status))
+    log.error("daemon.gave_up", reason=node.give_up_reason, exit_status=int(status))
     return status
 
 

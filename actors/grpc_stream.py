@@ -62,6 +62,16 @@ _UNRESOLVABLE = re.compile(r"address lookup failed for (?P<what>[^]]+)")
 _NO_TLS = "WRONG_VERSION_NUMBER"
 
 
+# How it words that a connection did not last, and what people understand.
+_LOST = (
+    ("Socket closed", "the connection was closed"),
+    ("Broken pipe", "the connection was closed"),
+    ("Connection reset by peer", "the connection was reset"),
+    ("keepalive watchdog timeout", "nothing was heard for too long"),
+    ("ping timeout", "nothing was heard for too long"),
+)
+
+
 def open_channel(target: str, intermediate_id: str, credentials: Credentials) -> tuple[str, aio.Channel]:
     """Make a channel of its own to an intermediate at `target` (host:port); returns its name for people, too.
 
@@ -211,7 +221,7 @@ def in_words(detail: str) -> str:
         return unresolvable["what"]
     unreachable = _UNREACHABLE.search(detail)
     if unreachable is None:
-        return detail
+        return next((words for sign, words in _LOST if sign in detail), detail)
     address, what = unquote(unreachable["address"]), unreachable["what"]
     if _NO_TLS in what:
         return f"{address}: does not speak TLS, so this is not `grpc.listen` of an intermediate"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,6 +42,8 @@ _ENDED_ON_PURPOSE: Final = frozenset(
     {CloseReason.CLOSED, "operator", "peer_closed", "shutting_down", "stopped"}
 )
 """Ends of a session that somebody wanted: no problem."""
+
+_WORD: Final = re.compile(r"[a-z]+(?:_[a-z]+)+")
 
 _OUTAGES: Final = frozenset(
     {
@@ -401,7 +404,9 @@ class NodeStatusBook(StatusBook):
             )
         status.services.extend(self._service_status(each) for each in self._services.values())
         status.nat.CopyFrom(self._nat)
-        status.sessions.extend(self._sessions.newest_first(self.now, MAX_LISTED))
+        for session in self._sessions.newest_first(self.now, MAX_LISTED):
+            session.agent_id, session.connector_id = self._parties(session.peer_id)
+            status.sessions.append(session)
 
     @staticmethod
     def _leg_reason(intermediate: IntermediateState) -> str:
@@ -472,6 +477,10 @@ class NodeStatusBook(StatusBook):
     def _refused(self, peer_id: str) -> str:
         return f"refused to agent {peer_id}"
 
+    def _parties(self, peer_id: str) -> tuple[str, str]:
+        """Agent and connector of a session with this peer."""
+        return peer_id, self.settings.id
+
     def _intermediate(self, name: str) -> IntermediateState:
         return self._intermediates.setdefault(name, IntermediateState())
 
@@ -481,5 +490,9 @@ def _direct_bytes(statistics: quic_session_pb2.SessionStatistics) -> int:
 
 
 def sentence(word: str, detail: str) -> str:
-    """What people read: the detail if there is one, else the reason's own words."""
-    return detail or word.replace("_", " ")
+    """What people read: the detail if there is one, else the reason's own words.
+
+    A detail that is a word of code, such as the reason of a goodbye, becomes words, too.
+    """
+    told = detail or word
+    return told.replace("_", " ") if _WORD.fullmatch(told) else told

@@ -102,7 +102,7 @@ class _StatusBoard(Concern):
         self._request_log = BurstLog(self.log, "status_board.request_refused")
 
     def on_start(self) -> None:
-        """Listen. Raises `OSError`, or `ConfigError` for a control socket whose path is too long."""
+        """Listen. Raises `OSError`, or `ConfigError` for a control socket whose place is not fit for it."""
         settings = self._settings
         if settings.metrics_listen is not None:
             self._http = HttpServer(settings.metrics_listen, self)

@@ -229,7 +229,8 @@ class StatusBook:
             return "the UDP sockets are not bound yet"
         for child in self._children():
             if not child.key and child.state is not ChildState.RUNNING:
-                return f"{child.name} is {child.state.value}"
+                who = child.name.replace("_", " ").replace("/", " of ")
+                return f"the daemon's {who} is {child.state.value}"
         return ""
 
     def status(self, now: float, wall: float) -> control_pb2.DaemonStatus:

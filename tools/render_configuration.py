@@ -47,7 +47,8 @@ Four layers make the effective value, the later wins:
    list, such as `ZTNA_LOG__LEVEL=debug` or `ZTNA_INTERMEDIATES__0__QUIC=relay.example.org:4433`;
 4. flags: `--set log.level=debug`, `--set intermediates.0.quic=relay.example.org:4433`.
 
-Values in the environment and in flags are YAML too: `ZTNA_UDP__BIND='["127.0.0.1:0"]'`. An unknown key is an
+Values in the environment and in flags are YAML too, so a list has brackets, and quotes for the shell around
+it: `ZTNA_UDP__BIND='["127.0.0.1:0"]'`, `--set 'udp.bind=["127.0.0.1:0"]'`. An unknown key is an
 error, in each layer. (A variable without two underscores that is no key is ignored: Kubernetes sets
 `ZTNA_PORT` and the like for a service called `ztna`.)
 

@@ -40,8 +40,8 @@ class AuthenticationError(ZtnaError):
     """A certificate, signature or identity is not acceptable (exit code 3 at start-up).
 
     Attributes:
-        reason: one of `expired`, `not_yet_valid`, `foreign_ca`, `wrong_role`, `wrong_name`, `revoked`,
-            `missing`, `malformed`, `bad_signature`; fit to be a metric label.
+        reason: one of `expired`, `not_yet_valid`, `foreign_ca`, `wrong_role`, `wrong_name`, `wrong_key`,
+            `revoked`, `missing`, `malformed`, `bad_signature`; fit to be a metric label.
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:

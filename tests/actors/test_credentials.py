@@ -114,7 +114,9 @@ def test_oversized_file_is_refused_unread(files: Files) -> None:
 
 def test_key_of_another_certificate_is_refused(files: Files) -> None:
     files.key.write_bytes(issue(Role.CONNECTOR, "c2").key_pem)
-    with pytest.raises(ConfigError, match=r"node\.key: .* is not the key of the certificate"):
+    with pytest.raises(
+        AuthenticationError, match=r"^wrong_key: node\.key: .* is not the key of the certificate"
+    ):
         load_credentials(files, Role.CONNECTOR, NOW)
 
 
@@ -131,13 +133,15 @@ def test_encrypted_key_is_refused_with_the_reason(files: Files) -> None:
 def test_rsa_key_is_refused(files: Files) -> None:
     key = rsa.generate_private_key(65537, 2048)
     files.key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    with pytest.raises(ConfigError, match=r"node\.key: .* neither a P-256 nor an Ed25519 key"):
+    with pytest.raises(
+        AuthenticationError, match=r"^malformed: node\.key: .* neither a P-256 nor an Ed25519 key"
+    ):
         load_credentials(files, Role.CONNECTOR, NOW)
 
 
 def test_ca_file_that_holds_a_node_certificate_is_refused(files: Files) -> None:
     files.ca.write_bytes(issue(Role.CONNECTOR, "c1").certificate_pem)
-    with pytest.raises(ConfigError, match=r"^node\.ca: "):
+    with pytest.raises(AuthenticationError, match=r"^malformed: node\.ca: "):
         load_credentials(files, Role.CONNECTOR, NOW)
 
 
@@ -148,7 +152,7 @@ def test_ca_whose_subject_cannot_be_read_is_refused(files: Files) -> None:
     spoiled = bytearray(der[:at] + b"\xff" + der[at + 1 :])
     spoiled[der.index(b"\x03\x42\x00\x04") + 4] ^= 1
     files.ca.write_bytes(as_pem(bytes(spoiled)))
-    with pytest.raises(ConfigError, match=r"node\.ca: .*of an unreadable subject"):
+    with pytest.raises(AuthenticationError, match=r"node\.ca: .*of an unreadable subject"):
         load_credentials(files, Role.CONNECTOR, NOW)
 
 

@@ -266,7 +266,10 @@ def test_refusal_that_tls_hides_points_at_the_other_log() -> None:
             "relay.invalid:4434: Domain name not found",
             id="unresolvable",
         ),
-        pytest.param("Stream removed (Socket closed)", "Stream removed (Socket closed)", id="other"),
+        pytest.param("Stream removed (Socket closed)", "the connection was closed", id="closed"),
+        pytest.param("recvmsg:Connection reset by peer", "the connection was reset", id="reset"),
+        pytest.param("keepalive watchdog timeout", "nothing was heard for too long", id="silent"),
+        pytest.param("revoked: the certificate", "revoked: the certificate", id="words-of-the-other-end"),
         pytest.param("", "", id="nothing"),
     ],
 )

@@ -171,7 +171,7 @@ def test_an_agent_is_ready_step_by_step(agent: World) -> None:
     assert agent.status.is_ready
     assert agent.status.not_ready_reason == ""
     agent.children.append(child("session_table", ChildState.STARTING))
-    assert agent.status.not_ready_reason == "session_table is starting"
+    assert agent.status.not_ready_reason == "the daemon's session table is starting"
 
 
 def test_an_actor_of_one_session_does_not_decide_about_the_daemon(agent: World) -> None:
@@ -308,6 +308,19 @@ def test_a_service_out_of_reach_tells_why_until_it_is_reached(agent: World) -> N
     assert agent.problems == ["service web: no connector available"]
 
 
+def test_a_reason_that_is_a_word_of_code_is_told_in_words(agent: World) -> None:
+    agent.tell(
+        signaling_client_pb2.Attach(intermediate_id="int-1"),
+        signaling_client_pb2.Detached(intermediate_id="int-1", reason="goodbye", detail="shutting_down"),
+        relay_leg_pb2.RelayLegDown(intermediate_id="int-1", reason="closed", detail="shutting_down"),
+    )
+    assert agent.status.intermediates[0].reason == "shutting down"
+    assert sorted(agent.problems) == [
+        "intermediate int-1: shutting down",
+        "relay leg to int-1: shutting down",
+    ]
+
+
 def test_a_service_that_is_no_longer_granted_is_a_problem(agent: World) -> None:
     agent.tell(
         session_table_pb2.GrantRenewalRefused(
@@ -323,6 +336,7 @@ def test_a_session_opens_stands_breaks_and_ends(agent: World) -> None:
     assert (session.session_id, session.peer_id, session.state, session.path) == (
         SESSION, "connector-1", "opening", "none",
     )  # fmt: skip
+    assert (session.agent_id, session.connector_id) == ("agent-1", "connector-1")
     agent.tell(selected(types_pb2.PATH_KIND_RELAY))
     agent.tell(
         quic_session_pb2.SessionEstablished(
@@ -430,7 +444,8 @@ def test_a_granted_session_that_never_comes_is_forgotten(agent: World) -> None:
 def test_an_offered_session_names_the_agent(connector: World) -> None:
     agent_identity = types_pb2.NodeIdentity(role=types_pb2.ROLE_AGENT, id="agent-7")
     connector.tell(signaling_client_pb2.SessionOffered(session_id=SESSION, agent=agent_identity))
-    assert connector.status.sessions[0].peer_id == "agent-7"
+    session = connector.status.sessions[0]
+    assert (session.peer_id, session.agent_id, session.connector_id) == ("agent-7", "agent-7", "connector-1")
 
 
 def test_handshakes_that_wait_are_counted_by_reason(connector: World) -> None:
@@ -599,7 +614,7 @@ def attached_node(attach: int, node: str, superseded: bytes = b"") -> signaling_
 def test_an_intermediate_is_ready_when_bound_and_all_its_actors_run(intermediate: World) -> None:
     intermediate.children.append(child("signaling_service", ChildState.STARTING))
     intermediate.tell(BOUND)
-    assert intermediate.status.not_ready_reason == "signaling_service is starting"
+    assert intermediate.status.not_ready_reason == "the daemon's signaling service is starting"
     intermediate.children[-1] = child("signaling_service")
     assert intermediate.status.is_ready
 

@@ -41,7 +41,18 @@ def run_demo(*arguments: str) -> dict[str, Any]:
     for key in ("time_to_first_byte_ms", "rtt_ms", "time_to_direct_ms", "rtt_relay_ms", "rtt_direct_ms"):
         assert result[key] > 0
     assert len(bytes.fromhex(result["session_id"])) == 16
+    steps = done.stderr.splitlines()
+    first_byte, found = line_of(steps, "first byte after"), line_of(steps, ", found in ")
+    assert (first_byte < found) == (result["first_byte_path"] == "relay")
+    if result["place"] == "lab":
+        assert first_byte < line_of(steps, "opened the direct path")
     return result
+
+
+def line_of(steps: list[str], words: str) -> int:
+    """The number of the one line with these words."""
+    (number,) = [number for number, step in enumerate(steps) if words in step]
+    return number
 
 
 def test_demo_on_loopback_goes_direct_and_leaves_out_the_cut() -> None:

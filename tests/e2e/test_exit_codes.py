@@ -32,7 +32,7 @@ SERVICE = [{"id": "files", "protocol": "tcp", "backend": "127.0.0.1:9"}]
 
 
 def run_to_end(deployment: Deployment, name: str) -> tuple[int, str]:
-    """Exit status, and the one line that says why."""
+    """Exit status, and the one line that says why; a daemon that could log ends with that it gave up."""
     daemon = deployment.daemons[name]
     deployment.start(name)
     assert daemon.process is not None
@@ -41,6 +41,10 @@ def run_to_end(deployment: Deployment, name: str) -> tuple[int, str]:
     assert "Traceback" not in text
     assert "Errno" not in text
     errors = [line for line in text.splitlines() if is_error(line)]
+    if errors[0].startswith("{"):
+        end = json.loads(errors.pop())
+        assert (end["event"], end["level"], end["exit_status"]) == ("daemon.gave_up", "error", status)
+        assert text.splitlines()[-1] == json.dumps(end)
     assert len(errors) == 1, text
     return status, errors[0]
 
@@ -138,12 +142,14 @@ def test_long_path_of_the_control_socket_ends_with_2(deployment: Deployment, con
     assert "control.socket" in line
 
 
-def test_key_of_another_certificate_ends_with_2(deployment: Deployment, connector: Daemon) -> None:
+def test_key_of_another_certificate_ends_with_3(deployment: Deployment, connector: Daemon) -> None:
     other = deployment.daemons["intermediate-1"].settings["node"]["key"]
     configure(deployment, connector, key=other)
     status, line = run_to_end(deployment, connector.id)
-    assert status == 2
+    assert status == 3
     assert "is not the key of the certificate" in line
+    assert other in line
+    assert connector.settings["node"]["cert"] in line
 
 
 def expired(deployment: Deployment, connector: Daemon) -> None:
@@ -340,16 +346,31 @@ def test_garbage_in_a_file_of_the_node_names_the_file(
     assert str(path) in line
 
 
-def test_control_socket_below_a_file_ends_with_4_and_is_named(
-    deployment: Deployment, connector: Daemon
+@pytest.mark.parametrize("below", ["", "deeper", "deeper/still"])
+def test_control_socket_below_a_file_ends_with_2_and_is_named(
+    deployment: Deployment, connector: Daemon, below: str
 ) -> None:
     place = deployment.directory / "file"
     place.write_text("", encoding="utf-8")
+    connector.settings["control"]["socket"] = str(place / below / "ztna.sock")
+    configure(deployment, connector)
+    status, line = run_to_end(deployment, connector.id)
+    assert status == 2
+    assert f"control.socket: {place}" in line
+    assert "is not a directory" in line
+
+
+def test_control_socket_where_others_are_let_in_ends_with_2_and_says_how_it_should_be(
+    deployment: Deployment, connector: Daemon
+) -> None:
+    place = deployment.directory / "open"
+    place.mkdir(mode=0o755)
     connector.settings["control"]["socket"] = str(place / "ztna.sock")
     configure(deployment, connector)
     status, line = run_to_end(deployment, connector.id)
-    assert status == 4
+    assert status == 2
     assert str(place) in line
+    assert "mode 0755, should be 0700" in line
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])

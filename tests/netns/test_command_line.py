@@ -85,17 +85,35 @@ def test_lab_is_built_used_changed_and_ended(natlab: CommandLine) -> None:
 
 def test_second_lab_of_a_name_and_unknown_names_are_refused(natlab: CommandLine) -> None:
     natlab.json("up", "--name", "one")
-    for arguments, message in (
-        (("up", "--name", "one"), "a lab one runs already"),
-        (("up", "--name", "no/name"), "is no name of a lab"),
-        (("show", "two"), "no lab two runs"),
-        (("rebind", "one", "c"), "no site c; there are a, b"),
-        (("link", "one", "a", "dealy=3"), "a link has delay"),
-        (("exec", "one", "c", "--", "true"), "no host c"),
-        (("exec", "one", "a", "--", "no-such-command"), "No such file"),
+    for arguments, status, message in (
+        (("up", "--name", "one"), 1, "a lab one runs already"),
+        (("up", "--name", "no/name"), 2, "is no name of a lab"),
+        (("show", "two"), 1, "no lab two runs"),
+        (("rebind", "one", "c"), 2, "no site c; there are a, b"),
+        (("cut", "one", "a", "--towards", "c"), 2, "no host c"),
+        (("handover", "one", "a", "soft"), 1, "site a has one uplink"),
+        (("link", "one", "c"), 2, "no link c"),
+        (("link", "one", "a", "dealy=3"), 2, "a link has delay"),
+        (("link", "one", "a", "mtu=1"), 2, "an MTU is"),
+        (("exec", "one", "c", "--", "true"), 2, "no host c"),
     ):
         done = natlab.run(*arguments)
-        assert (done.returncode, message in done.stderr) == (1, True), done
+        assert (done.returncode, message in done.stderr) == (status, True), done
+
+
+def test_program_that_cannot_be_run_is_named_in_one_line_with_the_status_of_a_shell(
+    natlab: CommandLine, tmp_path: Path
+) -> None:
+    natlab.json("up", "--name", "one")
+    file = tmp_path / "text"
+    file.write_text("no program", encoding="utf-8")
+    for program, status, words in (
+        ("no-such-command", 127, "No such file or directory"),
+        ("/no/such/command", 127, "No such file or directory"),
+        (str(file), 126, "Permission denied"),
+    ):
+        done = natlab.run("exec", "one", "a", "--", program, "argument")
+        assert (done.returncode, done.stderr) == (status, f"natlab: {program}: {words}\n")
 
 
 def test_signal_to_exec_reaches_the_command(natlab: CommandLine) -> None:

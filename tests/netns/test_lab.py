@@ -301,7 +301,7 @@ def test_what_does_not_exist_is_named(lab: Lab) -> None:
         lab.rebind("mid")
     with pytest.raises(LabError, match="site b has one uplink"):
         lab.handover("b", Handover.SOFT)
-    with pytest.raises(LabError, match="No such file or directory: 'no-such-command'"):
+    with pytest.raises(LabError, match=r"^no-such-command: No such file or directory$"):
         lab.run("a", ["no-such-command"])
     with pytest.raises(LabError, match=r"ip nonsense on a: exit 1: .*nonsense"):
         lab.run("a", ["ip", "nonsense"])

@@ -395,6 +395,25 @@ def test_scorecard_is_made_of_results_that_were_kept(
         natlab.main(["matrix", "--from", str(results)])
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["matrix", "--from", "nowhere.json"], "nowhere.json: No such file or directory"),
+        (["matrix", "--write", "nowhere.md"], "nowhere.md: No such file or directory"),
+        (["up", "--lifetime-s", "0"], "--lifetime-s is more than 0"),
+        (["up", "--lifetime-s", "nan"], "--lifetime-s is more than 0"),
+        (["show", "no/name"], "'no/name' is no name of a lab: letters and digits"),
+    ],
+    ids=["no-results", "no-document", "no-lifetime", "lifetime-that-is-no-number", "no-name"],
+)
+def test_wrong_usage_ends_with_2_and_is_named(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        natlab.main(arguments)
+    assert capsys.readouterr().err.endswith(f"error: {words}\n")
+
+
 def test_scorecard_of_the_readme_is_what_the_rules_say_with_both_times() -> None:
     card = Scorecard.parse(Path("README.md").read_text(encoding="utf-8"))
     assert card.texts.keys() >= set(itertools.combinations_with_replacement(KINDS, 2))

@@ -234,6 +234,14 @@ class TestValues:
                 id="pins-nobody",
             ),
             pytest.param("services: {id: a}", "services: must be a list", id="mapping-for-list"),
+            pytest.param(
+                "udp: {bind: '127.0.0.1:0'}",
+                'udp.bind: must be a list, such as ["127.0.0.1:0"] (got "127.0.0.1:0")',
+                id="text-for-list",
+            ),
+            pytest.param(
+                "udp: {bind: " + "a" * 70 + "}", 'udp.bind: must be a list (got "aaa', id="long-text-for-list"
+            ),
             pytest.param("services: [a]", "services.0: must be a section of keys", id="text-for-section"),
             pytest.param(
                 "log: {redact: 1}", "log.redact: must be true or false (got 1)", id="number-for-boolean"
@@ -448,8 +456,28 @@ class TestLayers:
             ({"udp.bind.5": "127.0.0.1:0"}, "flag: udp.bind.5: the list has 1 elements"),
             ({"node.id.x": "y"}, "flag: node.id: there is nothing to set a key in"),
             ({"relay.queue_ms": "many"}, 'flag: relay.queue_ms: must be a whole number (got "many")'),
+            ({"services": "web"}, 'flag: services: must be a list (got "web")'),
+            (
+                {"udp.bind": "127.0.0.1:0"},
+                """flag: udp.bind: must be a list: --set 'udp.bind=["127.0.0.1:0"]' (got "127.0.0.1:0")""",
+            ),
+            (
+                {"udp.bind": "127.0.0.1:0, [::1]:0"},
+                (
+                    """flag: udp.bind: must be a list: --set 'udp.bind=["127.0.0.1:0", "[::1]:0"]' """
+                    '(got "127.0.0.1:0, [::1]:0")'
+                ),
+            ),
         ],
-        ids=["no-such-section", "no-such-element", "below-a-value", "wrong-type"],
+        ids=[
+            "no-such-section",
+            "no-such-element",
+            "below-a-value",
+            "wrong-type",
+            "text-for-a-list-of-sections",
+            "text-for-a-list",
+            "text-with-commas-for-a-list",
+        ],
     )
     def test_flag_that_fits_nowhere_is_an_error(
         self, tmp_path: Path, overrides: dict[str, str], complaint: str

@@ -287,6 +287,9 @@ class Demo:
         opened_at = None
         if self._place.can_cut:
             self._until(lambda: transfer.received > RELAYED_BYTES or running.is_over, running)
+            self._tell(self._first_byte())
+            if result.first_byte_path != RELAY:
+                raise TrafficError("the download did not begin on the relay")
             opened_at = time.monotonic()
             self._place.heal()
             self._tell(f"opened the direct path, at {bytes_text(transfer.received)}")
@@ -298,15 +301,23 @@ class Demo:
         result.time_to_direct_ms = session.direct_path.time_to_direct_ms
         if opened_at is not None:
             result.time_to_direct_ms = (time.monotonic() - opened_at) * 1e3
+        lines = [f"{path_text(session)}, found in {result.time_to_direct_ms:.0f} ms"]
+        if opened_at is None:
+            # In the order in which both came.
+            first_byte = self._first_byte()
+            lines.insert(0 if result.first_byte_path == RELAY else 1, first_byte)
+        for line in lines:
+            self._tell(line)
+
+    def _first_byte(self) -> str:
+        """Take down when the first byte came, and over which path; returns the line that tells it."""
+        transfer, result = self.progress.transfer, self.result
         result.time_to_first_byte_ms = (transfer.first_byte_s or 0.0) * 1e3
         result.first_byte_path = first_byte_path(
             transfer, selected_at_s(self._deployment.daemons[CONNECTOR].log_path, DIRECT)
         )
-        first_byte_ms = result.time_to_first_byte_ms
-        self._tell(f"first byte after {first_byte_ms:.0f} ms, from cold, path {result.first_byte_path}")
-        if opened_at is not None and result.first_byte_path != RELAY:
-            raise TrafficError("the download did not begin on the relay")
-        self._tell(f"{path_text(session)}, found in {result.time_to_direct_ms:.0f} ms")
+        took_ms = result.time_to_first_byte_ms
+        return f"first byte after {took_ms:.0f} ms, from cold, path {result.first_byte_path}"
 
     def _cut_and_heal(self, running: BackgroundDownload) -> None:
         transfer, result = self.progress.transfer, self.result

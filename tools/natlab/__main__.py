@@ -1,7 +1,8 @@
 """The NAT lab on the command line: `python -m tools.natlab COMMAND`; `--help` shows each one's options.
 
-Exit status: 0 fine, 1 something did not work (or a cell of the matrix is not as expected), 2 wrong usage; of
-`exec`, that of the command, 128 and the number after a signal.
+Exit status: 0 fine, 1 something did not work (or a cell of the matrix is not as expected), 2 wrong usage,
+such as a host that is not there; of `exec`, that of the command, 128 and the number after a signal, 127 when
+there is no such program, 126 when it cannot be run.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from tools.natlab import scorecard, server
@@ -17,6 +19,7 @@ from tools.natlab.availability import missing_packages, unavailable_reason
 from tools.natlab.kinds import Access
 from tools.natlab.namespaces import LabError
 from tools.natlab.options import parser, plan_of
+from ztna.errors import describe
 
 if TYPE_CHECKING:
     from tools.natlab.matrix import Cell
@@ -33,8 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         made.error(str(error))
     except LabError as error:
+        if error.exit_status == LabError.USAGE:
+            made.error(str(error))
         print(f"natlab: {error}", file=sys.stderr)
-        return 1
+        return error.exit_status
     return status
 
 
@@ -45,6 +50,8 @@ def _print(options: argparse.Namespace, value: dict[str, Any], text: str) -> int
 
 def _up(options: argparse.Namespace) -> int:
     plan = plan_of(options)
+    if not options.lifetime_s > 0:
+        raise ValueError("--lifetime-s is more than 0")
     if missing_packages():
         raise LabError(f"no lab can be built here: {unavailable_reason()}")
     state = server.start(plan, options.name, options.lifetime_s)
@@ -145,8 +152,10 @@ def _matrix(options: argparse.Namespace) -> int:
         kinds = [str(Access.parse(kind)) for kind in options.kinds.split(",")]
     if options.punches < 1 or options.jobs < 1:
         raise ValueError("--punches and --jobs are at least 1")
+    if options.write is not None:
+        _text(options.write)  # better now than after a quarter of an hour
     if options.results is not None:
-        kinds, cells = matrix.from_json(json.loads(options.results.read_text(encoding="utf-8")))
+        kinds, cells = matrix.from_json(json.loads(_text(options.results)))
     else:
         cells = _measured(matrix, kinds, options)
     card = matrix.scorecard(kinds, cells)
@@ -154,6 +163,13 @@ def _matrix(options: argparse.Namespace) -> int:
         scorecard.write(options.write, card)
     _print(options, matrix.as_json(cells), card.render())
     return 0 if all(cell.is_as_expected for cell in cells) else 1
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(describe(error)) from error
 
 
 def _measured(matrix: Any, kinds: Sequence[str], options: argparse.Namespace) -> list[Cell]:

@@ -29,6 +29,9 @@ MAX_REQUEST_BYTES: Final = 1 << 17
 MAX_DESCRIPTORS: Final = 8
 # How long an orphan may stay a zombie.
 REAP_INTERVAL_S: Final = 1.0
+# What a shell ends with after a program that is not there, or that it may not run.
+NOT_FOUND: Final = 127
+NOT_EXECUTABLE: Final = 126
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -81,7 +84,7 @@ class Keeper:
         try:
             reply, outgoing = operation(descriptors=descriptors, **request)
         except (OSError, subprocess.SubprocessError) as error:
-            reply = {"error": str(error), "errno": getattr(error, "errno", None)}
+            reply = {"error": str(error)}
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -116,17 +119,23 @@ class Keeper:
         inherited = {name: self._hosts[name] for name in namespaces}
         paths = {f"{{{name}}}": f"/proc/self/fd/{number}" for name, number in inherited.items()}
         stdin, stdout, stderr = descriptors
-        process = subprocess.Popen(
-            [paths.get(word, word) for word in argv],
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            env=env,
-            cwd=cwd,
-            pass_fds=tuple(inherited.values()),
-            start_new_session=True,
-            preexec_fn=lambda: enter(self._hosts[host]),  # noqa: PLW1509 - there is one thread
-        )
+        try:
+            process = subprocess.Popen(
+                [paths.get(word, word) for word in argv],
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                env=env,
+                cwd=cwd,
+                pass_fds=tuple(inherited.values()),
+                start_new_session=True,
+                preexec_fn=lambda: enter(self._hosts[host]),  # noqa: PLW1509 - there is one thread
+            )
+        except OSError as error:
+            if error.filename != argv[0]:  # that of the directory it should have run in, say
+                raise
+            status = NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
+            return {"error": f"{argv[0]}: {error.strerror}", "exit_status": status}, []
         self._processes[process.pid] = process
         return {"pid": process.pid}, [os.pidfd_open(process.pid)]
 

@@ -162,7 +162,7 @@ class Lab:
     def link(self, name: str) -> Link:
         """The link of a site (`a`), of its second uplink (`a2`), of a provider, of `mid` or `mid2`."""
         if name not in self._links:
-            raise LabError(f"no link {name}; there are {', '.join(self._links)}")
+            raise LabError(f"no link {name}; there are {', '.join(self._links)}", LabError.USAGE)
         return self._links[name]
 
     def set_link(self, name: str, link: Link) -> None:
@@ -307,7 +307,7 @@ class Lab:
 
     def _ways(self, site: str) -> list[Way]:
         if site not in self._topology.ways:
-            raise LabError(f"no site {site}; there are {', '.join(self._topology.ways)}")
+            raise LabError(f"no site {site}; there are {', '.join(self._topology.ways)}", LabError.USAGE)
         return self._topology.ways[site]
 
     def _way(self, site: str) -> Way:
@@ -315,7 +315,7 @@ class Lab:
 
     def _check_host(self, host: str) -> None:
         if host not in self.hosts:
-            raise LabError(f"no host {host}; there are {', '.join(self.hosts)}")
+            raise LabError(f"no host {host}; there are {', '.join(self.hosts)}", LabError.USAGE)
 
     def _build(self) -> None:
         for host in self.hosts:

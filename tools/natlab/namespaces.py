@@ -42,7 +42,18 @@ def search_path(environment: Mapping[str, str] = os.environ) -> str:
 
 
 class LabError(Exception):
-    """The lab could not do what was asked; the message says what the tool or the kernel said."""
+    """The lab could not do what was asked; the message says what the tool or the kernel said.
+
+    Attributes:
+        exit_status: what the command line ends with; `USAGE` where something was named that is not there.
+    """
+
+    FAILURE: Final = 1
+    USAGE: Final = 2
+
+    def __init__(self, text: str, exit_status: int = FAILURE) -> None:
+        super().__init__(text)
+        self.exit_status = exit_status
 
 
 class Namespaces:
@@ -226,7 +237,7 @@ class Namespaces:
             os.set_inheritable(descriptor, False)
         answer: dict[str, Any] = json.loads(packet)
         if "error" in answer:
-            raise LabError(answer["error"])
+            raise LabError(answer["error"], answer.get("exit_status", LabError.FAILURE))
         return answer, incoming
 
     def _last_words(self) -> str:

@@ -224,8 +224,8 @@ COMMANDS: Final = {
     ),
     "exec": Command(
         "run a command on a host",
-        "It has this terminal's streams, and its exit status becomes this one's. SIGINT and SIGTERM are "
-        "passed on.",
+        "It has this terminal's streams, and its exit status becomes this one's, 127 when there is no such "
+        "program. SIGINT and SIGTERM are passed on.",
         ("demo a -- ip addr",),
         _add_exec,
     ),

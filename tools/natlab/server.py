@@ -49,7 +49,7 @@ def state_directory() -> Path:
 def state_file(name: str) -> Path:
     """The file that says that a lab runs. Raises `LabError` for what is no name."""
     if not name.isalnum() or not name.isascii():
-        raise LabError(f"{name!r} is no name of a lab: letters and digits")
+        raise LabError(f"{name!r} is no name of a lab: letters and digits", LabError.USAGE)
     return state_directory() / f"{name}.json"
 
 
@@ -179,8 +179,10 @@ class _Server:
                     answer = self._exec(connection, descriptors, **request)
                 else:
                     answer = self._operations[operation](**request)
-            except (LabError, ValueError) as error:
-                answer = {"error": str(error)}
+            except LabError as error:
+                answer = {"error": str(error), "exit_status": error.exit_status}
+            except ValueError as error:
+                answer = {"error": str(error), "exit_status": LabError.USAGE}
             finally:
                 for descriptor in descriptors:
                     os.close(descriptor)
@@ -234,9 +236,10 @@ class _Server:
 
 
 def _connect(name: str) -> socket.socket:
+    address = str(state_file(name).with_suffix(".sock"))
     connection = socket.socket(socket.AF_UNIX)
     try:
-        connection.connect(str(state_file(name).with_suffix(".sock")))
+        connection.connect(address)
     except OSError as error:
         connection.close()
         raise LabError(f"no lab {name} runs") from error
@@ -285,5 +288,5 @@ def _answer(connection: socket.socket) -> dict[str, Any]:
         text += data
     answer: dict[str, Any] = json.loads(text)
     if "error" in answer:
-        raise LabError(answer["error"])
+        raise LabError(answer["error"], answer["exit_status"])
     return answer

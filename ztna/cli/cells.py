@@ -2,8 +2,30 @@
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
 from rich.table import Table
 from rich.text import Text
+
+LABEL_WIDTH: Final = 11
+"""The longest label of a fact, `NAT there`, indented: facts of a session stand below each other."""
+
+_CODE: Final = re.compile(r"(^|: )[a-z]+(?:_[a-z]+)+: (?=\S)")
+"""A reason's code before the sentence that says the same."""
+
+
+def facts() -> Table:
+    """Labels and what there is to say, in columns that are the same in each such table."""
+    made = Table.grid(padding=(0, 1))
+    made.add_column(min_width=LABEL_WIDTH)
+    made.add_column(overflow="fold")
+    return made
+
+
+def without_codes(text: str) -> str:
+    """The text without codes before its sentences, such as `foreign_ca: the certificate of …`."""
+    return _CODE.sub(r"\1", text)
 
 
 def table(*columns: str) -> Table:

@@ -14,7 +14,8 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from ztna.cli.exit_codes import EXIT_AUTHENTICATION, EXIT_CONFIG, EXIT_UNREACHABLE
+from ztna.cli.errors import CommandError
+from ztna.cli.exit_codes import EXIT_AUTHENTICATION, EXIT_UNREACHABLE
 
 MAX_SOCKET_PATH_BYTES: Final = 107
 """The kernel's `sun_path` holds 108 bytes, the last of them zero."""
@@ -29,42 +30,28 @@ CALL_LIMIT_S: Final = 5.0
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
 
-class SocketError(click.ClickException):
-    """One line on stderr and an exit code."""
-
-    def show(self, file: Any = None) -> None:
-        """Say it as every other error of the command is said."""
-        click.echo(f"ztna: {self.message}", file=file, err=True)
-
-
-class DaemonUnreachableError(SocketError):
+class DaemonUnreachableError(CommandError):
     """No daemon answers at the socket."""
 
     exit_code = EXIT_UNREACHABLE
 
 
-class WrongSocketError(SocketError):
+class WrongSocketError(CommandError):
     """The socket's path cannot be, or which one is meant does not follow."""
 
-    exit_code = EXIT_CONFIG
 
-
-class FaultyFilesError(SocketError):
+class FaultyFilesError(CommandError):
     """The daemon could not use what it read; nothing has changed."""
 
-    exit_code = EXIT_CONFIG
 
-
-class FaultyCredentialsError(SocketError):
+class FaultyCredentialsError(CommandError):
     """The daemon could not use its own certificate; nothing has changed."""
 
     exit_code = EXIT_AUTHENTICATION
 
 
-class WrongRequestError(SocketError):
+class WrongRequestError(CommandError):
     """The daemon has no such thing, or does not do that."""
-
-    exit_code = EXIT_CONFIG
 
 
 def socket_options(command: CommandT) -> CommandT:
@@ -181,7 +168,7 @@ def _explain(path: Path, error: OSError) -> str:
     return f"cannot reach the daemon at {path}: {error.strerror or error}"
 
 
-def _call_error(path: Path, error: Any) -> SocketError:
+def _call_error(path: Path, error: Any) -> CommandError:
     match error.code().name:
         case "UNAVAILABLE" | "CANCELLED":
             return DaemonUnreachableError(f"the daemon at {path} has ended")

@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from ztna.cli.cells import address, clean, row, table
+from ztna.cli.cells import address, clean, facts, row, table
 from ztna.cli.status_json import enum_word
 from ztna.cli.units import show_bytes, show_count, show_rtt
 from ztna.v1 import checklist_pb2, types_pb2
@@ -21,14 +21,25 @@ MAX_ROWS = 20
 _GOOD = {"succeeded", "active", "connected"}
 _BAD = {"failed"}
 
+_SEARCH_WORDS = {
+    "idle": "not searched yet",
+    "gathering": "gathering candidates",
+    "signaling": "exchanging candidates",
+    "waiting_to_start": "about to check",
+    "checking": "checking",
+    "connected": "found",
+    "fallback_relay": "not found",
+    "failed": "given up",
+}
 
-def direct_path_lines(status: DirectPathStatus) -> list[RenderableType]:
-    """Lines below a session's own; none while nothing is known."""
+
+def direct_path_lines(status: DirectPathStatus, why: str) -> list[RenderableType]:
+    """Lines below a session's own, which said `why` of its path; none while nothing is known."""
     state = enum_word(status, "state")
     if state is None:
         return []
-    grid = Table.grid(padding=(0, 1))
-    row(grid, "  direct", _search(status, state))
+    grid = facts()
+    row(grid, "  direct", _search(status, state, why))
     for path in status.paths:
         row(grid, "", _path(path))
     for side, nat in (("NAT here", status.local_nat), ("NAT there", status.remote_nat)):
@@ -46,55 +57,56 @@ def nat_words(nat: types_pb2.NatBehaviour) -> str:
         return "UDP is blocked"
     if not nat.is_known:
         return "not known"
-    facts = ["address is translated" if nat.has_nat else "address is not translated"]
+    told = ["address is translated" if nat.has_nat else "address is not translated"]
     for name, field in (("mapping", "mapping"), ("filtering", "filtering")):
         word = enum_word(nat, field)
-        facts.append(f"{name} {word.replace('_', '-') if word else 'not known'}")
+        told.append(f"{name} {word.replace('_', '-') if word else 'not known'}")
     ports = enum_word(nat, "port_allocation")
     if ports:
-        facts.append(f"ports {ports}" + (f" by {nat.port_step}" if nat.port_step else ""))
-    return ", ".join(facts)
+        told.append(f"ports {ports}" + (f" by {nat.port_step}" if nat.port_step else ""))
+    return ", ".join(told)
 
 
-def _search(status: DirectPathStatus, state: str) -> str:
-    facts = [state.replace("_", " ")]
+def _search(status: DirectPathStatus, state: str, why: str) -> str:
+    told = [_SEARCH_WORDS.get(state) or state.replace("_", " ")]
     if status.generation:
-        facts.append(f"attempt {status.generation}")
-    if status.detail or status.reason:
-        facts.append(status.detail or status.reason.replace("_", " "))
+        told.append(f"attempt {status.generation}")
+    reason = status.detail or status.reason.replace("_", " ")
+    if reason and reason not in why:
+        told.append(reason)
     if status.time_to_direct_ms:
-        facts.append(f"found in {status.time_to_direct_ms:.0f} ms")
+        told.append(f"took {status.time_to_direct_ms:.0f} ms")
     if status.signaling:
-        facts.append(f"signaled through the {status.signaling}")
-    facts.append(
+        told.append(f"signaled through the {status.signaling}")
+    told.append(
         show_count(status.switches, "switch") if status.switches == 1 else f"{status.switches} switches"
     )
     if status.fail_overs:
-        facts.append(show_count(status.fail_overs, "fail-over"))
-    return " · ".join(facts)
+        told.append(show_count(status.fail_overs, "fail-over"))
+    return " · ".join(told)
 
 
 def _path(path: DirectPathStatus.Path) -> Text:
     kind, state = enum_word(path, "kind") or "?", enum_word(path, "state") or "?"
     where = address(path.remote.host, path.remote.port) if path.HasField("remote") else path.via
-    facts = [f"rtt {show_rtt(path.rtt_ms)}"]
+    told = [f"rtt {show_rtt(path.rtt_ms)}"]
     if path.loss_percent:
-        facts.append(f"loss {path.loss_percent:.0f} %")
+        told.append(f"loss {path.loss_percent:.0f} %")
     if path.missed:
-        facts.append(f"{path.missed} missed")
+        told.append(f"{path.missed} missed")
     if path.is_selected:
-        facts.append("selected")
-    return Text.assemble(f"{kind} {clean(where)} ", _styled(state), " · ", " · ".join(facts))
+        told.append("selected")
+    return Text.assemble(f"{kind} {clean(where)} ", _styled(state), " · ", " · ".join(told))
 
 
 def _keepalive(status: DirectPathStatus) -> str:
-    facts = [
+    told = [
         f"{status.keepalives_answered} of {status.keepalives_sent} answered",
         f"{status.keepalives_missed} missed",
         f"{show_count(status.dual_sends, 'time')} on two paths",
         f"direct {show_bytes(status.direct_bytes_sent)} out, {show_bytes(status.direct_bytes_received)} in",
     ]
-    return " · ".join(facts)
+    return " · ".join(told)
 
 
 def _candidates(status: DirectPathStatus) -> Table:
@@ -118,7 +130,7 @@ def _pairs(pairs: Sequence[checklist_pb2.ChecklistReport.Entry]) -> Table:
         if each.is_nominated:
             words.append(", nominated", style="green")
         if each.failure:
-            words.append(f", {clean(each.failure)}")
+            words.append(f", {clean(each.failure.replace('_', ' '))}")
         row(
             rows, "", address(local.host, local.port), address(remote.host, remote.port), words,
             str(each.checks_sent), str(each.checks_answered), str(each.checks_received),

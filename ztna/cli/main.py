@@ -13,6 +13,7 @@ from typing import Any, Final
 import click
 
 from ztna import __version__
+from ztna.cli.errors import complain, in_our_form
 from ztna.cli.exit_codes import EXIT_AUTHENTICATION, EXIT_CONFIG, EXIT_FAILURE, EXIT_UNREACHABLE
 from ztna.errors import AuthenticationError, ConfigError, describe
 
@@ -54,10 +55,19 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
 
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        """Read what comes before the subcommand."""
+        try:
+            return super().make_context(*args, **extra)
+        except click.UsageError as error:
+            raise in_our_form(error) from error
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run a subcommand; what goes wrong as expected becomes words on stderr and an exit code."""
         try:
             return super().invoke(ctx)
+        except click.UsageError as error:
+            raise in_our_form(error) from error
         except ConfigError as error:
             _fail(error, EXIT_CONFIG)
         except AuthenticationError as error:
@@ -70,7 +80,7 @@ class LazyGroup(click.Group):
 
 
 def _fail(error: Exception, code: int) -> None:
-    click.echo(f"ztna: {describe(error)}", err=True)
+    complain(describe(error))
     raise click.exceptions.Exit(code) from error
 
 

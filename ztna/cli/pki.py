@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ztna.access.identity import Role
-from ztna.cli.exit_codes import EXIT_CONFIG
+from ztna.cli.errors import CommandError
 from ztna.errors import AuthenticationError, ConfigError
 from ztna.pki import authority
 from ztna.pki.authority import DAY_S, KeyType
@@ -32,12 +32,6 @@ MAX_DAYS = 36_500
 _STATUS_STYLE = {Status.VALID: "", Status.EXPIRED: "yellow", Status.REVOKED: "red"}
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
-
-
-class _ConfigFailure(click.ClickException):
-    """One line on stderr."""
-
-    exit_code = EXIT_CONFIG
 
 
 class _AddressType(click.ParamType[ipaddress.IPv4Address | ipaddress.IPv6Address]):
@@ -93,7 +87,7 @@ def _reported() -> Iterator[None]:
     except AuthenticationError as error:  # a name that breaks the syntax of identities
         raise click.UsageError(str(error)) from error
     except ConfigError as error:
-        raise _ConfigFailure(str(error)) from error
+        raise CommandError(str(error)) from error
 
 
 @click.group()

@@ -16,7 +16,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from ztna.cli.cells import address, clean, row, table
+from ztna.cli.cells import address, clean, facts, row, table, without_codes
 from ztna.cli.direct_path_view import direct_path_lines, nat_words
 from ztna.cli.status_json import enum_word
 from ztna.cli.units import show_bytes, show_count, show_duration, show_rate, show_rtt
@@ -93,7 +93,7 @@ def _header(status: DaemonStatus) -> RenderableType:
     )
     lines: list[RenderableType] = [line]
     if not status.is_ready:
-        lines.append(Text(clean(status.not_ready_reason), style="red"))
+        lines.append(Text(clean(without_codes(status.not_ready_reason)), style="red"))
     if status.udp_addresses:
         addresses = ", ".join(address(each.host, each.port) for each in status.udp_addresses)
         lines.append(Text(f"UDP on {addresses}", style="dim"))
@@ -215,7 +215,7 @@ def _actors(status: DaemonStatus) -> RenderableType | None:
 def _problems(status: DaemonStatus, wall: float) -> RenderableType | None:
     rows = table(">ago", ">times", "what")
     for each in status.problems[:MAX_ROWS]:
-        row(rows, show_duration(max(0.0, wall - each.at_s)), str(each.count), each.message)
+        row(rows, show_duration(max(0.0, wall - each.at_s)), str(each.count), without_codes(each.message))
     return _section("Problems", rows, len(status.problems))
 
 
@@ -230,40 +230,40 @@ def _session_block(each: SessionStatus, rates: Rates | None) -> RenderableType:
         f"  {show_duration(each.age_s)}",
     )
     path = f"{each.path} via {each.via}" if each.via else each.path
-    facts = [path]
+    told = [path]
     if each.rtt_ms:
-        facts.append(f"rtt {show_rtt(each.rtt_ms)}")
+        told.append(f"rtt {show_rtt(each.rtt_ms)}")
     if each.outage_s:
-        facts.append(f"no path for {show_duration(each.outage_s)}")
+        told.append(f"no path for {show_duration(each.outage_s)}")
     if each.path_reason:
-        facts.append(each.path_reason)
+        told.append(each.path_reason)
     is_end = bool(each.peer_id)
     traffic = _traffic_of_end(each, rates) if is_end else _traffic_of_relay(each, rates)
-    grid = Table.grid(padding=(0, 1))
-    row(grid, "  path", " · ".join(facts))
+    grid = facts()
+    row(grid, "  path", " · ".join(told))
     row(grid, "  traffic", " · ".join(traffic))
     if each.services:
         row(grid, "  services", ", ".join(each.services))
     if not is_end:
         return Group(head, grid)
-    return Group(head, grid, *direct_path_lines(each.direct_path))
+    return Group(head, grid, *direct_path_lines(each.direct_path, each.path_reason))
 
 
 def _traffic_of_end(each: SessionStatus, rates: Rates | None) -> list[str]:
-    facts = [f"sent {show_bytes(each.bytes_sent)}", f"received {show_bytes(each.bytes_received)}"]
+    told = [f"sent {show_bytes(each.bytes_sent)}", f"received {show_bytes(each.bytes_received)}"]
     if rates is not None:
         sent, received = rates.of(each.session_id)
-        facts.append(f"now {show_rate(sent)} and {show_rate(received)}")
+        told.append(f"now {show_rate(sent)} and {show_rate(received)}")
     lost, streams = show_count(each.packets_lost, "packet"), show_count(each.open_streams, "stream")
-    return [*facts, f"{lost} lost", f"{streams} open"]
+    return [*told, f"{lost} lost", f"{streams} open"]
 
 
 def _traffic_of_relay(each: SessionStatus, rates: Rates | None) -> list[str]:
     """An intermediate sees sealed packets alone: neither what was lost nor any stream."""
-    facts = [f"relayed {show_bytes(each.bytes_sent)}"]
+    told = [f"relayed {show_bytes(each.bytes_sent)}"]
     if rates is not None:
-        facts.append(f"now {show_rate(rates.of(each.session_id)[0])}")
-    return facts
+        told.append(f"now {show_rate(rates.of(each.session_id)[0])}")
+    return told
 
 
 def _traffic(each: SessionStatus, rates: Rates | None) -> tuple[str, str]:
@@ -282,7 +282,7 @@ def _section(
     parts: list[RenderableType] = [Text(title, style="bold cyan"), rows]
     if total > rows.row_count:
         parts.append(Text(f"… and {total - rows.row_count} more", style="dim"))
-    parts += [Text(clean(note), style=style) for note in notes]
+    parts += [Text(clean(without_codes(note)), style=style) for note in notes]
     return Padding(Group(*parts), (1, 0, 0, 0), expand=False)
 
 

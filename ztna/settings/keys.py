@@ -94,6 +94,11 @@ def is_valid_key(model: type[BaseModel], path: KeyPath) -> bool:
     return path[-1] in _names_at(model, path[:-1])
 
 
+def is_section(model: type[BaseModel], path: KeyPath) -> bool:
+    """Whether keys can stand below `path`."""
+    return bool(_names_at(model, path))
+
+
 def _names_at(model: type[BaseModel], path: KeyPath) -> list[str]:
     current: type[BaseModel] | None = model
     is_list = False

@@ -21,11 +21,12 @@ from ztna.errors import ConfigError
 from ztna.settings.common import default_control_socket
 from ztna.settings.daemons import MODELS, DaemonSettings
 from ztna.settings.document import MAX_FILE_BYTES, Document, KeyPath, parse_document, parse_value
-from ztna.settings.keys import effective_values, is_valid_key, nearest_key
+from ztna.settings.keys import effective_values, is_section, is_valid_key, nearest_key
 from ztna.settings.values import DaemonKind
 
 ENVIRONMENT_PREFIX = "ZTNA_"
 DEFAULT_ORIGIN = "default"
+FLAG_ORIGIN = "flag"
 # Enough to recognise the value; a whole file pasted into a key must not fill the terminal.
 MAX_SHOWN_CHARACTERS = 60
 
@@ -223,7 +224,7 @@ def _layers(
         if len(key) > 1 or is_valid_key(model, key):
             layers.put(key, parse_value(environ[name]), f"env {name}")
     for dotted, text in overrides.items():
-        layers.put(tuple(dotted.split(".")), parse_value(text), "flag")
+        layers.put(tuple(dotted.split(".")), parse_value(text), FLAG_ORIGIN)
     return layers
 
 
@@ -269,9 +270,21 @@ def _problem(model: type[DaemonSettings], path: Path, layers: _Layers, details: 
         message = f"must be {kind} for `ztna {kind}`"
     else:
         message = _MESSAGES.get(details["type"]) or details["msg"].replace("Input should", "must", 1)
+        if details["type"] == "tuple_type" and not is_section(model, (*key, "0")):
+            message += _list_hint(where, ".".join(key), details["input"])
     is_told = details["type"] == "missing" or not key or repr(details["input"]) in message
     got = "" if is_told else f" (got {_shown(details['input'])})"
     return ": ".join(filter(None, (where, ".".join(key), message))) + got
+
+
+def _list_hint(where: str, key: str, value: Any) -> str:
+    """How the value is written as a list, where it is text with the elements in it."""
+    if not isinstance(value, str) or not value.strip():
+        return ""
+    text = _shown([element.strip() for element in value.split(",")])
+    if not text.endswith("]"):  # too long to be shown, or not to be shown
+        return ""
+    return f": --set '{key}={text}'" if where == FLAG_ORIGIN else f", such as {text}"
 
 
 def _shown(value: Any) -> str:

@@ -550,9 +550,9 @@ class SessionStatus(_message.Message):
     age_s: _builtins.float
     """seconds since it was opened, at least 0"""
     agent_id: _builtins.str
-    """intermediate"""
+    """one end"""
     connector_id: _builtins.str
-    """intermediate"""
+    """the other one"""
     outage_s: _builtins.float
     """without any path, so far"""
     @_builtins.property

@@ -63,6 +63,8 @@ def agent_status() -> control_pb2.DaemonStatus:
     status.sessions.add(
         session_id=SESSION,
         peer_id="connector-1",
+        agent_id="agent-1",
+        connector_id="connector-1",
         state="established",
         path="relay",
         via="intermediate-1",
@@ -139,7 +141,7 @@ def intermediate_status() -> control_pb2.DaemonStatus:
         id="intermediate-1",
         version="0.1.0",
         uptime_s=12.0,
-        not_ready_reason="signaling_service is starting",
+        not_ready_reason="the daemon's signaling service is starting",
         counters={"attached_nodes": 30, "sessions": 1},
     )
     status.udp_addresses.add(host="::", port=4433)

@@ -99,6 +99,34 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
     assert CliRunner().invoke(ztna, arguments).exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("arguments", "usage", "words"),
+    [
+        (["nonsense"], "Usage: ztna [OPTIONS] COMMAND [ARGS]...", "No such command 'nonsense'."),
+        (["--nonsense"], "Usage: ztna [OPTIONS] COMMAND [ARGS]...", "No such option '--nonsense'."),
+        (["agent"], "Usage: ztna agent [OPTIONS]", "Missing option '-c' / '--config'."),
+        (["pki", "crl", "x"], "Usage: ztna pki crl [OPTIONS]", "Got unexpected extra argument (x)"),
+        (
+            ["status", "--socket", "a", "-c", "b"],
+            "Usage: ztna status [OPTIONS]",
+            "give either --socket or -c",
+        ),
+    ],
+    ids=["command", "option", "missing", "below-a-group", "of-ours"],
+)
+def test_wrong_usage_is_told_in_one_form_below_what_is_right(
+    arguments: list[str], usage: str, words: str
+) -> None:
+    first, *_, last = CliRunner().invoke(ztna, arguments).stderr.splitlines()
+    assert (first, last) == (usage, f"ztna: {words}")
+
+
+def test_command_that_was_given_nothing_tells_its_help_and_no_error() -> None:
+    result = CliRunner().invoke(ztna, ["config"])
+    assert result.stderr.startswith("Usage: ztna config [OPTIONS] COMMAND [ARGS]...")
+    assert "ztna: " not in result.stderr
+
+
 def test_help_lists_every_command_without_importing_it() -> None:
     probe = (
         "import sys; from click.testing import CliRunner; from ztna.cli.main import ztna;"

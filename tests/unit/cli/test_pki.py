@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 from cryptography import x509
 
-from ztna.cli.pki import pki
+from ztna.cli.main import ztna
 
 
 @pytest.fixture(autouse=True)
@@ -18,7 +18,7 @@ def _in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def run(*arguments: str, code: int = 0) -> Result:
-    result = CliRunner().invoke(pki, arguments)
+    result = CliRunner().invoke(ztna, ["pki", *arguments])
     assert result.exit_code == code, result.output
     return result
 
@@ -106,7 +106,7 @@ def test_crl_is_published_again() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["issue", "agent", "laptop"], "Error: pki/agent/laptop.crt exists; use --force to replace it"),
+        (["issue", "agent", "laptop"], "ztna: pki/agent/laptop.crt exists; use --force to replace it"),
         (["issue", "agent", "Laptop"], "'Laptop' is not a node id"),
         (["issue", "agent", "../ca"], "'../ca' is not a node id"),
         (["issue", "wizard", "x"], "'wizard' is not one of"),
@@ -135,4 +135,5 @@ def test_wrong_usage_and_unusable_files_exit_2_with_one_clear_line(
     run("issue", "agent", "laptop")
     result = run(*arguments, code=2)
     assert message in result.stderr
-    assert result.stderr.count("Error: ") == 1
+    assert result.stderr.splitlines()[-1].startswith("ztna: ")
+    assert result.stderr.count("ztna: ") == 1

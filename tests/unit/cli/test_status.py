@@ -176,7 +176,7 @@ def test_the_view_of_an_intermediate_fits_80_columns() -> None:
     assert max(len(line) for line in text.splitlines()) <= 80
     for words in (
         "intermediate intermediate-1  not ready  up 12s",
-        "signaling_service is starting",
+        "the daemon's signaling service is starting",
         "UDP on [::]:4433",
         "agent-1  agent  grpc       up              12s",
         "… and 29 more",
@@ -204,6 +204,19 @@ def test_what_is_wrong_is_told_below_its_table() -> None:
         "relay_leg/intermediate-1  running         2",
     ):
         assert words in text
+
+
+def test_reason_is_told_in_words_without_its_code() -> None:
+    status = agent_status()
+    said = "the certificate of intermediate 'x' was not issued by this deployment's CA"
+    status.is_ready, status.not_ready_reason = False, f"not attached; intermediate-1: foreign_ca: {said}"
+    status.intermediates[0].reason = f"foreign_ca: {said}"
+    status.problems[0].message = f"intermediate intermediate-1: foreign_ca: {said} (path.policy: relay_only)"
+    lines = [line for line in rendered(status_view(status, WALL), width=200).splitlines() if said in line]
+    assert lines[0].rstrip() == f"not attached; intermediate-1: {said}"
+    assert lines[1].rstrip() == f"intermediate-1: {said}"
+    assert lines[2].rstrip().endswith(f"  intermediate intermediate-1: {said} (path.policy: relay_only)")
+    assert as_plain(status)["intermediates"][0]["reason"].startswith("foreign_ca: ")
 
 
 def test_long_tables_are_cut_and_say_so() -> None:
@@ -245,7 +258,17 @@ def test_sessions_are_shown_in_full(path: Path) -> None:
     assert SESSION.hex() in text
     assert "relay via intermediate-1" in text
     assert "no direct path was found: Both sides are" in text
-    assert "fallback relay · attempt 1" in text
+    assert "not found · attempt 1 · signaled through the intermediate" in text
+    assert text.count("Both sides are behind NATs") == 1
+    facts = [line for line in text.splitlines() if line.startswith("  ") and "·" in line]
+    assert [line[:12] for line in facts] == [
+        "  path      ",
+        "  traffic   ",
+        "  direct    ",
+        " " * 12,
+        "  keepalive ",
+    ]
+    assert all(line[12] != " " for line in facts)
     assert "mapping address-and-port-dependent" in text
     assert "198.51.100.9:41641" in text
     assert "failed, timeout" in text
