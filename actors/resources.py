@@ -40,6 +40,9 @@ MIN_DESCRIPTORS: Final = 48
 MEMORY_SHARE: Final = 0.9
 """Of the limit of the control group, from which on nothing new is taken: the rest is for what goes on."""
 
+SEARCH_SHARE: Final = 0.9
+"""Of the memory from which on nothing new is taken: from here on garbage is not left lying."""
+
 READING_AGE_S: Final = 0.1
 """A reading is used for so long: reading takes some 10 us, and in this time a core fills a few MB at most."""
 
@@ -93,8 +96,8 @@ class Resources:
         )
 
     def is_memory_short(self) -> bool:
-        """Whether nothing new is taken for want of memory; asking refuses nobody."""
-        return self._memory_shortage() is not None
+        """Whether it is worth searching for garbage before something new is refused for want of memory."""
+        return 0 < self._max_memory_bytes * SEARCH_SHARE <= self._resident_bytes()
 
     def close(self) -> None:
         """Give back the descriptor that is held for asking."""

@@ -156,6 +156,19 @@ def test_memory_beyond_the_bound_is_a_shortage_until_it_is_given_back(clock: Clo
     room.close()
 
 
+def test_garbage_is_worth_a_search_a_little_before_memory_is_short(clock: Clock) -> None:
+    used = 0
+    room = Resources(clock.time, 1000, lambda: used)
+    assert not room.is_memory_short()
+    used = 900
+    assert room.is_memory_short()
+    assert room.shortage(needs_descriptor=False) is None
+    room.close()
+    unbounded = Resources(clock.time, 0, lambda: used)
+    assert not unbounded.is_memory_short()
+    unbounded.close()
+
+
 def test_without_a_bound_memory_is_not_even_read(clock: Clock) -> None:
     def read() -> int:
         raise AssertionError("nobody asked")

@@ -61,3 +61,6 @@ def test_short_soak_moves_every_kind_of_load_without_a_failure(
     }
     for rows in results["daemons"].values():
         assert {*rows} >= {"rss_mib", "tasks", "actors", "descriptors", "connection_ids", "inbox_depth"}
+        # What has been there since the start is seen, too.
+        for name in ("rss_mib", "tasks", "actors", "descriptors", "connection_ids", "objects"):
+            assert rows[name]["max"] > 0, name

@@ -104,6 +104,7 @@ def unharmed(prey: Prey, *victims: Daemon) -> Iterator[None]:
     is_over = threading.Event()
 
     def go_on() -> None:
+        assert download(prey.port, DOWNLOAD) == content_digest(DOWNLOAD)
         while not is_over.is_set():
             assert download(prey.port, DOWNLOAD) == content_digest(DOWNLOAD)
 

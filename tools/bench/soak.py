@@ -39,6 +39,9 @@ WARM_UP_SHARE: Final = 0.2
 SAMPLE_INTERVAL_S: Final = 5.0
 METRICS_LIMIT_S: Final = 10.0
 MIN_SAMPLES: Final = 6
+OBJECT_SAMPLES: Final = 6
+"""Times that objects are counted, after the warm-up and before the end: only there are daemons made to
+collect their garbage, so that memory in between is what they need by themselves."""
 
 IDLE_AGENT: Final = "agent-idle"
 RESTARTED_AGENT: Final = "agent-restarted"
@@ -163,25 +166,29 @@ def _sample(
     deployment: Deployment, sockets: Mapping[str, str], seconds: float
 ) -> dict[str, dict[str, list[float]]]:
     samples: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in sockets}
-    end = time.monotonic() + seconds
+    started = time.monotonic()
     interval_s = min(SAMPLE_INTERVAL_S, seconds / MIN_SAMPLES)
-    while time.monotonic() < end:
+    counting_s = OBJECT_SAMPLES * interval_s
+    while (elapsed_s := time.monotonic() - started) < seconds:
+        is_counted = (
+            0 <= elapsed_s - WARM_UP_SHARE * seconds < counting_s or elapsed_s >= seconds - counting_s
+        )
         time.sleep(interval_s)
         for name, path in sockets.items():
             deployment.check_running(name, "the end of the soak")
-            for key, value in _figures(deployment.daemons[name], path).items():
+            for key, value in _figures(deployment.daemons[name], path, objects=is_counted).items():
                 samples[name][key].append(value)
     return samples
 
 
-def _figures(daemon: Daemon, socket_path: str) -> dict[str, float]:
+def _figures(daemon: Daemon, socket_path: str, *, objects: bool) -> dict[str, float]:
     assert daemon.process is not None  # noqa: S101 - it runs
     pid = daemon.process.pid
     figures: dict[str, float] = {
         "rss_mib": _proc.rss_bytes(pid) / MIB,
         "descriptors": _proc.descriptors(pid),
         "threads": _proc.threads(pid),
-        **observe(socket_path),
+        **observe(socket_path, objects=objects),
         "inbox_depth": 0.0,
     }
     url = f"http://{daemon.settings['metrics']['listen']}/metrics"
