@@ -249,8 +249,9 @@ async def _run(settings: DaemonSettings, plan: Plan, max_descriptors: int) -> in
     _warn_of_descriptors(settings, max_descriptors, log)
     _watch_dates(io, plan, log)
     manager.keep_watchdog_quiet(io)
-    node.start()
+    # Before there are actors: one that fails goes, with all that it has, and its successor comes.
     node.garbage.take_over(resources.is_memory_short)
+    node.start()
     await ended.wait()
     manager.stopping()
     if node.give_up_reason:

@@ -1,6 +1,7 @@
 """Looks for garbage in everything that lives, by the rule of `ztna.garbage` instead of CPython's.
 
-What a daemon consists of once it has started lives as long as it does, and is never looked at again.
+Modules and classes, and what else there is before the first actor, live as long as a daemon, and are never
+looked at again.
 """
 
 from __future__ import annotations
@@ -59,11 +60,13 @@ class GarbageCollector:
         self._io.call_at(self._looked_at + LOOK_INTERVAL_S, self._look)
 
     def _look(self) -> None:
-        now = self._io.time()
-        busy_share = self._busy_s() / max(now - self._looked_at, LOOK_INTERVAL_S)
-        added = gc.get_count()[2] * STEP_OBJECTS
-        if self._rule.is_due(now, added, busy_share, is_memory_short=self._is_memory_short()):
-            pause_s = self._io.stopwatch()
-            gc.collect()
-            self._rule.handle_collected(self._io.time(), pause_s())
-        self._begin_interval()
+        try:
+            now = self._io.time()
+            busy_share = self._busy_s() / max(now - self._looked_at, LOOK_INTERVAL_S)
+            added = gc.get_count()[2] * STEP_OBJECTS
+            if self._rule.is_due(now, added, busy_share, is_memory_short=self._is_memory_short()):
+                pause_s = self._io.stopwatch()
+                found = gc.collect()
+                self._rule.handle_collected(self._io.time(), pause_s(), found)
+        finally:  # nobody else looks
+            self._begin_interval()

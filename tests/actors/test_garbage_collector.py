@@ -42,7 +42,8 @@ class Clock:
 
     def look(self) -> None:
         assert self._due is not None
-        (self.now, callback), self._due = self._due, None
+        (when, callback), self._due = self._due, None
+        self.now = max(self.now, when)
         callback()
 
 
@@ -77,6 +78,7 @@ def test_process_searches_everything_when_the_rule_says_so_and_never_else(
     clock.look()
     assert (searches_of_everything(), collector.pauses) == (before, 0)
     kept += [[number] for number in range(11 * STEP_OBJECTS)]
+    clock.now += garbage.MIN_INTERVAL_S
     clock.look()
     assert (searches_of_everything(), collector.pauses) == (before + 1, 1)
     assert knot() is None
@@ -114,4 +116,25 @@ def test_process_that_is_short_of_memory_does_not_wait_for_a_calm_moment() -> No
     clock.look()
     assert collector.pauses == 1
     assert collector.paused_s == 0.0, "a clock that stands still"
+    assert len(kept) == 3 * STEP_OBJECTS
+
+
+def test_failing_to_read_how_much_memory_is_used_does_not_end_the_looking() -> None:
+    is_broken = True
+
+    def is_short() -> bool:
+        if is_broken:
+            raise OSError("no descriptor is left")
+        return True
+
+    clock = Clock()
+    collector = collector_on(clock)
+    collector.take_over(is_short)
+    kept = [[number] for number in range(3 * STEP_OBJECTS)]
+    with pytest.raises(OSError, match="no descriptor"):
+        clock.look()
+    is_broken = False
+    clock.now += garbage.MIN_INTERVAL_S
+    clock.look()
+    assert collector.pauses == 1
     assert len(kept) == 3 * STEP_OBJECTS

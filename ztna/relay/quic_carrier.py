@@ -316,6 +316,8 @@ class QuicCarrier:
             self._owner.carrier_down(self)
         if self.state is LegState.CONNECTING:
             self._attempts += 1
+        if self._connection is not None:
+            self._connection.release()
         self._connection = None
         self.remote = None
         self.unanswered_hellos.clear()
