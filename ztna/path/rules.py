@@ -31,7 +31,7 @@ class Event(Enum):
     CONFIRMED = auto()
     """The selected path answered a check, or acknowledged what went over it alone."""
     SUSPECT_SILENT = auto()
-    """A suspected path stayed silent for `max(1 s, 4 RTT)`."""
+    """A suspected path stayed silent for `max(1 s, 4 RTT)`, and a round trip longer than it was suspected."""
     CHECK_MISSED = auto()
     """A check was not answered in time."""
     CHECKS_FAILED = auto()

@@ -208,7 +208,7 @@ def test_suspicion_that_nothing_refutes_becomes_failure_in_time() -> None:
     assert world.core.next_deadline() is None
 
 
-def test_failure_of_a_slow_path_takes_four_round_trips() -> None:
+def test_failure_of_a_slow_path_comes_a_round_trip_after_the_suspicion_if_that_is_later_than_four() -> None:
     world = World(RELAY)
     world.core.handle_selected(DIRECT, world.now, has_relay=True, rtt_s=0.600)
     world.send()
