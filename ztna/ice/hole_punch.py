@@ -851,6 +851,8 @@ class HolePunch:
             self.counts["unexpected_restart"] += 1
         elif self._is_in_flight or self._state in {HolePunchState.IDLE, HolePunchState.GATHERING}:
             self.counts["redundant_restart"] += 1
+            if request.reason in {OPERATOR, NETWORK_CHANGED}:
+                self._failures = 0  # should this attempt fail as well
         else:
             is_urgent = request.reason in {OPERATOR, NETWORK_CHANGED} and self._generations.take(now)
             self._request_restart(f"peer_{request.reason}", now, is_urgent=is_urgent)

@@ -551,6 +551,18 @@ def test_changed_addresses_reset_the_cooldown(whose: str) -> None:
     assert end.sent(s.Offer)
 
 
+def test_addresses_of_the_peer_that_change_while_an_offer_is_in_flight_reset_the_cooldown() -> None:
+    end = checking()
+    for _ in range(4):
+        end.checks_failed()
+        end.now += 1000
+        end.wait(0)
+        last = end.generation
+        end.says(s.RestartRequested(s.NETWORK_CHANGED)).answer().began()
+        assert end.generation == last
+    assert end.checks_failed().wait(37).sent(s.Offer)
+
+
 def test_failed_path_of_the_peer_does_not_reset_the_cooldown() -> None:
     end = checking()
     for _ in range(4):
