@@ -341,7 +341,7 @@ class HolePunch:
             case signals.RestartRequested():
                 self._handle_restart_requested(signal, now)
             case signals.PunchingResult():
-                self._handle_result(signal, now)
+                self._handle_result(signal, intermediate_id, now)
             case signals.SignalingError():
                 self._handle_error(signal, intermediate_id, now)
 
@@ -713,13 +713,25 @@ class HolePunch:
         else:
             self._reason = reason
 
-    def _handle_result(self, result: signals.PunchingResult, now: float) -> None:
+    def _handle_result(self, result: signals.PunchingResult, intermediate_id: str, now: float) -> None:
         """For people; only that the peer does not take part at all is ours to know."""
         if result.is_success or result.reason != POLICY_RELAY_ONLY:
             return
-        if self._state in {HolePunchState.IDLE, HolePunchState.GATHERING, HolePunchState.SIGNALING}:
+        if not self._has_part(intermediate_id):
+            self.counts["foreign_result"] += 1
+        elif self._state in {HolePunchState.IDLE, HolePunchState.GATHERING, HolePunchState.SIGNALING}:
             self._timers.pop(_Timer.GATHERING, None)
             self._give_up("peer_relay_only", now)
+
+    def _has_part(self, intermediate_id: str) -> bool:
+        """Whether what it says is about the exchange under way, or the one to come: it has no generation."""
+        if not intermediate_id:
+            return True
+        if self._is_offer_awaited:
+            return intermediate_id == self._asked_via  # our request travels; the generation is a former one
+        if self._current is None:
+            return not self._is_established
+        return self._current.may_come_through(intermediate_id)
 
     def _handle_error(self, error: signals.SignalingError, intermediate_id: str, now: float) -> None:
         is_about_this = self._state is HolePunchState.SIGNALING and intermediate_id == self._asked_via
@@ -839,6 +851,8 @@ class HolePunch:
             self.counts["unexpected_restart"] += 1
         elif self._is_in_flight or self._state in {HolePunchState.IDLE, HolePunchState.GATHERING}:
             self.counts["redundant_restart"] += 1
+            if request.reason in {OPERATOR, NETWORK_CHANGED}:
+                self._failures = 0  # should this attempt fail as well
         else:
             is_urgent = request.reason in {OPERATOR, NETWORK_CHANGED} and self._generations.take(now)
             self._request_restart(f"peer_{request.reason}", now, is_urgent=is_urgent)

@@ -251,7 +251,7 @@ class IceSettings(Section):
         le=60,
         allow_inf_nan=False,
         description="Seconds of checks after which the session is reported as relayed for now; attempts go "
-        "on.",
+        "on. It is reported 10 s after the offer in any case, so larger values are no different from 10.",
     )
 
     @field_validator("advertise")

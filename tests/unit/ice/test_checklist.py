@@ -40,6 +40,7 @@ from ztna.ice.pair import CheckedPair, PairState
 from ztna.ice.pair_table import MAX_PEER_REFLEXIVE
 from ztna.stun.attributes import (
     ErrorCode,
+    IceControlled,
     IceControlling,
     Priority,
     Software,
@@ -409,6 +410,20 @@ def test_frozen_pair_has_its_turn_when_its_foundation_failed() -> None:
     assert only(driver.at(4.71), SendCheck).request.remote == twin.address
 
 
+def test_frozen_pair_goes_before_lower_ones_when_its_foundation_succeeded() -> None:
+    driver = Driver(is_controlling=False)
+    twin = replace(OTHER, foundation=REMOTE.foundation)
+    low = replace(host_candidate("192.0.2.20", preference=1), foundation="low")
+    sent = only(driver.start(REMOTE, twin, low), SendCheck)
+    assert driver.states() == [PairState.IN_PROGRESS, PairState.FROZEN, PairState.WAITING]
+    driver.now = 0.01
+    driver.answer(sent)
+    assert driver.states() == [PairState.SUCCEEDED, PairState.WAITING, PairState.WAITING]
+    # The padded check of what succeeded leaves between two of those in order.
+    remotes = [each.request.remote for each in of(driver.at(0.07), SendCheck)]
+    assert [each for each in remotes if each != REMOTE.address] == [twin.address, low.address]
+
+
 def test_failed_pair_is_checked_again_when_the_peer_is_heard() -> None:
     driver = Driver()
     driver.start()
@@ -614,6 +629,18 @@ def test_role_is_switched_when_the_peer_says_so_and_the_check_repeated() -> None
     assert before.find(IceControlling) is not None
     assert after.find(IceControlling) is None
     assert of(driver.answer(second), PairSucceeded)
+
+
+def test_switched_role_comes_with_another_tie_breaker() -> None:
+    """Where both ends switched at once, the former ones would have them do so again (RFC 8445 §7.2.5.1)."""
+    driver = Driver()
+    first = driver.check()
+    driver.now = 0.05
+    claim = parse(first.request.data).find(IceControlling)
+    yielded = parse(only(driver.refuse(first, 487), SendCheck).request.data).find(IceControlled)
+    assert claim is not None
+    assert yielded is not None
+    assert yielded.value != claim.value
 
 
 def test_conflict_that_was_settled_meanwhile_switches_nothing_back() -> None:

@@ -536,14 +536,41 @@ def test_operator_and_changed_addresses_do_not_wait() -> None:
     assert end.sent(s.Offer)
 
 
-def test_changed_addresses_reset_the_cooldown() -> None:
+@pytest.mark.parametrize("whose", ["ours", "the peer's"])
+def test_changed_addresses_reset_the_cooldown(whose: str) -> None:
     end = checking()
     for _ in range(4):
         end.checks_failed()
         end.now += 1000
         end.wait(0).answer().began()
-    end.gathered(network=1).answer().began().checks_failed().wait(37)
+    if whose == "ours":
+        end.gathered(network=1)
+    else:
+        end.says(s.RestartRequested(s.NETWORK_CHANGED))
+    end.answer().began().checks_failed().wait(37)
     assert end.sent(s.Offer)
+
+
+def test_addresses_of_the_peer_that_change_while_an_offer_is_in_flight_reset_the_cooldown() -> None:
+    end = checking()
+    for _ in range(4):
+        end.checks_failed()
+        end.now += 1000
+        end.wait(0)
+        last = end.generation
+        end.says(s.RestartRequested(s.NETWORK_CHANGED)).answer().began()
+        assert end.generation == last
+    assert end.checks_failed().wait(37).sent(s.Offer)
+
+
+def test_failed_path_of_the_peer_does_not_reset_the_cooldown() -> None:
+    end = checking()
+    for _ in range(4):
+        end.checks_failed()
+        end.now += 1000
+        end.wait(0).answer().began()
+    end.says(s.RestartRequested("path_failed")).answer().began().checks_failed().wait(37)
+    assert not end.sent(s.Offer)
 
 
 BLOCKED = NatBehaviour(is_udp_blocked=True)

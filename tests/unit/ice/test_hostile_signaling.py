@@ -8,9 +8,11 @@ import pytest
 
 from tests.unit.ice.test_hole_punch import (
     CREDENTIALS,
+    DECLINED,
     THEIRS,
     VARYING,
     End,
+    agent,
     answered,
     connected,
     direct,
@@ -95,6 +97,31 @@ def test_trickle_through_an_intermediate_that_has_no_part_in_the_exchange_is_ign
     assert not end.all(e.BeginChecks)
     late = host("198.51.100.9")
     assert end.says(s.CandidateAdded(number, late), "").one(e.AddCandidates).candidates == (late,)
+
+
+@pytest.mark.parametrize("is_agent", [True, False])
+def test_intermediate_that_has_no_part_in_the_exchange_does_not_decline_for_the_peer(is_agent: bool) -> None:
+    """Each of the two has said `peer_relay_only` otherwise, and searched again half a minute later."""
+    # The generation that the intermediate carried is over; the connector asked for another in the session.
+    asking = answered().began().nominated().established().restart("path_failed")
+    end = in_session() if is_agent else asking
+    assert end.state is State.SIGNALING
+    assert end.says(DECLINED, "i1").state is State.SIGNALING
+    assert end.core.counts == {"foreign_result": 1}
+    assert end.says(DECLINED, "").reason == "peer_relay_only"
+
+
+def test_intermediate_does_not_decline_for_the_peer_of_a_session_that_is_up() -> None:
+    end = agent().relay().established()
+    assert end.says(DECLINED, "i1").state is State.GATHERING
+    assert end.says(DECLINED, "").reason == "peer_relay_only"
+
+
+def test_peer_declines_through_an_intermediate_that_was_asked_as_well() -> None:
+    asked = answered().began().nominated().established().restart("path_failed").relay("i2")
+    for end in (in_session().relay("i2").wait(core.REPEAT_AFTER_S), asked.wait(core.REPEAT_AFTER_S)):
+        assert end.says(DECLINED, "i1").state is State.SIGNALING
+        assert end.says(DECLINED, "i2").reason == "peer_relay_only"
 
 
 def test_candidates_come_through_an_intermediate_that_had_the_offer_as_well() -> None:
