@@ -346,7 +346,7 @@ BOUNDS: Final[dict[type, Mapping[str, Bound]]] = {
     },
     lost_nodes.LostNodes: {"_nodes": lost_nodes.MAX_LOST_NODES},
     managed.Session: {
-        **dict.fromkeys(("parties", "attachments", "asked_for", "channels"), _PARTIES),
+        **dict.fromkeys(("parties", "attachments", "asked_for", "holders", "channels"), _PARTIES),
         "pending": sessions.MAX_PENDING_REQUESTS,
         "services": sessions.MAX_SERVICES_SHOWN,
     },
