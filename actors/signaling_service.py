@@ -38,7 +38,7 @@ from ztna.errors import AccessDenied, AuthenticationError, LocalProtocolError, R
 from ztna.quic.budget import HandshakeBudget
 from ztna.signaling import attachments
 from ztna.signaling.exchange import MAX_ROUND_TRIP_S
-from ztna.signaling.lost_nodes import LostNode, LostNodes
+from ztna.signaling.lost_nodes import LostNodes
 from ztna.signaling.stream_admission import (
     STREAM_BUDGET,
     TOO_MANY_NETWORK_STREAMS,
@@ -158,7 +158,8 @@ class SignalingService(Concern):
         self._waiting: dict[tuple[Role, str], Stream] = {}  # for their attachment, last who asked last
         self._look_at = 0.0
         self._attached: dict[bytes, Stream] = {}
-        self._lost_nodes = LostNodes()
+        self._lingering: dict[bytes, VerifiedPeer] = {}
+        self._lost_nodes = LostNodes(max_attachments)
         self._recheck_at = self.now + RECHECK_INTERVAL_S
         self._counters: Counter[str] = Counter()
         self._refused: Counter[str] = Counter()
@@ -379,9 +380,7 @@ class SignalingService(Concern):
         self._forget_pending(stream)
         if self._attached.get(stream.attach_id) is stream:
             del self._attached[stream.attach_id]
-            crowded_out = self._lost_nodes.add(stream.peer, stream.attach_id, self.now)
-            if crowded_out is not None:
-                self._expel(crowded_out, "too_many_lost")
+            self._lingering[stream.attach_id] = stream.peer
             self._table.handle_stream_broken(stream.attach_id, self.now)
             self._act()
 
@@ -397,28 +396,37 @@ class SignalingService(Concern):
                 self._table.handle_goodbye(attach_id, error.reason)
                 self._send_error(stream, Code.ACCESS_DENIED, str(error))
                 self._hang_up(stream, grpc.StatusCode.UNAUTHENTICATED, str(error))
+        for attach_id, peer in list(self._lingering.items()):
+            try:
+                self._credentials.verifier.recheck(peer, now_wall=now_wall)
+            except AuthenticationError as error:
+                self._refuse(error, str(peer.identity))
+                self._table.handle_goodbye(attach_id, error.reason)
+        self._act()
         for node in self._lost_nodes.nodes:
             try:
                 self._credentials.verifier.recheck(node.peer, now_wall=now_wall)
             except AuthenticationError as error:
                 self._refuse(error, str(node.peer.identity))
                 self._lost_nodes.forget(node.peer)
-                self._expel(node, error.reason)
-        self._act()
+                self._expel(node.peer, error.reason)
 
-    def _expel(self, node: LostNode, reason: str) -> None:
+    def _remember_lost(self, peer: VerifiedPeer) -> None:
+        """Judge a node on that is out of reach from here, and may hold sessions."""
+        crowded_out = self._lost_nodes.add(peer, self.now)
+        if crowded_out is not None:
+            self._expel(crowded_out.peer, "too_many_lost")
+
+    def _expel(self, peer: VerifiedPeer, reason: str) -> None:
         """Let nobody hold a session with a node that is out of reach from here."""
-        if self._table.find(node.attach_id) is not None:
-            self._table.handle_goodbye(node.attach_id, reason)  # it lingers, and its sessions with it
-            return
-        identity = node.peer.identity
+        identity = peer.identity
         self.log.info(
             "signaling_service.lost_node_expelled",
             peer_id=identity.id,
             role=identity.role.value,
             reason=reason,
         )
-        party = Party(identity.role, identity.id, node.peer.fingerprint)
+        party = Party(identity.role, identity.id, peer.fingerprint)
         self.emit(signaling_service_pb2.LostNodeExpelled(node=translate.party_to_proto(party), reason=reason))
 
     def _forget_pending(self, stream: Stream) -> None:
@@ -677,17 +685,16 @@ class SignalingService(Concern):
     # Effects
 
     def _act(self, introduction: Introduction | None = None, remote: str = "") -> None:
-        superseded_remote = ""
+        superseded: Stream | None = None
         for effect in self._table.drain():
             self._is_changed = True
             match effect:
                 case attachments.Attached():
-                    self._announce(effect, introduction, superseded_remote)
+                    self._announce(effect, introduction, superseded)
                 case attachments.Superseded():
-                    former = self._attached.pop(effect.attach_id, None)
-                    if former is not None:
-                        superseded_remote = former.remote
-                        self._supersede(former, remote)
+                    superseded = self._attached.pop(effect.attach_id, None)
+                    if superseded is not None:
+                        self._supersede(superseded, remote)
                 case attachments.LegJudgementWanted():
                     self.emit(signaling_service_pb2.JudgeLeg(attach_id=effect.attach_id))
                 case attachments.ServiceUnreachable():
@@ -712,6 +719,9 @@ class SignalingService(Concern):
                             reason=effect.reason,
                         )
                     )
+                    lingering = self._lingering.pop(effect.attach_id, None)
+                    if lingering is not None and not effect.is_clean:
+                        self._remember_lost(lingering)
 
     def _supersede(self, former: Stream, remote: str) -> None:
         self._counters["superseded_total"] += 1
@@ -730,12 +740,16 @@ class SignalingService(Concern):
         self._hang_up(former, grpc.StatusCode.ABORTED, message)
 
     def _announce(
-        self, effect: attachments.Attached, introduction: Introduction | None, superseded_remote: str
+        self, effect: attachments.Attached, introduction: Introduction | None, superseded: Stream | None
     ) -> None:
         if introduction is None:
             raise LocalProtocolError("a node attached without a request")
         event = introduction.event
-        self._lost_nodes.forget(self._attached[effect.attach_id].peer)
+        stream = self._attached[effect.attach_id]
+        self._lost_nodes.forget(stream.peer)
+        former = self._lingering.pop(effect.superseded, None) if superseded is None else superseded.peer
+        if former is not None and former.fingerprint != stream.peer.fingerprint:
+            self._remember_lost(former)
         self.log.info(
             "signaling_service.node_attached",
             peer_id=effect.party.id,
@@ -749,10 +763,9 @@ class SignalingService(Concern):
         event.node.CopyFrom(translate.party_to_proto(effect.party))
         event.carrier = effect.carrier.value
         event.superseded_attach_id = effect.superseded
-        stream = self._attached[effect.attach_id]
         event.connection = stream.connection
         event.remote = stream.remote
-        event.superseded_remote = superseded_remote
+        event.superseded_remote = "" if superseded is None else superseded.remote
         self.emit(event)
 
     def _count_refusal(self, reason: str) -> None:

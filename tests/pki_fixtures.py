@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from ztna.access.identity import Identity, Role, VerifiedPeer, Verifier
@@ -106,6 +107,23 @@ def _issue(
         dns_names=dns_names,
         usages=eku,
     )
+
+
+def renewed(issued: Issued) -> Issued:
+    """Another certificate for the same name and key, from `authority()`."""
+    former = issued.certificate
+    builder = (
+        x509.CertificateBuilder()
+        .issuer_name(former.issuer)
+        .subject_name(former.subject)
+        .public_key(former.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(former.not_valid_before_utc)
+        .not_valid_after(former.not_valid_after_utc)
+    )
+    for extension in former.extensions:
+        builder = builder.add_extension(extension.value, extension.critical)
+    return Issued(builder.sign(authority().private_key, hashes.SHA256()), issued.private_key)
 
 
 def of_unknown_version(certificate: x509.Certificate) -> bytes:

@@ -12,14 +12,13 @@ from actors import signaling_service, signaling_streams
 from actors.burst_log import BURST_S
 from actors.credentials import Credentials, parse_credentials
 from actors.io import Shortage
-from actors.signaling_service import ATTACH_LIMIT_S, SignalingService
+from actors.signaling_service import ATTACH_LIMIT_S, RECHECK_INTERVAL_S, SignalingService
 from tests.manual_io import ActorHarness, actor_harness
-from tests.pki_fixtures import NOW, crl_pem, issue, pem
+from tests.pki_fixtures import NOW, crl_pem, issue, pem, renewed
 from ztna.access.grant import verify_nonce
 from ztna.access.identity import Role, fingerprint
 from ztna.pki.authority import Issued
 from ztna.quic.budget import TYPICAL_STEP_S, HandshakeBudget, fixed_cost
-from ztna.signaling import lost_nodes
 from ztna.signaling.attachments import JUDGEMENT_LIMIT_S
 from ztna.signaling.framing import FrameDecoder, encode
 from ztna.v1 import grant_pb2, quic_relay_pb2, reload_pb2, signaling_pb2, signaling_service_pb2, types_pb2
@@ -275,26 +274,74 @@ def test_reload_that_revokes_a_node_that_lingers_ends_its_attachment(agent: Issu
     assert (detached.is_clean, detached.reason) == (True, "revoked")
 
 
-def test_node_that_is_back_is_judged_by_what_it_shows_now(agent: Issued) -> None:
-    world = World()
-    lost = world.attached(5, agent)
-    world.close(5)
-    world.harness.tell(quic_relay_pb2.LegJudged(attach_id=lost, is_alive=False, reason="leg_dead"))
-    world.attached(7, issue(Role.AGENT, "a1"))
-    world.credentials.adopt(credentials_of(agent))
+def lose(world: World, connection: int, node: Issued) -> None:
+    attach_id = world.attached(connection, node)
+    world.close(connection)
+    world.harness.tell(quic_relay_pb2.LegJudged(attach_id=attach_id, is_alive=False, reason="leg_dead"))
+
+
+def expelled_by_revoking(world: World, *revoked: Issued) -> list[tuple[str, bytes, str]]:
+    world.credentials.adopt(credentials_of(*revoked))
     world.harness.tell(reload_pb2.ConfigurationReloaded())
+    expelled = world.take(signaling_service_pb2.LostNodeExpelled)
+    return [(each.node.id, each.node.fingerprint, each.reason) for each in expelled]
+
+
+def test_node_that_is_back_with_the_same_key_is_judged_by_what_it_shows_now(agent: Issued) -> None:
+    world = World()
+    lose(world, 5, agent)
+    world.attached(7, renewed(agent))
+    assert expelled_by_revoking(world, agent) == []
+    assert world.received(7) == []
+
+
+@pytest.mark.parametrize("way", ["lost", "lingering", "attached"])
+def test_former_key_of_a_node_that_is_back_with_another_one_is_expelled_when_it_is_revoked(
+    agent: Issued, way: str
+) -> None:
+    world = World()
+    if way == "lost":
+        lose(world, 5, agent)
+    else:
+        world.attached(5, agent)
+        if way == "lingering":
+            world.close(5)
+    world.attached(7, issue(Role.AGENT, "a1", serial_of=1))
+    assert expelled_by_revoking(world, agent) == [("a1", fingerprint(agent.certificate), "revoked")]
+    assert world.received(7) == []
+    world.harness.advance(RECHECK_INTERVAL_S)
     assert world.take(signaling_service_pb2.LostNodeExpelled) == []
 
 
-def test_lost_nodes_are_bounded(agent: Issued, connector: Issued, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lost_nodes, "MAX_LOST_NODES", 1)
+@pytest.mark.parametrize("way", ["attached", "lingering"])
+def test_node_that_replaces_its_own_attachment_is_not_taken_for_lost(agent: Issued, way: str) -> None:
     world = World()
-    for connection, node in ((5, agent), (6, connector)):
-        lost = world.attached(connection, node)
-        world.close(connection)
-        world.harness.tell(quic_relay_pb2.LegJudged(attach_id=lost, is_alive=False, reason="leg_dead"))
+    world.attached(5, agent)
+    if way == "lingering":
+        world.close(5)
+    world.attached(7, agent)
+    assert expelled_by_revoking(world, agent) == []
+    (detached,) = world.take(signaling_service_pb2.NodeDetached)
+    assert detached.is_clean
+
+
+def test_as_many_lost_nodes_are_remembered_as_may_be_attached(agent: Issued, connector: Issued) -> None:
+    world = World(max_attachments=1)
+    lose(world, 5, agent)
+    lose(world, 6, connector)
     (expelled,) = world.take(signaling_service_pb2.LostNodeExpelled)
     assert (expelled.node.role, expelled.reason) == (types_pb2.ROLE_AGENT, "too_many_lost")
+
+
+def test_node_that_lingers_is_not_sent_away_for_want_of_room(agent: Issued, connector: Issued) -> None:
+    world = World(max_attachments=2)
+    lingering = world.attached(5, agent)
+    world.close(5)
+    world.harness.tell(quic_relay_pb2.LegJudged(attach_id=lingering, is_alive=True))
+    for connection, node in ((6, connector), (7, issue(Role.CONNECTOR, "c2"))):
+        lose(world, connection, node)
+    assert [each.node.id for each in world.take(signaling_service_pb2.NodeDetached)] == ["c1", "c2"]
+    assert world.take(signaling_service_pb2.LostNodeExpelled) == []
 
 
 @pytest.mark.parametrize("fault", ["revoked", "wrong role", "malformed"])

@@ -304,6 +304,7 @@ BOUNDS: Final[dict[type, Mapping[str, Bound]]] = {
         "_pending": signaling_service.MAX_PENDING_STREAMS,
         "_waiting": signaling_service.MAX_WAITING_STREAMS,
         "_attached": attachments.MAX_ATTACHMENTS,
+        "_lingering": attachments.MAX_ATTACHMENTS,
         # One of those above, or one that is refused and has yet to hear of it.
         "_grpc_streams": attachments.MAX_ATTACHMENTS + 2 * signaling_service.MAX_PENDING_STREAMS,
         "_leg_streams": _LEGS,
@@ -345,7 +346,7 @@ BOUNDS: Final[dict[type, Mapping[str, Bound]]] = {
     },
     lost_nodes.LostNodes: {"_nodes": lost_nodes.MAX_LOST_NODES},
     managed.Session: {
-        **dict.fromkeys(("parties", "attachments", "asked_for", "channels"), _PARTIES),
+        **dict.fromkeys(("parties", "attachments", "asked_for", "holders", "channels"), _PARTIES),
         "pending": sessions.MAX_PENDING_REQUESTS,
         "services": sessions.MAX_SERVICES_SHOWN,
     },

@@ -260,9 +260,12 @@ class SessionBook:
             record.deadline = now + limit_s
             self._effects.append(ConfirmPeer(record.session_id))
 
-    def _start(self, intermediate_id: str, session_id: bytes, peer: Peer, now: float) -> SessionRecord:
-        # Two parties hold one session: who gives us this one knows a former one no more, even if its word on
-        # that was lost; and one that nobody carries has lost its peer.
+    def _supersede(self, intermediate_id: str, peer: Peer, now: float) -> None:
+        """Give up what the sessions with a peer have at an intermediate that gives us another one.
+
+        Two parties hold one session: whoever gives us this one knows a former one no more, even if its word
+        on that was lost; and one that nobody carries has lost its peer.
+        """
         for former in self._sessions.values():
             if former.peer.id != peer.id:
                 continue
@@ -270,6 +273,9 @@ class SessionBook:
                 self._effects.append(ReleaseChannel(intermediate_id, former.session_id))
             if not former.channels:
                 self._close(former, "superseded", now)
+
+    def _start(self, intermediate_id: str, session_id: bytes, peer: Peer, now: float) -> SessionRecord:
+        self._supersede(intermediate_id, peer, now)
         record = SessionRecord(session_id, peer, now, now + HANDSHAKE_LIMIT_S)
         self._sessions[session_id] = record
         self._effects.append(StartSession(session_id, peer))

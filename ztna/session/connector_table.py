@@ -24,6 +24,8 @@ class ConnectorSessions(SessionBook):
         record = self._sessions.get(session_id)
         if record is None:
             if len(self._sessions) >= MAX_SESSIONS:
+                # The intermediate forgets the agent's former session for this one, and judges it no more.
+                self._supersede(intermediate_id, agent, now)
                 self._effects.append(ReportClosed(intermediate_id, session_id, "too_many_sessions"))
                 return
             record = self._start(intermediate_id, session_id, agent, now)

@@ -8,6 +8,7 @@ once nobody holds it any more. What the lost party says of it counts for nothing
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -17,8 +18,9 @@ from ztna.access.identity import Role
 from ztna.signaling.values import Party
 
 MAX_LOST_SESSIONS: Final = 100_000
-"""In all, about 1 KB each: every session of an intermediate (`ztna.signaling.sessions.MAX_SESSIONS`) may lose
-its agent at once, when a network breaks between them and here."""
+"""In all, unless configured, about 1 KB each: every session of an intermediate
+(`ztna.signaling.sessions.MAX_SESSIONS`) may lose its agent at once, when a network breaks between them and
+here."""
 
 MAX_LOST_PER_AGENT: Final = 256
 """All sessions that it may have. One that loses more within the time is hardly a network's doing."""
@@ -36,11 +38,13 @@ class LostSession:
     """One of them, until `until` (monotonic seconds).
 
     `attach_id` is the attachment of the party that is left, `allowed` the services that it was last told of.
+    `holder` is what the lost party showed last: a node that renewed its key holds its sessions still.
     """
 
     session_id: bytes
     parties: tuple[Party, Party]
     lost: Role
+    holder: Party
     attach_id: bytes
     allowed: frozenset[str]
     until: float
@@ -64,8 +68,10 @@ class LostSession:
 class LostSessions:
     """All of them, the oldest first. Each lives for `LOST_LIFETIME_S`: the oldest is the first to go."""
 
-    def __init__(self) -> None:
-        self._sessions: dict[bytes, LostSession] = {}
+    def __init__(self, max_sessions: int = MAX_LOST_SESSIONS) -> None:
+        self._max_sessions = max_sessions
+        # A dict whose oldest entries went one by one is slow to find the next.
+        self._sessions: OrderedDict[bytes, LostSession] = OrderedDict()
         self._held: dict[tuple[Role, str], dict[bytes, LostSession]] = {}
 
     def __len__(self) -> int:
@@ -83,7 +89,7 @@ class LostSessions:
         for held, limit in (
             (self._held.get(session.agent.name, {}), MAX_LOST_PER_AGENT),
             (self._held.get(session.connector.name, {}), MAX_LOST_PER_CONNECTOR),
-            (self._sessions, MAX_LOST_SESSIONS),
+            (self._sessions, self._max_sessions),
         ):
             if len(held) >= limit:
                 oldest = next(iter(held.values()))
@@ -117,24 +123,38 @@ class LostSessions:
             if session.lost_party.name != party.name:
                 self.forget(session.session_id)
 
+    def handle_offered(self, agent: Party, connector: Party) -> None:
+        """A connector is told of a new session of the pair: it ends those whose agent was lost.
+
+        So whoever attaches anew without its session, again and again, leaves one behind, not hundreds. An
+        agent that lost its connector may have no use for the new one, and keep the former: that one stays.
+        """
+        for session in self._of(agent):
+            if session.lost is Role.AGENT and session.connector.name == connector.name:
+                self.forget(session.session_id)
+
     def take_lost(self, party: Party) -> list[LostSession]:
-        """Forget and return the sessions that wait for this node, which is not to come back."""
-        found = [each for each in self._of(party) if each.lost_party.name == party.name]
+        """Forget and return the sessions that wait for this node, which is not to come back with this key.
+
+        Another process may have come under its name with another key: what that one lost is its own.
+        """
+        found = [each for each in self._of(party) if party in (each.lost_party, each.holder)]
         for session in found:
             self.forget(session.session_id)
         return found
 
     def handle_timeout(self, now: float) -> None:
         """Forget those that no node holds any more."""
-        for session in self.sessions:
-            if now < session.until:
-                break  # the others are younger
-            self.forget(session.session_id)
+        while (oldest := self._oldest()) is not None and now >= oldest.until:
+            self.forget(oldest.session_id)
 
     def next_deadline(self) -> float | None:
         """When the oldest one is forgotten."""
-        oldest = next(iter(self._sessions.values()), None)
+        oldest = self._oldest()
         return None if oldest is None else oldest.until
+
+    def _oldest(self) -> LostSession | None:
+        return next(iter(self._sessions.values()), None)
 
     def _of(self, party: Party) -> list[LostSession]:
         return list(self._held.get(party.name, {}).values())

@@ -68,7 +68,8 @@ class Session:
 
     `channels` are those of its parties' legs while RELAYED; `allowed` services may pass, of which its parties
     know (`is_told`) or are told when it is bound; `asked_for` are the attachments between which the relay was
-    asked for channels last.
+    asked for channels last; `holders` showed a grant of it last, perhaps with
+    another key than that which it was opened with.
     """
 
     session_id: bytes
@@ -78,6 +79,7 @@ class Session:
     state: SessionState = SessionState.WAITING
     attachments: dict[Role, bytes] = field(default_factory=dict)
     asked_for: dict[Role, bytes] = field(default_factory=dict)
+    holders: dict[Role, Party] = field(default_factory=dict)
     channels: dict[Role, int] = field(default_factory=dict)
     is_announced: bool = False
     is_told: bool = False

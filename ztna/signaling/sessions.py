@@ -122,7 +122,7 @@ class SessionManager:
         self._pairs: dict[tuple[str, str], Session] = {}
         self._deadlines: Deadlines[bytes] = Deadlines()
         self._ended: dict[bytes, None] = {}
-        self._lost = LostSessions()
+        self._lost = LostSessions(max_sessions)
         self._effects: list[SessionEffect] = []
         self.refused: Counter[str] = Counter()
         self.opened_total = 0
@@ -294,6 +294,7 @@ class SessionManager:
                 )
         else:
             session.is_announced = True
+            self._lost.handle_offered(session.agent, session.connector)
             self._effects.append(
                 Offered(
                     session.attachments[Role.CONNECTOR], session_id, session.agent, channels[Role.CONNECTOR]
@@ -407,12 +408,14 @@ class SessionManager:
         self.resumed_total += 1
         node.resumed += 1
         session.attachments[party.role] = attach_id
+        session.holders[party.role] = party
         other_role = _OTHER[party.role]
         if other_role not in session.attachments:
             other = self._attached.get(session.parties[other_role].name)
             # A party that is attached here may hold the session through another intermediate: let it say so.
             if other is not None:
                 session.attachments[other_role] = other
+                session.holders[other_role] = self._nodes[other].party
         return session
 
     def _judge_session(self, claims: GrantClaims, resumed: int) -> tuple[Code, str] | None:
@@ -588,8 +591,16 @@ class SessionManager:
         for role, target in session.attachments.items():
             if not session.is_told:
                 self._effects.append(AccessChanged(target, session.session_id, session.allowed))
-            parties, until = (session.agent, session.connector), now + LOST_LIFETIME_S
-            lost = LostSession(session.session_id, parties, _OTHER[role], target, session.allowed, until)
+            who = _OTHER[role]
+            lost = LostSession(
+                session.session_id,
+                (session.agent, session.connector),
+                who,
+                session.holders.get(who, session.parties[who]),
+                target,
+                session.allowed,
+                now + LOST_LIFETIME_S,
+            )
             for each in self._lost.add(lost):
                 self._end_lost(each, Code.RATE_LIMITED, "too many sessions have lost a party")
 

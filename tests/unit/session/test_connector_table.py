@@ -60,6 +60,16 @@ def test_sessions_are_bounded() -> None:
     assert table.drain() == [ReportClosed("i1", b"x" * 16, "too_many_sessions")]
 
 
+def test_lost_session_ends_with_the_offer_of_a_new_one_even_if_there_is_no_room_for_that() -> None:
+    table = established()
+    for number in range(1, MAX_SESSIONS):
+        table.handle_offered("i1", number.to_bytes(16, "big"), Peer(str(number), b"k" * 32), 5, 0.0)
+    table.handle_revoked("i1", S1, "peer_lost", 1.0)
+    table.drain()
+    table.handle_offered("i1", S2, AGENT, 5, 1.0)
+    assert table.drain() == [CloseSession(S1, "superseded"), ReportClosed("i1", S2, "too_many_sessions")]
+
+
 def test_known_session_gets_another_channel() -> None:
     table = established()
     table.handle_offered("i2", S1, AGENT, 9, 1.0)

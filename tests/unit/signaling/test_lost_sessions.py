@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import tracemalloc
+from dataclasses import replace
+
 import pytest
 
 from ztna.access.identity import Role
@@ -21,7 +24,8 @@ ALLOWED = frozenset({"web"})
 def lost(
     name: bytes, agent: Party = A1, connector: Party = C1, who: Role = Role.AGENT, until: float = 100.0
 ) -> LostSession:
-    return LostSession(name * 16, (agent, connector), who, b"left", ALLOWED, until)
+    holder = agent if who is Role.AGENT else connector
+    return LostSession(name * 16, (agent, connector), who, holder, b"left", ALLOWED, until)
 
 
 def ids(table: LostSessions) -> list[bytes]:
@@ -50,14 +54,17 @@ def test_bounds_are_those_of_the_sessions_themselves() -> None:
     [
         ("MAX_LOST_PER_AGENT", [lost(b"3", A1, C1), lost(b"4", A1, C2)]),
         ("MAX_LOST_PER_CONNECTOR", [lost(b"3", A1, C1), lost(b"4", A2, C1)]),
-        ("MAX_LOST_SESSIONS", [lost(b"3", A1, C1), lost(b"4", A2, C2)]),
+        ("max_sessions", [lost(b"3", A1, C1), lost(b"4", A2, C2)]),
     ],
 )
 def test_oldest_makes_room_and_is_named(
     monkeypatch: pytest.MonkeyPatch, bound: str, others: list[LostSession]
 ) -> None:
-    monkeypatch.setattr(lost_sessions, bound, 2)
-    table = LostSessions()
+    if bound == "max_sessions":
+        table = LostSessions(max_sessions=2)
+    else:
+        monkeypatch.setattr(lost_sessions, bound, 2)
+        table = LostSessions()
     first, second = lost(b"1"), lost(b"2")
     crowded_out = [table.add(each) for each in (first, second, *others)]
     assert crowded_out == [[], [], [first], [second]]
@@ -115,3 +122,35 @@ def test_sessions_of_a_lost_party_are_taken_and_no_other() -> None:
     assert [each.session_id[:1] for each in table.take_lost(A1)] == [b"1", b"3"]
     assert ids(table) == [b"2", b"4"]
     assert table.take_lost(A1) == []
+
+
+def test_session_is_taken_with_the_key_that_opened_it_or_that_held_it_last_and_with_no_other() -> None:
+    renewed, stranger = (replace(A1, fingerprint=bytes([key] * 32)) for key in (1, 2))
+    for key, taken in ((A1, [b"1"]), (renewed, [b"1"]), (stranger, [])):
+        table = table_of(replace(lost(b"1"), holder=renewed))
+        assert [each.session_id[:1] for each in table.take_lost(key)] == taken
+
+
+def test_new_session_of_a_pair_takes_the_place_of_those_that_its_connector_has_left() -> None:
+    table = table_of(
+        lost(b"1", A1, C1), lost(b"2", A1, C1), lost(b"3", A1, C1, Role.CONNECTOR), lost(b"4", A1, C2),
+        lost(b"5", A2, C1),
+    )  # fmt: skip
+    table.handle_offered(A1, replace(C1, fingerprint=b"another key".ljust(32)))
+    assert ids(table) == [b"3", b"4", b"5"]
+
+
+def test_timer_at_which_nothing_is_due_copies_nothing() -> None:
+    table = LostSessions()
+    for number in range(5000):
+        agent = party(Role.AGENT, str(number))
+        connector = party(Role.CONNECTOR, str(number))
+        session_id = number.to_bytes(16, "big")
+        table.add(LostSession(session_id, (agent, connector), Role.AGENT, agent, b"left", ALLOWED, 10.0))
+    tracemalloc.start()
+    try:
+        table.handle_timeout(9.0)
+        assert tracemalloc.get_traced_memory()[1] < 5000
+    finally:
+        tracemalloc.stop()
+    assert len(table) == 5000

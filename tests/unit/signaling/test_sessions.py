@@ -635,6 +635,44 @@ def test_lost_agent_that_is_expelled_is_cut_off_by_its_connectors(
     assert world.take() == []
 
 
+def test_key_that_is_expelled_takes_along_what_it_lost_and_not_what_another_key_of_the_name_lost(
+    world: World, crowd: dict[str, bytes]
+) -> None:
+    lose(world, b"A")
+    renewed = party(Role.AGENT, "a1", key=1)
+    world.attach(b"A'", renewed)
+    offered = world.open(agent=b"A'")[0]
+    assert isinstance(offered, Offered)
+    lose(world, b"A'")
+    assert lost_ids(world) == [crowd["AD"], offered.session_id]
+    world.core.handle_expelled(A1, "revoked")
+    assert [(each.attach_id, each.session_id) for each in world.take() if isinstance(each, Ended)] == [
+        (b"D", crowd["AD"])
+    ]
+    world.core.handle_expelled(renewed, "revoked")
+    assert codes(world.take()) == [(b"C", Code.PEER_CLOSED)]
+    assert lost_ids(world) == []
+
+
+@pytest.mark.parametrize("key", [0, 1])
+def test_session_that_a_renewed_key_brought_along_ends_with_either_key(
+    world: World, session_id: bytes, key: int
+) -> None:
+    world.attach(b"A'", party(Role.AGENT, "a1", key=1), claims(session_id))
+    lose(world, b"A'")
+    world.core.handle_expelled(party(Role.AGENT, "a1", key=key), "revoked")
+    assert codes(world.take()) == [(b"C", Code.PEER_CLOSED)]
+
+
+def test_agent_that_was_here_when_its_connector_brought_their_session_back_holds_it(world: World) -> None:
+    renewed = party(Role.AGENT, "a1", key=1)
+    world.attach(b"A'", renewed)
+    world.attach(b"C'", C1, claims(b"s" * 16))
+    lose(world, b"A'")
+    world.core.handle_expelled(renewed, "revoked")
+    assert codes(world.take()) == [(b"C'", Code.PEER_CLOSED)]
+
+
 def test_agent_that_says_goodbye_has_no_session_left(world: World, session_id: bytes) -> None:
     world.attach(b"A'", A1)
     world.core.handle_detached(b"A'", world.now, is_clean=True, reason="revoked")
@@ -673,6 +711,62 @@ def test_lost_session_that_there_is_no_room_for_is_ended(
         (b"C", Code.RATE_LIMITED),
     ]
     assert lost_ids(world) == [crowd["AD"]]
+
+
+def test_as_many_lost_sessions_are_remembered_as_there_may_be_sessions() -> None:
+    world = World(max_sessions=1)
+    for attach_id, who in ((b"A", A1), (b"B", A2), (b"C", C1)):
+        world.attach(attach_id, who)
+    world.open()
+    lose(world, b"A")
+    world.open(agent=b"B")
+    world.core.handle_detached(b"B", world.now, is_clean=False, reason="leg_dead")
+    assert codes(world.take()) == [(b"C", Code.PEER_LOST), (b"C", Code.RATE_LIMITED)]
+    assert len(lost_ids(world)) == 1
+
+
+def test_agent_that_attaches_without_its_session_again_and_again_crowds_out_nobody(
+    world: World, crowd: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lost_sessions, "MAX_LOST_PER_CONNECTOR", 2)
+    lose(world, b"B")
+    for _ in range(3):
+        world.attach(b"A", A1)
+        world.open()
+    world.attach(b"A", A1)
+    world.take()
+    of_connector = [each.session_id for each in world.core.lost_sessions if each.connector == C1]
+    assert (len(of_connector), of_connector[0]) == (2, crowd["BC"])
+
+
+def test_lost_session_gives_way_once_its_connector_is_told_of_a_new_one_and_not_before(
+    world: World, session_id: bytes
+) -> None:
+    world.is_relay_up = False
+    world.attach(b"A'", A1)
+    world.open(agent=b"A'")
+    assert lost_ids(world) == [session_id]
+    world.answer(world.binds[-1], has_room=False)
+    world.open(agent=b"A'")
+    assert lost_ids(world) == [session_id]
+    world.answer(world.binds[-1])
+    assert lost_ids(world) == []
+
+
+def test_lost_session_does_not_give_way_to_one_that_is_brought_back(world: World, session_id: bytes) -> None:
+    # Its connector is told of nothing new, and may hold both.
+    world.attach(b"A'", A1, claims(b"s" * 16))
+    assert (lost_ids(world), len(world.core)) == ([session_id], 1)
+
+
+def test_agent_that_is_left_is_judged_on_when_its_connector_is_told_of_a_new_session(
+    world: World, session_id: bytes
+) -> None:
+    # It takes the new one for the former only if it still wants it.
+    lose(world, b"C")
+    world.attach(b"C'", C1)
+    world.open(connector=b"C'")
+    assert lost_ids(world) == [session_id]
 
 
 # Bounds
