@@ -7,6 +7,7 @@ import itertools
 import random
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
@@ -14,7 +15,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from tools.deployment import DeploymentError
-from tools.natlab.cell import DIRECT, NONE, RELAY, restart_ice, session_path, wait_for_punch
+from tools.natlab.cell import (
+    DIRECT,
+    NONE,
+    POLL_INTERVAL_S,
+    RELAY,
+    SessionPath,
+    restart_ice,
+    session_path,
+    wait_for_punch,
+)
 from tools.natlab.deployment import LabDeployment
 from tools.natlab.kinds import Access, MappingBehaviour, direct_path_possible, obstacle
 from tools.natlab.lab import Lab
@@ -39,6 +49,8 @@ AGENT: Final = "agent-1"
 NODES: Final = (AGENT, "connector-1")
 AGENT_PORT: Final = 8000
 READY_LIMIT_S: Final = 40.0
+EXPLANATION_LIMIT_S: Final = 5.0
+"""From the end of the last punch to the final reason."""
 DIRECT_LIMIT_MS: Final = 5000.0
 """From the offer to a direct path, of every punch."""
 
@@ -178,7 +190,7 @@ def _measured(cell: Cell, deployment: LabDeployment, directory: Path, options: O
         punches.append(wait_for_punch(deployment, NODES, punches[-1].generation, options.limit_s))
     # Again over whatever path there is now.
     right = is_right() and right
-    found = session_path(deployment, AGENT)
+    found = _explained(deployment, cell)
     times = [punch.time_to_direct_ms for punch in punches if punch.path == DIRECT]
     successes = [each for each in times if each is not None]
     is_reliable = len(successes) == options.punches
@@ -191,6 +203,16 @@ def _measured(cell: Cell, deployment: LabDeployment, directory: Path, options: O
         sha256_ok=right,
         punches_ms=tuple(punch.time_to_direct_ms for punch in punches),
     )
+
+
+def _explained(deployment: LabDeployment, cell: Cell) -> SessionPath:
+    """The path, and its reason once that can be known: what a NAT lets in shows after seconds of silence."""
+    deadline = time.monotonic() + EXPLANATION_LIMIT_S
+    while True:
+        found = session_path(deployment, AGENT)
+        if found.path != RELAY or found.reason == cell.expected_reason or time.monotonic() > deadline:
+            return found
+        time.sleep(POLL_INTERVAL_S)
 
 
 def _median(figures: Sequence[float | None]) -> float | None:

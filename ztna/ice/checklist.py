@@ -27,6 +27,7 @@ from ztna.errors import LocalProtocolError, RemoteProtocolError
 from ztna.ice import checks
 from ztna.ice.candidate import Candidate
 from ztna.ice.checklist_effects import (
+    NO_COMMON_FAMILY,
     AcceptCredentials,
     ChecklistEffect,
     ChecklistFailed,
@@ -478,7 +479,7 @@ class Checklist:
         """Of no direct path: narrow paths before silent ones, as somebody can mend them."""
         failures = {pair.failure for pair in self._table.pairs}
         if not failures:
-            return "no_pairs" if self._table.has_common_family else "no_common_family"
+            return "no_pairs" if self._table.has_common_family else NO_COMMON_FAMILY
         return "mtu" if "mtu" in failures else "no_answer"
 
     def _tell_began(self) -> None:

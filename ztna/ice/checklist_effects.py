@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from ztna.address import TransportAddress
 from ztna.core import Transmit
 from ztna.ice.candidate import Candidate
 from ztna.ice.credentials import IceCredentials
 from ztna.ice.pair import CheckedPair, PairState
+
+NO_COMMON_FAMILY: Final = "no_common_family"
+"""The reason of a `ChecklistFailed` that no other judgement can better."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ from ztna.errors import LocalProtocolError
 from ztna.ice import hole_punch_effects as effects
 from ztna.ice import signals
 from ztna.ice.candidate import Candidate
+from ztna.ice.checklist_effects import NO_COMMON_FAMILY
 from ztna.ice.generation import Gathered, Generation
 from ztna.ice.hole_punch_table import TRANSITIONS, Step
 from ztna.ice.signals import MAX_CANDIDATES, NETWORK_CHANGED, OPERATOR, POLICY_RELAY_ONLY, Credentials
@@ -101,6 +102,9 @@ operator or a change of addresses, had a reason."""
 
 _UNEXPLAINED: Final = frozenset({"all_pairs_failed", "no_answer", "no_direct_path_yet"})
 """Why an attempt came to nothing, where all that is known is that nothing was answered."""
+
+_JUDGEMENTS: Final = frozenset({"both_mappings_vary", "mapping_varies_and_peer_filters_ports"})
+"""What is said of two NATs (`ztna.nat.behaviour`), and may read otherwise once more is known of them."""
 
 
 class _Timer(Enum):
@@ -317,6 +321,14 @@ class HolePunch:
             HolePunchState.CHECKING,
         }:
             self._give_up(reason or "all_pairs_failed", now)
+        elif self._current_as(generation) is not None and reason == NO_COMMON_FAMILY and self._is_judged:
+            # Plainer than what the NATs' behaviour says, and known only when both ends have told all.
+            self._reason = reason
+
+    @property
+    def _is_judged(self) -> bool:
+        """Whether the session is on the relay for what is known of the NATs so far."""
+        return self._state is HolePunchState.FALLBACK_RELAY and self._reason in _JUDGEMENTS
 
     # What the peer, or an intermediate, tells
 
@@ -702,7 +714,7 @@ class HolePunch:
         """
         is_searching = self._state in {HolePunchState.WAITING_TO_START, HolePunchState.CHECKING}
         is_unexplained = self._state is HolePunchState.FALLBACK_RELAY and self._reason in _UNEXPLAINED
-        if not (is_searching or is_unexplained):
+        if not (is_searching or is_unexplained or self._is_judged):
             return
         local = self._gathered.nat if self._gathered is not None else UNKNOWN_BEHAVIOUR
         reason = obstacle(local, current.remote_nat)

@@ -27,6 +27,7 @@ from ztna.nat.behaviour import Dependence, NatBehaviour
 
 EffectT = TypeVar("EffectT")
 CREDENTIALS = s.Credentials("peer", "p" * 22)
+FILTERING = NatBehaviour(True, True, Dependence.ENDPOINT_INDEPENDENT, Dependence.ADDRESS_AND_PORT_DEPENDENT)
 VARYING = NatBehaviour(True, True, Dependence.ADDRESS_AND_PORT_DEPENDENT)
 DECLINED = s.PunchingResult(is_success=False, reason=s.POLICY_RELAY_ONLY)
 T0 = 100.0
@@ -499,6 +500,30 @@ def test_nat_that_is_learned_later_takes_no_better_reason_away() -> None:
     end.core.handle_checks_failed(1, "mtu", end.now)
     end.says(s.NatLearned(1, VARYING))
     assert (end.state, end.reason) == (State.FALLBACK_RELAY, "mtu")
+
+
+def test_what_is_said_of_the_nats_follows_what_is_known_of_them() -> None:
+    end = agent().relay().gathered(nat=VARYING).answer(nat=FILTERING).began()
+    assert (end.state, end.reason) == (State.FALLBACK_RELAY, "mapping_varies_and_peer_filters_ports")
+    end.says(s.NatLearned(1, VARYING))
+    assert (end.state, end.reason) == (State.FALLBACK_RELAY, "both_mappings_vary")
+    assert end.all(e.Changed)[-1].snapshot.reason == "both_mappings_vary"
+
+
+def test_want_of_a_common_family_is_a_better_reason_than_the_nats() -> None:
+    end = agent().relay().gathered(nat=VARYING).answer(nat=FILTERING).began()
+    end.core.handle_checks_failed(1, "no_common_family", end.now)
+    assert (end.state, end.reason) == (State.FALLBACK_RELAY, "no_common_family")
+    # Whatever else is learned of them.
+    end.says(s.NatLearned(1, VARYING))
+    assert end.reason == "no_common_family"
+    assert end.all(e.Changed)[-1].snapshot.reason == "no_common_family"
+
+
+def test_failure_of_the_checks_takes_the_reason_of_the_nats_away_for_nothing_less() -> None:
+    end = agent().relay().gathered(nat=VARYING).answer(nat=FILTERING).began()
+    end.core.handle_checks_failed(1, "no_answer", end.now)
+    assert end.reason == "mapping_varies_and_peer_filters_ports"
 
 
 # Restarts
