@@ -388,28 +388,28 @@ class SignalingService(Concern):
         """Send away whoever was revoked, or has expired, since it attached."""
         now_wall = self.io.wall_time()
         for attach_id, stream in list(self._attached.items()):
-            try:
-                self._credentials.verifier.recheck(stream.peer, now_wall=now_wall)
-            except AuthenticationError as error:
-                self._refuse(error, str(stream.peer.identity))
+            if error := self._refused_by_now(stream.peer, now_wall):
                 del self._attached[attach_id]
                 self._table.handle_goodbye(attach_id, error.reason)
                 self._send_error(stream, Code.ACCESS_DENIED, str(error))
                 self._hang_up(stream, grpc.StatusCode.UNAUTHENTICATED, str(error))
         for attach_id, peer in list(self._lingering.items()):
-            try:
-                self._credentials.verifier.recheck(peer, now_wall=now_wall)
-            except AuthenticationError as error:
-                self._refuse(error, str(peer.identity))
+            if error := self._refused_by_now(peer, now_wall):
                 self._table.handle_goodbye(attach_id, error.reason)
         self._act()
         for node in self._lost_nodes.nodes:
-            try:
-                self._credentials.verifier.recheck(node.peer, now_wall=now_wall)
-            except AuthenticationError as error:
-                self._refuse(error, str(node.peer.identity))
+            if error := self._refused_by_now(node.peer, now_wall):
                 self._lost_nodes.forget(node.peer)
                 self._expel(node.peer, error.reason)
+
+    def _refused_by_now(self, peer: VerifiedPeer, now_wall: float) -> AuthenticationError | None:
+        """Judge a node again that was accepted; a refusal is counted and logged like any other."""
+        try:
+            self._credentials.verifier.recheck(peer, now_wall=now_wall)
+        except AuthenticationError as error:
+            self._refuse(error, str(peer.identity))
+            return error
+        return None
 
     def _remember_lost(self, peer: VerifiedPeer) -> None:
         """Judge a node on that is out of reach from here, and may hold sessions."""

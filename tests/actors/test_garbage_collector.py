@@ -46,6 +46,10 @@ class Clock:
         self.now = max(self.now, when)
         callback()
 
+    def look_until_a_search_is_allowed(self) -> None:
+        for _ in range(round(garbage.MIN_INTERVAL_S / LOOK_INTERVAL_S) + 1):
+            self.look()
+
 
 @pytest.fixture(autouse=True)
 def _as_it_was() -> Iterator[None]:
@@ -94,8 +98,7 @@ def test_process_that_has_little_to_do_searches_sooner(monkeypatch: pytest.Monke
     collector = collector_on(clock)
     collector.take_over(lambda: False)
     kept = [[number] for number in range(3 * STEP_OBJECTS)]
-    for _ in range(round(garbage.MIN_INTERVAL_S / LOOK_INTERVAL_S) + 1):
-        clock.look()
+    clock.look_until_a_search_is_allowed()
     assert collector.pauses == 0
     clock.busy_share = 0.05
     clock.look()
@@ -109,8 +112,7 @@ def test_process_that_is_short_of_memory_does_not_wait_for_a_calm_moment() -> No
     collector = collector_on(clock)
     collector.take_over(lambda: is_short)
     kept = [[number] for number in range(3 * STEP_OBJECTS)]
-    for _ in range(round(garbage.MIN_INTERVAL_S / LOOK_INTERVAL_S) + 1):
-        clock.look()
+    clock.look_until_a_search_is_allowed()
     assert collector.pauses == 0
     is_short = True
     clock.look()

@@ -42,7 +42,7 @@ from ztna.ice.timing import (
     RELAY_REPORTED_LIMIT_S,
     HolePunchState,
 )
-from ztna.nat.behaviour import UNKNOWN_BEHAVIOUR, NatBehaviour, obstacle
+from ztna.nat.behaviour import MAPPING_OBSTACLES, UNKNOWN_BEHAVIOUR, NatBehaviour, obstacle
 from ztna.token_bucket import TokenBucket
 
 SIGNALING_LIMIT_S = 5.0
@@ -102,9 +102,6 @@ operator or a change of addresses, had a reason."""
 
 _UNEXPLAINED: Final = frozenset({"all_pairs_failed", "no_answer", "no_direct_path_yet"})
 """Why an attempt came to nothing, where all that is known is that nothing was answered."""
-
-_JUDGEMENTS: Final = frozenset({"both_mappings_vary", "mapping_varies_and_peer_filters_ports"})
-"""What is said of two NATs (`ztna.nat.behaviour`), and may read otherwise once more is known of them."""
 
 
 class _Timer(Enum):
@@ -328,7 +325,7 @@ class HolePunch:
     @property
     def _is_judged(self) -> bool:
         """Whether the session is on the relay for what is known of the NATs so far."""
-        return self._state is HolePunchState.FALLBACK_RELAY and self._reason in _JUDGEMENTS
+        return self._state is HolePunchState.FALLBACK_RELAY and self._reason in MAPPING_OBSTACLES
 
     # What the peer, or an intermediate, tells
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Final
 
 
 class Dependence(Enum):
@@ -61,6 +62,12 @@ _VARYING_MAPPINGS = frozenset(
 )
 
 
+BOTH_MAPPINGS_VARY: Final = "both_mappings_vary"
+MAPPING_VARIES_AND_PEER_FILTERS_PORTS: Final = "mapping_varies_and_peer_filters_ports"
+MAPPING_OBSTACLES: Final = frozenset({BOTH_MAPPINGS_VARY, MAPPING_VARIES_AND_PEER_FILTERS_PORTS})
+"""What may read otherwise once more is known of the NATs."""
+
+
 def obstacle(one: NatBehaviour, other: NatBehaviour) -> str:
     """Why no direct path between two nodes can exist (snake_case), or empty when one may.
 
@@ -73,10 +80,10 @@ def obstacle(one: NatBehaviour, other: NatBehaviour) -> str:
         return "udp_blocked"
     varying = [each.mapping in _VARYING_MAPPINGS for each in (one, other)]
     if all(varying):
-        return "both_mappings_vary"
+        return BOTH_MAPPINGS_VARY
     for is_varying, peer in ((varying[0], other), (varying[1], one)):
         if is_varying and peer.filtering is Dependence.ADDRESS_AND_PORT_DEPENDENT:
-            return "mapping_varies_and_peer_filters_ports"
+            return MAPPING_VARIES_AND_PEER_FILTERS_PORTS
     return ""
 
 
